@@ -1,0 +1,153 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"io"
+	"iter"
+	"time"
+
+	"github.com/glance-dtn/glance-dtn/glance"
+	"github.com/glance-dtn/glance-dtn/mover"
+)
+
+// Errors of a Catalog.
+var (
+	ErrNoImage = errors.New("no such image")
+	// ErrIDUsed: Glance refuses the id. It is taken by an image that this user may
+	// not see, or was used by an image that is deleted: Glance never gives such an
+	// id again.
+	ErrIDUsed = errors.New("Glance refuses this image id: it was used before")
+	// ErrNotQueued: the image is not in a state that takes data.
+	ErrNotQueued = errors.New("the image does not take data in its present state")
+	// ErrQuota: the upload exceeds a quota, Glance's size limit, or the store is full.
+	ErrQuota = errors.New("Glance has no room for the image")
+)
+
+// Catalog is this site's Glance.
+type Catalog interface {
+	// Image returns one image; ErrNoImage.
+	Image(ctx context.Context, id glance.ImageID) (glance.Image, error)
+	// Images yields every image, hidden ones included, that changed at or after
+	// since, in no particular order; the zero time means all. Deleted ones are not among them.
+	Images(ctx context.Context, since time.Time) iter.Seq2[glance.Image, error]
+	// Holding returns the active images whose content is this one.
+	Holding(ctx context.Context, i glance.Image) ([]glance.Image, error)
+	// Create makes a queued image from i's id and metadata; ErrIDUsed.
+	Create(ctx context.Context, i glance.Image) (glance.Image, error)
+	// Upload gives a queued image its data: exactly size bytes of r, sent with
+	// that Content-Length. When r fails first, the connection is cut and Glance puts
+	// the image back to queued. It never sends r twice. ErrNotQueued, ErrNoImage, ErrQuota.
+	Upload(ctx context.Context, id glance.ImageID, r io.Reader, size int64) error
+	// Finish sets what may not be set before the content is proven: visibility,
+	// hidden, protected, and removes PropJob. It may be repeated.
+	Finish(ctx context.Context, i glance.Image) (glance.Image, error)
+	// Delete removes an image; nil when it is gone already.
+	Delete(ctx context.Context, id glance.ImageID) error
+	// Data returns an active image's bytes.
+	Data(ctx context.Context, id glance.ImageID) (io.ReadCloser, error)
+}
+
+// Stager makes local copies on the mounted export of this site's DTN.
+type Stager interface {
+	// Stage puts the image's file from Glance's datadir under f.Name in the outbox
+	// with f.Size and f.Digest, durable when it returns nil; how says which way was
+	// taken ("hard link", "copy"). It may be repeated, and reuses what is there and right.
+	// Errors: ErrNoFile, ErrTruncated, *digest.MismatchError, ErrSpace.
+	Stage(ctx context.Context, id glance.ImageID, f mover.File, report func(moved int64)) (how string, err error)
+	// Unstage removes a staged file; nil when it is gone already.
+	Unstage(ctx context.Context, name string) error
+	// Staged lists the names in the outbox.
+	Staged(ctx context.Context) ([]string, error)
+	// Open opens a file of the export for reading at random, without read-ahead: parts
+	// of it may not be written yet.
+	Open(name string) (ReaderAtCloser, error)
+}
+
+// ReaderAtCloser is an open file of the export.
+type ReaderAtCloser interface {
+	io.ReaderAt
+	io.Closer
+}
+
+// Errors of a Stager.
+var (
+	ErrNoFile    = errors.New("the image has no file in the store")
+	ErrTruncated = errors.New("the image's file has not the size that Glance says")
+	ErrSpace     = errors.New("no space left")
+)
+
+// Mover is this site's DTN as a sender: it does the API call to the peer's.
+type Mover interface {
+	// Submit is idempotent by Request.Key; mover.ErrKeyConflict.
+	Submit(ctx context.Context, r mover.Request) (mover.TransferID, error)
+	// Status returns a transfer; mover.ErrNoTransfer when the DTN has forgotten it.
+	Status(ctx context.Context, id mover.TransferID) (mover.Status, error)
+	// Cancel stops a transfer; nil when it has ended or is not known.
+	Cancel(ctx context.Context, id mover.TransferID) error
+}
+
+// Landing is this site's DTN as a receiver.
+type Landing interface {
+	// Arrival returns what is known of a file in the inbox; mover.ErrNoArrival.
+	Arrival(ctx context.Context, name string) (mover.Arrival, error)
+	// Drop removes an arrival, complete or not, and ends its session; nil when there is none.
+	Drop(ctx context.Context, name string) error
+	// Capabilities tells the data address and the free space.
+	Capabilities(ctx context.Context) (mover.Capabilities, error)
+}
+
+// Signer signs tickets with this agent's key.
+type Signer interface {
+	Sign(t mover.Ticket) (string, error)
+}
+
+// Verdict is a peer's answer to an offer.
+type Verdict string
+
+// The verdicts.
+const (
+	Have   Verdict = "have"   // the image is there, same id or known under another, same content: nothing to do
+	Accept Verdict = "accept" // send it; or, without a ticket, the content is there already and is being delivered
+	Wait   Verdict = "wait"   // not now, Reason says why (no space, a half-made image): offer again later
+	Refuse Verdict = "refuse" // a person has to act, Reason says how
+)
+
+// Offer asks a peer to take an image.
+type Offer struct {
+	Image glance.Image `json:"image"`
+}
+
+// Grant is a peer's answer to an Offer.
+type Grant struct {
+	Verdict  Verdict        `json:"verdict"`
+	Reason   string         `json:"reason,omitempty"`
+	Delivery JobID          `json:"delivery,omitempty" doc:"the peer's job for this image"`
+	ImageID  glance.ImageID `json:"image_id,omitempty" doc:"the image's id at the peer"`
+	Ticket   string         `json:"ticket,omitempty" doc:"empty when no byte has to move"`
+	Address  string         `json:"address,omitempty" doc:"data address of the peer's DTN"`
+	Name     string         `json:"name,omitempty" doc:"the file's name in the peer's inbox"`
+}
+
+// Delivery is what a peer tells of its Receive job.
+type Delivery struct {
+	ID      JobID          `json:"id"`
+	State   State          `json:"state"`
+	Reason  string         `json:"reason,omitempty"`
+	ImageID glance.ImageID `json:"image_id,omitempty" doc:"the image's id at the peer"`
+	Moved   int64          `json:"moved" doc:"bytes given to Glance so far"`
+}
+
+// Peer is another site's agent.
+type Peer interface {
+	// Offer may be repeated: it gives a new ticket for the same delivery.
+	Offer(ctx context.Context, o Offer) (Grant, error)
+	// Delivery returns the state of the peer's job; ErrNoJob.
+	Delivery(ctx context.Context, id JobID) (Delivery, error)
+	// CancelDelivery asks the peer to undo its job; nil when there is none.
+	CancelDelivery(ctx context.Context, id JobID) error
+	// Inventory yields the peer's images.
+	Inventory(ctx context.Context) iter.Seq2[glance.Image, error]
+	// Request asks the peer to send us an image, named by id or by unique name; the peer's job.
+	Request(ctx context.Context, image string) (Job, error)
+}

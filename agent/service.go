@@ -1,0 +1,149 @@
+package agent
+
+import (
+	"fmt"
+	"regexp"
+	"slices"
+	"time"
+
+	"github.com/glance-dtn/glance-dtn/glance"
+)
+
+// Match selects images. An empty field selects all; a set one must hold; of
+// several values in one field one must hold.
+type Match struct {
+	Names      []string          `json:"names,omitempty" doc:"regular expressions, each for the whole name"`
+	IDs        []glance.ImageID  `json:"ids,omitempty"`
+	Tags       []string          `json:"tags,omitempty"`
+	Visibility []string          `json:"visibility,omitempty"`
+	Owners     []string          `json:"owners,omitempty" doc:"project ids at the source"`
+	Properties map[string]string `json:"properties,omitempty" doc:"all of these"`
+	MaxSize    int64             `json:"max_size,omitempty" doc:"bytes; 0: no limit"`
+}
+
+// Validate reports an expression that does not compile.
+func (m Match) Validate() error {
+	for _, n := range m.Names {
+		if _, err := regexp.Compile(n); err != nil {
+			return fmt.Errorf("name %q: %w", n, err)
+		}
+	}
+	return nil
+}
+
+// Selects reports whether m selects the image. m must be valid.
+func (m Match) Selects(i glance.Image) bool {
+	if len(m.Names) > 0 && !slices.ContainsFunc(m.Names, func(n string) bool {
+		return regexp.MustCompile(`^(?:` + n + `)$`).MatchString(i.Name)
+	}) {
+		return false
+	}
+	if len(m.IDs) > 0 && !slices.Contains(m.IDs, i.ID) ||
+		len(m.Visibility) > 0 && !slices.Contains(m.Visibility, i.Visibility) ||
+		len(m.Owners) > 0 && !slices.Contains(m.Owners, i.Owner) ||
+		m.MaxSize > 0 && i.Size > m.MaxSize {
+		return false
+	}
+	if len(m.Tags) > 0 && !slices.ContainsFunc(m.Tags, func(t string) bool { return slices.Contains(i.Tags, t) }) {
+		return false
+	}
+	for k, v := range m.Properties {
+		if i.Properties[k] != v {
+			return false
+		}
+	}
+	return true
+}
+
+// Rule sends the images it selects to sites. An image that several rules select
+// goes to each site once.
+type Rule struct {
+	Name  string   `json:"name"`
+	Match Match    `json:"match"`
+	To    []string `json:"to"`
+}
+
+// Relation is how an image stands at another site.
+type Relation string
+
+// The relations, from the view of the site that asks.
+const (
+	Same     Relation = "same"     // active there with the same content and metadata
+	Differs  Relation = "differs"  // same content, other metadata
+	Conflict Relation = "conflict" // the id is there with other content
+	Missing  Relation = "missing"  // not there
+	Extra    Relation = "extra"    // there, not here
+	Unready  Relation = "unready"  // here or there, but not active
+)
+
+// Comparison is one image here and at a peer.
+type Comparison struct {
+	ID       glance.ImageID `json:"id"`
+	Name     string         `json:"name,omitempty"`
+	Size     int64          `json:"size"`
+	Peer     string         `json:"peer"`
+	Relation Relation       `json:"relation"`
+	Detail   string         `json:"detail,omitempty" doc:"the fields that differ, the other content, the status"`
+	Planned  bool           `json:"planned,omitempty" doc:"replicate would send, or has sent, this image"`
+	Job      JobID          `json:"job,omitempty"`
+}
+
+// Standing is how an image stands at one site in an Overview.
+type Standing struct {
+	Relation Relation `json:"relation,omitempty"`
+	State    State    `json:"state,omitempty" doc:"of the job that brings it there, if any"`
+	Percent  int      `json:"percent,omitempty" doc:"of the running leg"`
+	Reason   string   `json:"reason,omitempty"`
+	Job      JobID    `json:"job,omitempty"`
+}
+
+// Overview is images × sites.
+type Overview struct {
+	Site   string        `json:"site"`
+	Peers  []PeerState   `json:"peers"`
+	Images []ImageState  `json:"images"`
+	Store  []StoreFault  `json:"store_faults"`
+	Checks []Check       `json:"checks"`
+	Jobs   map[State]int `json:"jobs" doc:"how many jobs are in each state"`
+	At     time.Time     `json:"at"`
+}
+
+// PeerState tells whether a peer answers.
+type PeerState struct {
+	Name  string `json:"name"`
+	OK    bool   `json:"ok"`
+	Error string `json:"error,omitempty"`
+}
+
+// ImageState is one image of this site in an Overview.
+type ImageState struct {
+	ID     glance.ImageID      `json:"id"`
+	Name   string              `json:"name,omitempty"`
+	Status glance.Status       `json:"status"`
+	Size   int64               `json:"size"`
+	Sites  map[string]Standing `json:"sites" doc:"by peer"`
+	Note   string              `json:"note,omitempty" doc:"e.g. saving for 3 h"`
+}
+
+// StoreFault is a disagreement of the datadir with Glance.
+type StoreFault struct {
+	ID    glance.ImageID `json:"id"`
+	Path  string         `json:"path,omitempty"`
+	Fault string         `json:"fault" enum:"file without image,image without file,wrong size,stuck"`
+	Note  string         `json:"note" doc:"what to do"`
+}
+
+// Check is one line of /readyz.
+type Check struct {
+	Name  string `json:"name"`
+	OK    bool   `json:"ok"`
+	Error string `json:"error,omitempty"`
+}
+
+// Errors that a caller of the agent can act on.
+var (
+	ErrNoPeer    = fmt.Errorf("no such peer site; see peers: in the agent's configuration")
+	ErrAmbiguous = fmt.Errorf("more than one image has this name; use the id")
+	ErrForbidden = fmt.Errorf("not allowed")
+	ErrBadState  = fmt.Errorf("the job's state does not allow that")
+)

@@ -1,0 +1,204 @@
+// Package mover holds the nouns of moving files between data transfer nodes
+// (DTNs): what to move, how, what became of it, and the seam that every engine
+// implements. It does no I/O.
+//
+// Names of files are slash-separated and relative to a DTN's export. Staged
+// files lie in the Outbox, arrivals in the Inbox.
+package mover
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path"
+	"strings"
+	"time"
+
+	"github.com/glance-dtn/glance-dtn/internal/digest"
+)
+
+// The two folders of an export.
+const (
+	Outbox = "outbox" // staged by the agent, read by the DTN
+	Inbox  = "inbox"  // written by the DTN, read by the agent
+)
+
+// BlockSize is the unit of transfer, of proof and of resume.
+const BlockSize = 1 << 20
+
+// PCP is a transfer's pipelining, concurrency and parallelism as in GridFTP:
+// blocks or files in flight on one connection before an answer is waited for,
+// files moved at once, connections for one file. All are at least 1; zero means
+// that the DTN chooses.
+type PCP struct {
+	Pipelining  int `json:"pipelining,omitempty" minimum:"0" maximum:"256"`
+	Concurrency int `json:"concurrency,omitempty" minimum:"0" maximum:"64"`
+	Parallelism int `json:"parallelism,omitempty" minimum:"0" maximum:"64"`
+}
+
+// File is a file whose size and content are known before it moves.
+type File struct {
+	Name   string        `json:"name" doc:"path inside the export" maxLength:"512"`
+	Size   int64         `json:"size" minimum:"0"`
+	Digest digest.Digest `json:"digest"`
+}
+
+// CheckName reports whether name is a clean relative path of two elements under
+// box (Inbox or Outbox). It is a first check: files are opened through os.Root.
+func CheckName(box, name string) error {
+	dir, base := path.Split(name)
+	if path.Clean(name) != name || dir != box+"/" || base == "" || strings.HasPrefix(base, ".") || strings.ContainsAny(name, "\\\x00") {
+		return fmt.Errorf("%q is not a name in %s", name, box)
+	}
+	return nil
+}
+
+// Destination is where a transfer goes: a DTN's data address and the right to
+// write one file there.
+type Destination struct {
+	Address string `json:"address" doc:"host:port of the destination DTN's data plane"`
+	Ticket  string `json:"ticket" doc:"signed by the destination's agent; names file, size, digest and who may send"`
+}
+
+// Request asks a DTN to move one of its files to another DTN (third-party
+// transfer: the asker sees no byte). Key is chosen by the asker; the same Key
+// with the same Request is the same transfer, however often it is submitted.
+type Request struct {
+	Key         string      `json:"key" minLength:"1" maxLength:"128" pattern:"^[A-Za-z0-9._-]+$"`
+	Engine      string      `json:"engine,omitempty" doc:"empty: stream"`
+	Source      File        `json:"source"`
+	Destination Destination `json:"destination"`
+	PCP         PCP         `json:"pcp,omitzero"`
+}
+
+// TransferID is a DTN's name for a transfer.
+type TransferID string
+
+// TransferState is where a transfer is.
+type TransferState string
+
+// A transfer goes from Queued to Running, perhaps back when the DTN restarts, and
+// ends in one of the other three.
+const (
+	Queued    TransferState = "queued"
+	Running   TransferState = "running"
+	Done      TransferState = "done" // at the destination: proven, synced, under its final name
+	Failed    TransferState = "failed"
+	Cancelled TransferState = "cancelled"
+)
+
+// Final reports whether the state is an end.
+func (s TransferState) Final() bool { return s == Done || s == Failed || s == Cancelled }
+
+// Status is a transfer as its DTN tells it.
+type Status struct {
+	ID      TransferID    `json:"id"`
+	Key     string        `json:"key"`
+	State   TransferState `json:"state"`
+	Source  File          `json:"source"`
+	Address string        `json:"address" doc:"the destination's data address"`
+	Moved   int64         `json:"moved" doc:"bytes proven at the destination, those of an earlier attempt included"`
+	Rate    float64       `json:"rate" doc:"bits per second, mean since the transfer last started"`
+	Code    Code          `json:"code,omitempty" doc:"why it failed, for a program"`
+	Error   string        `json:"error,omitempty" doc:"why it failed, for a person"`
+	Created time.Time     `json:"created"`
+	Started time.Time     `json:"started,omitzero"`
+	Ended   time.Time     `json:"ended,omitzero"`
+}
+
+// Code classifies a failed transfer, so that nobody has to parse text.
+type Code string
+
+// The codes. What is not in this list is CodeOther and worth another try.
+const (
+	CodeOther   Code = "other"          // network, peer restart, disk trouble: try again
+	CodeTicket  Code = "ticket"         // expired, used up, or for something else: ask for a new one
+	CodeSource  Code = "source"         // the source file is missing or has another size: stage again
+	CodeContent Code = "content"        // the bytes that arrived are not the promised ones: stage again, find out why
+	CodeSpace   Code = "space"          // no space at the destination: wait
+	CodeName    Code = "name"           // a name outside the export or not a plain file: a person must look
+	CodeAuth    Code = "not_authorised" // certificate not accepted: a person must look
+)
+
+// Error is a failure with its Code. Engines return it where the cause is known.
+type Error struct {
+	Code Code
+	Err  error
+}
+
+func (e *Error) Error() string { return e.Err.Error() }
+func (e *Error) Unwrap() error { return e.Err }
+
+// Coded marks err with a code; nil stays nil.
+func Coded(c Code, err error) error {
+	if err == nil {
+		return nil
+	}
+	return &Error{Code: c, Err: err}
+}
+
+// CodeOf returns err's code, CodeOther where it has none.
+func CodeOf(err error) Code {
+	if e, ok := errors.AsType[*Error](err); ok {
+		return e.Code
+	}
+	return CodeOther
+}
+
+// Sentinels of the third-party API.
+var (
+	ErrNoTransfer  = errors.New("no such transfer")
+	ErrNoArrival   = errors.New("no such arrival")
+	ErrKeyConflict = errors.New("this key was used for another transfer")
+)
+
+// Ticket is the right to send one file into one DTN's inbox. The destination's
+// agent signs it, its DTN checks it, nobody else can use it.
+type Ticket struct {
+	ID      string    `json:"jti"`  // used once: a second file under the same ID is refused
+	Site    string    `json:"site"` // the destination
+	From    string    `json:"from"` // the site whose DTN may send
+	File    File      `json:"file"` // name in the inbox, exact size, exact content
+	Expires time.Time `json:"-"`    // the session must open before; it may go on after
+}
+
+// ArrivalState is where an arriving file is.
+type ArrivalState string
+
+// An arrival is Arriving until every byte is proven, the whole file has the
+// promised digest, and it is synced under its final name: Arrived.
+const (
+	Arriving ArrivalState = "arriving"
+	Arrived  ArrivalState = "arrived"
+)
+
+// Arrival is a file coming into a DTN's inbox.
+type Arrival struct {
+	File   File         `json:"file"`
+	State  ArrivalState `json:"state"`
+	Path   string       `json:"path" doc:"where its bytes are now, inside the export: another name while it arrives"`
+	Proven int64        `json:"proven" doc:"bytes from the start without a gap that have been proven and may be read"`
+	Moved  int64        `json:"moved" doc:"bytes proven in all"`
+	Error  string       `json:"error,omitempty" doc:"why the last session ended, if it did not complete"`
+	Since  time.Time    `json:"since"`
+}
+
+// Capabilities says what a DTN offers.
+type Capabilities struct {
+	Site    string   `json:"site"`
+	Version string   `json:"version"`
+	Engines []string `json:"engines"`
+	Address string   `json:"address" doc:"data plane, as other sites reach it"`
+	Free    int64    `json:"free" doc:"bytes free on the export for new arrivals, promised space already taken off"`
+	Total   int64    `json:"total" doc:"size of the export's filesystem, bytes"`
+}
+
+// Engine moves files. Move returns nil only when every byte is at the
+// destination, proven against Request.Source.Digest, synced to disk and under its
+// final name. It returns when that is so, when it failed, or when ctx is done,
+// and leaves no goroutine behind. A repeated Move of the same Request sends only
+// what is not yet proven there. It may be called at once for several requests.
+// report is called now and then, never concurrently, with the bytes proven so far.
+type Engine interface {
+	Move(ctx context.Context, r Request, report func(moved int64)) error
+}
