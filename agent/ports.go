@@ -2,7 +2,6 @@ package agent
 
 import (
 	"context"
-	"errors"
 	"io"
 	"iter"
 	"time"
@@ -13,15 +12,10 @@ import (
 
 // Errors of a Catalog.
 var (
-	ErrNoImage = errors.New("no such image")
-	// ErrIDUsed: Glance refuses the id. It is taken by an image that this user may
-	// not see, or was used by an image that is deleted: Glance never gives such an
-	// id again.
-	ErrIDUsed = errors.New("Glance refuses this image id: it was used before")
-	// ErrNotQueued: the image is not in a state that takes data.
-	ErrNotQueued = errors.New("the image does not take data in its present state")
-	// ErrQuota: the upload exceeds a quota, Glance's size limit, or the store is full.
-	ErrQuota = errors.New("Glance has no room for the image")
+	ErrNoImage   = glance.ErrNoImage
+	ErrIDUsed    = glance.ErrIDUsed
+	ErrNotQueued = glance.ErrNotQueued
+	ErrQuota     = glance.ErrQuota
 )
 
 // Catalog is this site's Glance.
@@ -72,9 +66,9 @@ type ReaderAtCloser interface {
 
 // Errors of a Stager.
 var (
-	ErrNoFile    = errors.New("the image has no file in the store")
-	ErrTruncated = errors.New("the image's file has not the size that Glance says")
-	ErrSpace     = errors.New("no space left")
+	ErrNoFile    = mover.ErrNoFile
+	ErrTruncated = mover.ErrTruncated
+	ErrSpace     = mover.ErrSpace
 )
 
 // Mover is this site's DTN as a sender: it does the API call to the peer's.

@@ -1,0 +1,10 @@
+package mover
+
+import "errors"
+
+// Errors of staging a file from a store to an export.
+var (
+	ErrNoFile    = errors.New("the image has no file in the store")
+	ErrTruncated = errors.New("the image's file has not the size that Glance says")
+	ErrSpace     = errors.New("no space left")
+)
