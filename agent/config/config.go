@@ -1,0 +1,354 @@
+// Package config is the configuration of both daemons: what can be set, what it
+// is when it is not set, and everything that is wrong with it, told at once.
+// Loading is a pure function of the file and the environment, so a running daemon
+// can load a new configuration, refuse it, and keep the old one.
+//
+// The environment wins over the file: GLANCE_DTN_ and the key in capitals, with
+// two underscores between levels, as in GLANCE_DTN_DTN__URL for dtn.url. This works
+// for single values, not for lists; an empty variable counts as not set.
+//
+// Secrets are never part of a configuration, only names of the files that hold
+// them, and no value that could be one is repeated in an error.
+package config
+
+import (
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/glance-dtn/glance-dtn/agent"
+	"github.com/glance-dtn/glance-dtn/glance"
+)
+
+// Size is a number of bytes. In a file it is a whole number, alone or with one of
+// the units KiB, MiB, GiB, TiB (powers of 1024) and kB, MB, GB, TB (powers of 1000).
+type Size int64
+
+// Agent is agent.yaml. Relative paths in it are relative to the file.
+type Agent struct {
+	// Site is this site's name, by which its peers know it: up to 32 letters, digits,
+	// '-' and '_', the same as in the certificates. Required.
+	Site string `mapstructure:"site"`
+	// Log says how much is logged to standard error, and how it looks.
+	Log Log `mapstructure:"log"`
+	// Glance is this site's image service.
+	Glance Glance `mapstructure:"glance"`
+	// Export is the directory where the DTN's export is mounted here. Staged files
+	// go to its outbox, arrivals come from its inbox. Required.
+	Export string `mapstructure:"export"`
+	// DTN is this site's data transfer node.
+	DTN DTNClient `mapstructure:"dtn"`
+	// TLS names the certificates. The agent's carries the URI
+	// spiffe://glance-dtn/site/SITE/agent; `glance-dtn pki` makes them.
+	TLS TLS `mapstructure:"tls"`
+	// Listen is host:port of the API for the peers, with mutual TLS. An empty host
+	// means every address. The default is ":7442".
+	Listen string `mapstructure:"listen"`
+	// Control is the unix socket of the control API, mode 0600, for the command line
+	// on this machine. The default is /run/glance-dtn/agent.sock.
+	Control string `mapstructure:"control"`
+	// Metrics is host:port of plain HTTP with /metrics, /healthz and /readyz. Empty
+	// turns it off. The default is 127.0.0.1:9442.
+	Metrics string `mapstructure:"metrics"`
+	// State is where jobs are kept.
+	State State `mapstructure:"state"`
+	// Peers are the other sites: those that images are sent to, and those that
+	// images may come from. No other site is talked to. The default is none.
+	Peers []Peer `mapstructure:"peers"`
+	// Rules say which images are sent where by themselves. The default is none:
+	// images are sent only when a person or a peer asks.
+	Rules []Rule `mapstructure:"rules"`
+	// Watch is how changes are noticed.
+	Watch Watch `mapstructure:"watch"`
+	// Deliver is how arrived images are put into Glance.
+	Deliver Deliver `mapstructure:"deliver"`
+	// Retry is how soon something that failed is tried again.
+	Retry Retry `mapstructure:"retry"`
+	// Transfer is how files are moved.
+	Transfer Transfer `mapstructure:"transfer"`
+	// Keep is how long a finished job can still be looked at. The default is 720h, 30 days.
+	Keep time.Duration `mapstructure:"keep"`
+}
+
+// Log is the log of a daemon.
+type Log struct {
+	// Level is the least that is logged: debug, info, warn or error. The default is info.
+	Level string `mapstructure:"level"`
+	// Format is text, json, or auto: text on a terminal, JSON otherwise. The default is auto.
+	Format string `mapstructure:"format"`
+}
+
+// Glance is how the agent reaches its site's image service.
+type Glance struct {
+	// Cloud is the entry of clouds.yaml to use. The default is empty: the OS_*
+	// variables of the environment are used.
+	Cloud string `mapstructure:"cloud"`
+	// CloudsFile is the clouds.yaml. The default is empty: it is looked for in the
+	// working directory, ~/.config/openstack and /etc/openstack.
+	CloudsFile string `mapstructure:"clouds_file"`
+	// Region is this site's region in Keystone's catalog. The default is empty: the
+	// one of clouds.yaml or OS_REGION_NAME, or the only one there is.
+	Region string `mapstructure:"region"`
+	// Interface is the endpoint to use: public, internal or admin. The default is public.
+	Interface string `mapstructure:"interface"`
+	// PasswordFile holds the password and nothing else. The default is empty: the
+	// password is in clouds.yaml or OS_PASSWORD.
+	PasswordFile string `mapstructure:"password_file"`
+	// Datadirs are the directories of Glance's filesystem store. The default is
+	// none: they are asked from Glance and, if it does not tell, read from Conf.
+	Datadirs []string `mapstructure:"datadirs"`
+	// Conf is glance-api's configuration. The default is /etc/glance/glance-api.conf.
+	Conf string `mapstructure:"conf"`
+}
+
+// DTNClient is how the agent reaches its DTN.
+type DTNClient struct {
+	// URL is the DTN's API, https://host:port. Required.
+	URL string `mapstructure:"url"`
+}
+
+// TLS names a daemon's certificates, in PEM.
+type TLS struct {
+	// CA holds the certificates that the other side's must be signed by. The default is ca.pem.
+	CA string `mapstructure:"ca"`
+	// Cert is the daemon's certificate. The default is agent.pem for the agent, dtn.pem for the DTN.
+	Cert string `mapstructure:"cert"`
+	// Key is its private key. The default is agent.key for the agent, dtn.key for the DTN.
+	Key string `mapstructure:"key"`
+}
+
+// State is where the agent keeps its jobs: in an etcd of its own, or in the
+// operator's.
+type State struct {
+	// Embedded is the directory of the agent's own etcd. The default, when no
+	// endpoints are given, is /var/lib/glance-dtn/agent. It excludes Endpoints.
+	Embedded string `mapstructure:"embedded"`
+	// Endpoints are the URLs of an etcd cluster, which several agents of one site may share.
+	Endpoints []string `mapstructure:"endpoints"`
+	// Prefix is what all keys in etcd begin with. The default is /glance-dtn.
+	Prefix string `mapstructure:"prefix"`
+	// CA holds the certificates that the cluster's must be signed by. The default is
+	// empty: those that the system trusts.
+	CA string `mapstructure:"ca"`
+	// Cert and Key are the client certificate for the cluster. The default is none.
+	Cert string `mapstructure:"cert"`
+	Key  string `mapstructure:"key"`
+	// Username is the user in etcd. The default is none.
+	Username string `mapstructure:"username"`
+	// PasswordFile holds the user's password and nothing else.
+	PasswordFile string `mapstructure:"password_file"`
+}
+
+// Peer is another site.
+type Peer struct {
+	// Name is the site's name, as in its own configuration and certificates. Required.
+	Name string `mapstructure:"name"`
+	// URL is its agent's API, https://host:port. Required.
+	URL string `mapstructure:"url"`
+	// Jobs is how many images are sent to it at once, 1 to 64. The default is 2.
+	Jobs int `mapstructure:"jobs"`
+	// MayPull allows the site to ask for any image of this one. The default is false.
+	MayPull bool `mapstructure:"may_pull"`
+}
+
+// Rule sends the images it selects to sites.
+type Rule struct {
+	// Name is for logs and messages; no two rules share one. Required.
+	Name string `mapstructure:"name"`
+	// To lists the names of peers. Required.
+	To []string `mapstructure:"to"`
+	// Match selects the images. The default is every image.
+	Match Match `mapstructure:"match"`
+}
+
+// Match selects images: every field that is set must hold, and of several values
+// in one field one must hold. The default of each is not set.
+type Match struct {
+	// Names are regular expressions (RE2), each for the whole name.
+	Names []string `mapstructure:"names"`
+	// IDs are image ids.
+	IDs []string `mapstructure:"ids"`
+	// Tags are image tags.
+	Tags []string `mapstructure:"tags"`
+	// Visibility is any of public, community, shared and private.
+	Visibility []string `mapstructure:"visibility"`
+	// Owners are project ids of this site.
+	Owners []string `mapstructure:"owners"`
+	// Properties must all have these values. Their names keep their case.
+	Properties map[string]string `mapstructure:"properties"`
+	// MaxSize is the largest size that is sent; 0 means any.
+	MaxSize Size `mapstructure:"max_size"`
+}
+
+// Watch is how changes are noticed. None of these has to be right for images to
+// arrive, they only decide how soon.
+type Watch struct {
+	// Scan is the time between two looks at the names and sizes in the datadirs. The default is 1m.
+	Scan time.Duration `mapstructure:"scan"`
+	// Listing is the time between two requests to Glance for what has changed. The default is 15s.
+	Listing time.Duration `mapstructure:"listing"`
+	// Reconcile is the time between two comparisons of everything. The default is 10m.
+	Reconcile time.Duration `mapstructure:"reconcile"`
+	// Stuck is how long an image may be saving or importing before that is reported. The default is 1h.
+	Stuck time.Duration `mapstructure:"stuck"`
+}
+
+// Deliver is how arrived images are put into Glance.
+type Deliver struct {
+	// Jobs is how many images are uploaded to Glance at once, 1 to 64. The default is 2.
+	Jobs int `mapstructure:"jobs"`
+	// OnDeletedID is what to do with an image whose id was deleted here, which Glance
+	// never gives again: park the job until a person decides, or new-id: deliver it
+	// under another id, with the property glance_dtn_source_id. The default is park.
+	OnDeletedID string `mapstructure:"on_deleted_id"`
+	// Owner is who owns the image here: agent, the project that the agent works in,
+	// or source, the project with the same id as at the source. The default is agent.
+	Owner string `mapstructure:"owner"`
+}
+
+// Retry is how soon something that failed is tried again: after Min, then after
+// longer and longer, but never longer than Max.
+type Retry struct {
+	// Min is the first wait. The default is 1s.
+	Min time.Duration `mapstructure:"min"`
+	// Max is the longest wait. The default is 5m.
+	Max time.Duration `mapstructure:"max"`
+}
+
+// Transfer is how files are moved.
+type Transfer struct {
+	// Pipelining is how many blocks are sent on a connection before an answer is
+	// waited for, up to 256. The default is 0: the DTN chooses.
+	Pipelining int `mapstructure:"pipelining"`
+	// Parallelism is the number of connections for one file, up to 64. The default is 0: the DTN chooses.
+	Parallelism int `mapstructure:"parallelism"`
+	// Stage is how a file gets onto the export: auto (hard link or reflink where the
+	// filesystem allows it, else copy) or copy. The default is auto.
+	Stage string `mapstructure:"stage"`
+}
+
+// DTN is dtn.yaml. Relative paths in it are relative to the file.
+type DTN struct {
+	// Site is the name of the site that this DTN serves, the same as in its agent's
+	// configuration and in the certificates. Required.
+	Site string `mapstructure:"site"`
+	// Log says how much is logged to standard error, and how it looks.
+	Log Log `mapstructure:"log"`
+	// Export is the directory that the agent mounts. Files are sent from its outbox
+	// and arrive in its inbox. Required.
+	Export string `mapstructure:"export"`
+	// Listen is host:port of the API for the site's own agent, with mutual TLS. An
+	// empty host means every address. The default is ":7443".
+	Listen string `mapstructure:"listen"`
+	// Data is host:port of the data plane for other sites' DTNs, with mutual TLS. The default is ":7444".
+	Data string `mapstructure:"data"`
+	// Address is host:port by which other sites' DTNs reach Data. Required.
+	Address string `mapstructure:"address"`
+	// State is the directory where transfers and arrivals are kept. The default is /var/lib/glance-dtn/dtn.
+	State string `mapstructure:"state"`
+	// TLS names the certificates. The DTN's carries the URI
+	// spiffe://glance-dtn/site/SITE/dtn; `glance-dtn pki` makes them.
+	TLS TLS `mapstructure:"tls"`
+	// Metrics is host:port of plain HTTP with /metrics, /healthz and /readyz. Empty
+	// turns it off. The default is 127.0.0.1:9443.
+	Metrics string `mapstructure:"metrics"`
+	// Transfers is how many files are sent at once, 1 to 64. The default is 4.
+	Transfers int `mapstructure:"transfers"`
+	// Reserve is the space on the export that is never given to arrivals. The default is 1GiB.
+	Reserve Size `mapstructure:"reserve"`
+}
+
+// DefaultAgent is the configuration of an empty agent.yaml. What is required is empty.
+func DefaultAgent() Agent {
+	return Agent{
+		Log:      Log{Level: "info", Format: "auto"},
+		Glance:   Glance{Interface: "public", Conf: "/etc/glance/glance-api.conf"},
+		TLS:      TLS{CA: "ca.pem", Cert: "agent.pem", Key: "agent.key"},
+		Listen:   ":7442",
+		Control:  "/run/glance-dtn/agent.sock",
+		Metrics:  "127.0.0.1:9442",
+		State:    State{Embedded: defaultState, Prefix: "/glance-dtn"},
+		Watch:    Watch{Scan: time.Minute, Listing: 15 * time.Second, Reconcile: 10 * time.Minute, Stuck: time.Hour},
+		Deliver:  Deliver{Jobs: 2, OnDeletedID: "park", Owner: "agent"},
+		Retry:    Retry{Min: time.Second, Max: 5 * time.Minute},
+		Transfer: Transfer{Stage: "auto"},
+		Keep:     30 * 24 * time.Hour,
+	}
+}
+
+const (
+	defaultState = "/var/lib/glance-dtn/agent"
+	defaultJobs  = 2 // of a peer
+)
+
+// DefaultDTN is the configuration of an empty dtn.yaml. What is required is empty.
+func DefaultDTN() DTN {
+	return DTN{
+		Log:       Log{Level: "info", Format: "auto"},
+		Listen:    ":7443",
+		Data:      ":7444",
+		State:     "/var/lib/glance-dtn/dtn",
+		TLS:       TLS{CA: "ca.pem", Cert: "dtn.pem", Key: "dtn.key"},
+		Metrics:   "127.0.0.1:9443",
+		Transfers: 4,
+		Reserve:   1 << 30,
+	}
+}
+
+// LoadAgent returns the agent's configuration: the defaults, overlaid by the file
+// at path and then by the environment, valid and with absolute paths. The error
+// names the file and then, a line each, everything that is wrong, beginning with
+// the key as it was typed.
+func LoadAgent(path string, env func(string) string) (Agent, error) {
+	a := DefaultAgent()
+	a.State.Embedded = "" // the default only where there are no endpoints either
+	err := load(path, env, &a, func(dir string, f *faults) {
+		if a.State.Embedded == "" && len(a.State.Endpoints) == 0 {
+			a.State.Embedded = defaultState
+		}
+		resolve(dir, &a.Glance.CloudsFile, &a.Glance.PasswordFile, &a.Glance.Conf, &a.Export, &a.Control,
+			&a.TLS.CA, &a.TLS.Cert, &a.TLS.Key,
+			&a.State.Embedded, &a.State.CA, &a.State.Cert, &a.State.Key, &a.State.PasswordFile)
+		for i := range a.Glance.Datadirs {
+			resolve(dir, &a.Glance.Datadirs[i])
+		}
+		a.validate(f)
+	})
+	return a, err
+}
+
+// LoadDTN returns the DTN's configuration, as LoadAgent does the agent's.
+func LoadDTN(path string, env func(string) string) (DTN, error) {
+	d := DefaultDTN()
+	err := load(path, env, &d, func(dir string, f *faults) {
+		resolve(dir, &d.Export, &d.State, &d.TLS.CA, &d.TLS.Cert, &d.TLS.Key)
+		d.validate(f)
+	})
+	return d, err
+}
+
+// AgentRules returns the rules as the agent takes them. The configuration must be valid.
+func (a Agent) AgentRules() []agent.Rule {
+	var rules []agent.Rule
+	for _, r := range a.Rules {
+		m := agent.Match{
+			Names: r.Match.Names, Tags: r.Match.Tags, Visibility: r.Match.Visibility,
+			Owners: r.Match.Owners, Properties: r.Match.Properties, MaxSize: int64(r.Match.MaxSize),
+		}
+		for _, id := range r.Match.IDs {
+			m.IDs = append(m.IDs, glance.ImageID(strings.ToLower(id)))
+		}
+		rules = append(rules, agent.Rule{Name: r.Name, Match: m, To: r.To})
+	}
+	return rules
+}
+
+// String returns the size with the largest unit that loses nothing.
+func (s Size) String() string {
+	for _, u := range units {
+		if s >= Size(u.bytes) && int64(s)%u.bytes == 0 {
+			return fmt.Sprintf("%d%s", int64(s)/u.bytes, u.name)
+		}
+	}
+	return fmt.Sprintf("%d", int64(s))
+}
