@@ -91,13 +91,13 @@ type Job struct {
 	Reason    string    `json:"reason,omitempty" doc:"what it waits for, or why it is parked and what to do"`
 	Attempts  int       `json:"attempts" doc:"failures in a row in this state"`
 	NotBefore time.Time `json:"not_before,omitzero" doc:"the next attempt"`
-	Resume    State     `json:"resume,omitempty" doc:"where a parked job goes on when it is retried"`
 
-	Offer     Grant          `json:"offer,omitzero" doc:"what the peer promised"`
-	Round     int            `json:"round,omitempty" doc:"how often the file was moved anew; part of the transfer's key"`
-	Mismatch  int            `json:"mismatch,omitempty" doc:"how often wrong content was found"`
-	DeliverAs glance.ImageID `json:"deliver_as,omitempty" doc:"the image's id at the destination"`
-	LocalCopy glance.ImageID `json:"local_copy,omitempty" doc:"an image here with the same content: nothing has to come over the network"`
+	Offer     Grant            `json:"offer,omitzero" doc:"what the peer promised"`
+	Round     int              `json:"round,omitempty" doc:"how often this was begun anew; part of the transfer's key"`
+	Transfer  mover.TransferID `json:"transfer,omitempty" doc:"the DTN's name for the running transfer"`
+	Mismatch  int              `json:"mismatch,omitempty" doc:"how often wrong content was found"`
+	DeliverAs glance.ImageID   `json:"deliver_as,omitempty" doc:"the image's id at the destination"`
+	LocalCopy glance.ImageID   `json:"local_copy,omitempty" doc:"an image here with the same content: nothing has to come over the network"`
 
 	Created time.Time `json:"created"`
 	Updated time.Time `json:"updated"`
@@ -113,7 +113,7 @@ const historyLength = 40
 // state's trouble.
 func (j Job) Enter(s State, now time.Time, note string) Job {
 	j.State, j.Updated = s, now
-	j.Attempts, j.NotBefore, j.Reason, j.Resume = 0, time.Time{}, "", ""
+	j.Attempts, j.NotBefore, j.Reason = 0, time.Time{}, ""
 	j.History = append(slices.Clone(j.History), Change{State: s, At: now, Note: note})
 	if n := len(j.History); n > historyLength {
 		j.History = slices.Delete(j.History, 1, n-historyLength+1)
@@ -163,9 +163,10 @@ type Store interface {
 	Update(ctx context.Context, j Job) (Job, error)
 	// Delete removes a job in a final state; ErrStale when it changed meanwhile.
 	Delete(ctx context.Context, j Job) error
-	// Watch yields every job that is created or changed after the call, and
-	// every report of progress, until ctx ends. A slow reader may miss progress,
-	// never the latest state of a job.
+	// Watch yields every job as it is now, then every job that is created,
+	// changed or deleted and every report of progress, without a gap, until ctx
+	// ends. A slow reader may miss progress and intermediate states, never the latest
+	// state of a job; it may see one twice.
 	Watch(ctx context.Context) iter.Seq2[Event, error]
 	// Claim takes the job and one of its slot's places for this worker, or
 	// returns ErrBusy. Slot is a name such as "send/B"; limit is how many claims of

@@ -1,0 +1,204 @@
+package agent
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/glance-dtn/glance-dtn/glance"
+	"github.com/glance-dtn/glance-dtn/mover"
+)
+
+// Options are the mechanisms and the identity of an Agent. All are needed but StoreFaults.
+type Options struct {
+	Site     string
+	Catalog  Catalog
+	Stager   Stager
+	Mover    Mover
+	Landing  Landing
+	Signer   Signer
+	Store    Store
+	Log      *slog.Logger
+	Settings Settings
+
+	// StoreFaults compares Glance's datadir with these images.
+	StoreFaults func(images []glance.Image) []StoreFault
+}
+
+// PeerSite is another site as the configuration knows it.
+type PeerSite struct {
+	Name    string
+	Peer    Peer
+	Jobs    int  // jobs to this site at once, over all agents of this site
+	MayPull bool // the site may ask for any image of ours
+}
+
+// What is to become of an image whose id Glance refuses because it was deleted here.
+const (
+	OnDeletedPark  = "park"   // a person decides
+	OnDeletedNewID = "new-id" // deliver under a new id, with glance.PropSourceID
+)
+
+// Whose project owns a delivered image.
+const (
+	OwnerAgent  = "agent"  // that of the agent's own Keystone user
+	OwnerSource = "source" // the same id as at the source: for regions with one Keystone
+)
+
+// Settings is the part of the configuration that Reload may replace.
+type Settings struct {
+	Peers       []PeerSite
+	Rules       []Rule
+	DeliverJobs int    // deliveries into this site's Glance at once
+	OnDeletedID string // OnDeletedPark or OnDeletedNewID
+	Owner       string // OwnerAgent or OwnerSource
+	PCP         mover.PCP
+	RetryMin    time.Duration // first wait after a failure; doubles
+	RetryMax    time.Duration // longest wait
+	Listing     time.Duration // between incremental listings of Glance
+	Reconcile   time.Duration // between full passes
+	Stuck       time.Duration // how long an image may be half made before a person should look
+	Keep        time.Duration // how long finished jobs are remembered
+}
+
+// Waits that nobody needs to configure.
+const (
+	pollMin     = 100 * time.Millisecond // of a running leg, first
+	pollMax     = 2 * time.Second        // of a running leg, later
+	ticketLife  = time.Hour              // a session must open within
+	lostAfter   = 30 * time.Second       // an arrival that the peer does not see is sent anew
+	stallLimit  = 5 * time.Minute        // no byte in this time: the upload is given up and begun anew later
+	waitForRoom = 20 * time.Second       // between offers to a peer that said wait
+	mismatchMax = 3                      // wrong content this often: a person must look
+)
+
+// Agent brings images to where they have to be. One Agent serves one site; several
+// may share one Store.
+type Agent struct {
+	Options
+	settings atomic.Pointer[Settings]
+	hints    *hintQueue
+	reopened chan struct{} // a Reload: reconcile now
+
+	mu       sync.Mutex
+	progress map[JobID]Progress // of running jobs, from every agent on the Store
+	waiting  map[glance.ImageID]glance.Image
+	faults   []StoreFault
+}
+
+// New returns an Agent that does nothing yet.
+func New(o Options) (*Agent, error) {
+	if o.Site == "" || o.Catalog == nil || o.Stager == nil || o.Mover == nil || o.Landing == nil || o.Signer == nil || o.Store == nil {
+		return nil, errors.New("agent: a mechanism is missing")
+	}
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	a := &Agent{
+		Options:  o,
+		hints:    newHintQueue(),
+		reopened: make(chan struct{}, 1),
+		progress: map[JobID]Progress{},
+		waiting:  map[glance.ImageID]glance.Image{},
+	}
+	return a, a.Reload(o.Settings)
+}
+
+// Reload replaces the settings. Running steps end under the old ones.
+func (a *Agent) Reload(s Settings) error {
+	names := map[string]bool{}
+	for _, p := range s.Peers {
+		names[p.Name] = true
+	}
+	for _, r := range s.Rules {
+		if err := r.Match.Validate(); err != nil {
+			return fmt.Errorf("rule %s: %w", r.Name, err)
+		}
+		for _, to := range r.To {
+			if !names[to] {
+				return fmt.Errorf("rule %s: site %s: %w", r.Name, to, ErrNoPeer)
+			}
+		}
+	}
+	a.settings.Store(&s)
+	select {
+	case a.reopened <- struct{}{}:
+	default:
+	}
+	return nil
+}
+
+// Run reconciles and works until ctx ends. It returns early only when the Store
+// fails for good.
+func (a *Agent) Run(ctx context.Context) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	var wg sync.WaitGroup
+	wg.Go(func() { a.reconcileLoop(ctx) })
+	wg.Go(func() {
+		if err := a.runWorkers(ctx, nil); err != nil && ctx.Err() == nil {
+			cancel(fmt.Errorf("job store: %w", err))
+		}
+	})
+	wg.Wait()
+	if err := context.Cause(ctx); !errors.Is(err, context.Canceled) {
+		return err
+	}
+	return nil
+}
+
+// RunJobs works until the jobs named are final, without reconciling: a pipeline
+// without a daemon.
+func (a *Agent) RunJobs(ctx context.Context, ids []JobID) error {
+	if len(ids) == 0 {
+		return nil
+	}
+	return a.runWorkers(ctx, ids)
+}
+
+// Hint tells the agent that an image may have changed. It never blocks.
+func (a *Agent) Hint(h glance.Hint) { a.hints.add(h.ID, time.Now()) }
+
+func (a *Agent) peer(name string) (PeerSite, error) {
+	for _, p := range a.settings.Load().Peers {
+		if p.Name == name {
+			return p, nil
+		}
+	}
+	return PeerSite{}, fmt.Errorf("site %s: %w", name, ErrNoPeer)
+}
+
+// pause waits for d, or until ctx ends, and reports whether it waited in full.
+func pause(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-t.C:
+		return true
+	}
+}
+
+// polling yields the number of the round, waiting between rounds a little longer each time, until ctx ends.
+func polling(ctx context.Context) func(yield func(int) bool) {
+	return func(yield func(int) bool) {
+		d := pollMin
+		for n := 0; ctx.Err() == nil; n++ {
+			if !yield(n) {
+				return
+			}
+			pause(ctx, d)
+			d = min(d*5/4, pollMax)
+		}
+	}
+}
+
+func randomID() string {
+	return rand.Text()
+}

@@ -1,0 +1,378 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"iter"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/glance-dtn/glance-dtn/glance"
+)
+
+// Push makes, or begins anew, the jobs that send an image, named by its id or by its
+// unique name, to sites. ErrNoImage, ErrAmbiguous, ErrNoPeer, ErrBadState.
+func (a *Agent) Push(ctx context.Context, image string, to []string) ([]Job, error) {
+	if len(to) == 0 {
+		return nil, fmt.Errorf("push image %s: no site named: %w", image, ErrNoPeer)
+	}
+	for _, site := range to {
+		if _, err := a.peer(site); err != nil {
+			return nil, err
+		}
+	}
+	img, err := a.find(ctx, image)
+	if err != nil {
+		return nil, err
+	}
+	if img.Status != glance.Active {
+		return nil, fmt.Errorf("image %s is %s at site %s; only an active image can be sent: %w", img.Label(), img.Status, a.Site, ErrBadState)
+	}
+	var jobs []Job
+	for _, site := range to {
+		j, err := a.ensure(ctx, img, site, true)
+		if err != nil {
+			return jobs, err
+		}
+		jobs = append(jobs, j)
+	}
+	return jobs, nil
+}
+
+// Pull asks another site to send us an image. It returns that site's Send job.
+func (a *Agent) Pull(ctx context.Context, image, from string) (Job, error) {
+	p, err := a.peer(from)
+	if err != nil {
+		return Job{}, err
+	}
+	return p.Peer.Request(ctx, image)
+}
+
+// Request is Pull, seen from the site that has the image.
+func (a *Agent) Request(ctx context.Context, from, image string) (Job, error) {
+	p, err := a.peer(from)
+	if err != nil {
+		return Job{}, fmt.Errorf("%w: %w", ErrForbidden, err)
+	}
+	if !p.MayPull {
+		return Job{}, fmt.Errorf("site %s does not let site %s pull images: %w; set may_pull: true for peer %s in the configuration of site %s", a.Site, from, ErrForbidden, from, a.Site)
+	}
+	jobs, err := a.Push(ctx, image, []string{from})
+	if err != nil {
+		return Job{}, err
+	}
+	return jobs[0], nil
+}
+
+// find returns the image with this id, or the one with this name.
+func (a *Agent) find(ctx context.Context, image string) (glance.Image, error) {
+	if id, err := glance.ParseImageID(image); err == nil {
+		img, err := a.Catalog.Image(ctx, id)
+		if errors.Is(err, ErrNoImage) {
+			err = fmt.Errorf("image %s at site %s: %w", id, a.Site, ErrNoImage)
+		}
+		return img, err
+	}
+	var found []glance.Image
+	for img, err := range a.Catalog.Images(ctx, time.Time{}) {
+		if err != nil {
+			return img, err
+		}
+		if img.Name == image {
+			found = append(found, img)
+		}
+	}
+	switch len(found) {
+	case 0:
+		return glance.Image{}, fmt.Errorf("image %q at site %s: %w", image, a.Site, ErrNoImage)
+	case 1:
+		return found[0], nil
+	}
+	return glance.Image{}, fmt.Errorf("image %q at site %s, %d of them: %w", image, a.Site, len(found), ErrAmbiguous)
+}
+
+// Compare tells how the images here that m selects stand at the peers; all peers when none is named.
+func (a *Agent) Compare(ctx context.Context, peers []string, m Match) ([]Comparison, error) {
+	if err := m.Validate(); err != nil {
+		return nil, err
+	}
+	if len(peers) == 0 {
+		for _, p := range a.settings.Load().Peers {
+			peers = append(peers, p.Name)
+		}
+	}
+	local, err := collect(a.Catalog.Images(ctx, time.Time{}))
+	if err != nil {
+		return nil, err
+	}
+	var out []Comparison
+	for _, name := range peers {
+		p, err := a.peer(name)
+		if err != nil {
+			return nil, err
+		}
+		remote, err := collect(p.Peer.Inventory(ctx))
+		if err != nil {
+			return nil, fmt.Errorf("inventory of site %s: %w", name, err)
+		}
+		here, there := index(local), index(remote)
+		for _, c := range compareImages(local, remote, name) {
+			img, ok := here[c.ID]
+			if !ok {
+				img = there[c.ID]
+			}
+			if m.Selects(img) {
+				out = append(out, c)
+			}
+		}
+	}
+	return out, nil
+}
+
+// Replicate compares and sends what is missing. With dryRun it only tells what it would send.
+func (a *Agent) Replicate(ctx context.Context, m Match, to []string, dryRun bool) ([]Comparison, error) {
+	if len(to) == 0 {
+		return nil, fmt.Errorf("replicate: no site named: %w", ErrNoPeer)
+	}
+	all, err := a.Compare(ctx, to, m)
+	if err != nil {
+		return nil, err
+	}
+	for i, c := range all {
+		if c.Relation != Missing {
+			continue
+		}
+		all[i].Planned = true
+		if dryRun {
+			continue
+		}
+		img, err := a.Catalog.Image(ctx, c.ID)
+		if errors.Is(err, ErrNoImage) {
+			continue
+		}
+		if err != nil {
+			return all, err
+		}
+		j, err := a.ensure(ctx, img, c.Peer, true)
+		if err != nil {
+			return all, err
+		}
+		all[i].Job = j.ID
+	}
+	return all, nil
+}
+
+// Inventory yields this site's images, for a peer that compares.
+func (a *Agent) Inventory(ctx context.Context) iter.Seq2[glance.Image, error] {
+	return a.Catalog.Images(ctx, time.Time{})
+}
+
+// Jobs yields every job.
+func (a *Agent) Jobs(ctx context.Context) iter.Seq2[Job, error] { return a.Store.All(ctx) }
+
+// Job returns one job; ErrNoJob.
+func (a *Agent) Job(ctx context.Context, id JobID) (Job, error) { return a.Store.Get(ctx, id) }
+
+// Watch yields what Store.Watch does.
+func (a *Agent) Watch(ctx context.Context) iter.Seq2[Event, error] { return a.Store.Watch(ctx) }
+
+// Cancel undoes a job at both sites. ErrNoJob, ErrBadState when it is verified.
+func (a *Agent) Cancel(ctx context.Context, id JobID) (Job, error) {
+	j, err := a.Store.Get(ctx, id)
+	if err != nil {
+		return j, err
+	}
+	return a.cancel(ctx, j, "cancelled by an operator")
+}
+
+func (a *Agent) cancel(ctx context.Context, j Job, why string) (Job, error) {
+	return a.change(ctx, j, func(j Job) (Job, error) {
+		switch {
+		case j.State == Verified, j.Kind == Receive && j.State == Delivered:
+			return j, fmt.Errorf("job %s: the image is at its destination already: %w", j.ID, ErrBadState)
+		case j.State == Cancelling, j.State == Cancelled:
+			return j, nil
+		}
+		return cancelling(j, why), nil
+	})
+}
+
+// Retry begins a parked or cancelled job anew, and one that waits for its next attempt at once.
+func (a *Agent) Retry(ctx context.Context, id JobID) (Job, error) {
+	j, err := a.Store.Get(ctx, id)
+	if err != nil {
+		return j, err
+	}
+	if j.State == Parked || j.State == Cancelled {
+		if j.Kind == Receive {
+			return j, fmt.Errorf("job %s receives an image: retry the job that sends it, at site %s: %w", j.ID, j.Peer, ErrBadState)
+		}
+		return a.reopen(ctx, j)
+	}
+	return a.change(ctx, j, func(j Job) (Job, error) {
+		if j.NotBefore.IsZero() {
+			return j, fmt.Errorf("job %s is %s and not waiting: %w", j.ID, j.State, ErrBadState)
+		}
+		j.NotBefore = time.Time{}
+		return j, nil
+	})
+}
+
+// change applies f to the newest version of a job; a worker may be changing it too.
+func (a *Agent) change(ctx context.Context, j Job, f func(Job) (Job, error)) (Job, error) {
+	for {
+		next, err := f(j)
+		if err != nil || next.State == j.State && next.NotBefore.Equal(j.NotBefore) {
+			return next, err
+		}
+		stored, err := a.Store.Update(ctx, next)
+		if !errors.Is(err, ErrStale) {
+			return stored, err
+		}
+		if j, err = a.Store.Get(ctx, j.ID); err != nil {
+			return j, err
+		}
+	}
+}
+
+// Overview tells how every image here stands at every peer. A peer that does not
+// answer within a few seconds is named as such.
+func (a *Agent) Overview(ctx context.Context) (Overview, error) {
+	o := Overview{Site: a.Site, At: time.Now().UTC(), Jobs: map[State]int{}}
+	local, err := collect(a.Catalog.Images(ctx, time.Time{}))
+	if err != nil {
+		return o, err
+	}
+	sends := map[glance.ImageID]map[string]Job{}
+	for j, err := range a.Store.All(ctx) {
+		if err != nil {
+			return o, err
+		}
+		o.Jobs[j.State]++
+		if j.Kind == Send {
+			if sends[j.Image.ID] == nil {
+				sends[j.Image.ID] = map[string]Job{}
+			}
+			sends[j.Image.ID][j.Peer] = j
+		}
+	}
+	for _, i := range local {
+		st := ImageState{ID: i.ID, Name: i.Name, Status: i.Status, Size: i.Size, Sites: map[string]Standing{}}
+		if i.Status != glance.Active {
+			st.Note = fmt.Sprintf("%s for %v", i.Status, time.Since(i.UpdatedAt).Round(time.Second))
+		}
+		o.Images = append(o.Images, st)
+	}
+	at := map[glance.ImageID]int{}
+	for n, i := range o.Images {
+		at[i.ID] = n
+	}
+	for p, relations := range a.relations(ctx, local) {
+		o.Peers = append(o.Peers, p)
+		for id, n := range at {
+			s := Standing{Relation: relations[id]}
+			if j, ok := sends[id][p.Name]; ok {
+				s.State, s.Reason, s.Job = j.State, j.Reason, j.ID
+				s.Percent = a.percent(j.ID)
+			}
+			o.Images[n].Sites[p.Name] = s
+		}
+	}
+	a.mu.Lock()
+	o.Store = slices.Clone(a.faults)
+	a.mu.Unlock()
+	o.Checks = a.Checks(ctx)
+	return o, nil
+}
+
+// relations asks every peer at once and yields how the local images stand there.
+func (a *Agent) relations(ctx context.Context, local []glance.Image) iter.Seq2[PeerState, map[glance.ImageID]Relation] {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	peers := a.settings.Load().Peers
+	remotes, errs := make([][]glance.Image, len(peers)), make([]error, len(peers))
+	var wg sync.WaitGroup
+	for i, p := range peers {
+		wg.Go(func() { remotes[i], errs[i] = collect(p.Peer.Inventory(ctx)) })
+	}
+	wg.Wait()
+	cancel()
+	return func(yield func(PeerState, map[glance.ImageID]Relation) bool) {
+		for i, p := range peers {
+			s := PeerState{Name: p.Name, OK: errs[i] == nil}
+			relations := map[glance.ImageID]Relation{}
+			if errs[i] != nil {
+				s.Error = errs[i].Error()
+			} else {
+				for _, c := range compareImages(local, remotes[i], p.Name) {
+					relations[c.ID] = c.Relation
+				}
+			}
+			if !yield(s, relations) {
+				return
+			}
+		}
+	}
+}
+
+// Checks tells whether what the agent needs at its own site answers.
+func (a *Agent) Checks(ctx context.Context) []Check {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	probes := []struct {
+		name  string
+		probe func() error
+	}{
+		{"glance", func() error {
+			_, err := a.Catalog.Image(ctx, "00000000-0000-4000-8000-000000000000")
+			if errors.Is(err, ErrNoImage) {
+				err = nil
+			}
+			return err
+		}},
+		{"dtn", func() error { _, err := a.Landing.Capabilities(ctx); return err }},
+		{"export", func() error { _, err := a.Stager.Staged(ctx); return err }},
+		{"store", func() error {
+			_, err := a.Store.Get(ctx, "none")
+			if errors.Is(err, ErrNoJob) {
+				err = nil
+			}
+			return err
+		}},
+	}
+	checks := make([]Check, len(probes))
+	var wg sync.WaitGroup
+	for i, p := range probes {
+		wg.Go(func() {
+			err := p.probe()
+			checks[i] = Check{Name: p.name, OK: err == nil}
+			if err != nil {
+				checks[i].Error = err.Error()
+			}
+		})
+	}
+	wg.Wait()
+	return checks
+}
+
+func (a *Agent) setProgress(p Progress) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.progress[p.Job] = p
+}
+
+func (a *Agent) dropProgress(id JobID) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	delete(a.progress, id)
+}
+
+func (a *Agent) percent(id JobID) int {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if p := a.progress[id]; p.Total > 0 {
+		return int(100 * p.Moved / p.Total)
+	}
+	return 0
+}

@@ -1,0 +1,411 @@
+package agent
+
+import (
+	"bufio"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"time"
+
+	"github.com/glance-dtn/glance-dtn/glance"
+	"github.com/glance-dtn/glance-dtn/internal/digest"
+	"github.com/glance-dtn/glance-dtn/internal/failure"
+	"github.com/glance-dtn/glance-dtn/mover"
+)
+
+// Offer answers another site that wants to send an image. Accepting makes, or finds
+// again, the Receive job that will deliver it. It may be repeated: each answer
+// has a new ticket for the same file.
+func (a *Agent) Offer(ctx context.Context, from string, o Offer) (Grant, error) {
+	if _, err := a.peer(from); err != nil {
+		return Grant{}, fmt.Errorf("%w: %w", ErrForbidden, err)
+	}
+	img := o.Image
+	if _, err := glance.ParseImageID(string(img.ID)); err != nil {
+		return Grant{Verdict: Refuse, Reason: err.Error()}, nil
+	}
+	if err := img.Hash.Validate(); err != nil {
+		return Grant{Verdict: Refuse, Reason: fmt.Sprintf("os_hash_value of image %s: %v", img.ID, err)}, nil
+	}
+	if img.Size < 0 || img.Status != glance.Active {
+		return Grant{Verdict: Refuse, Reason: fmt.Sprintf("image %s is %s with %d bytes: only an active image can be offered", img.ID, img.Status, img.Size)}, nil
+	}
+	id := NewJobID(Receive, img.ID, img.Hash, from)
+	held, conflict, err := a.standing(ctx, img, id)
+	if err != nil {
+		return Grant{}, err
+	}
+	if conflict != "" {
+		return Grant{Verdict: Refuse, Reason: conflict}, nil
+	}
+	j, err := a.Store.Get(ctx, id)
+	known := err == nil
+	if err != nil && !errors.Is(err, ErrNoJob) {
+		return Grant{}, err
+	}
+	if held.present != "" && (!known || j.State.Final()) {
+		return Grant{Verdict: Have, ImageID: held.present}, nil
+	}
+	if !known || j.State.Final() {
+		if j, err = a.expect(ctx, j, Job{ID: id, Kind: Receive, Peer: from, Image: img, LocalCopy: held.elsewhere}); err != nil {
+			return Grant{}, err
+		}
+	}
+	g := Grant{Verdict: Accept, Delivery: id, ImageID: j.DeliverAs}
+	if j.LocalCopy != "" || j.State == Delivered {
+		return g, nil
+	}
+	return a.grant(ctx, g, j)
+}
+
+// grant completes g with a ticket, or turns it down when there is no room.
+func (a *Agent) grant(ctx context.Context, g Grant, j Job) (Grant, error) {
+	c, err := a.Landing.Capabilities(ctx)
+	if err != nil {
+		return Grant{Verdict: Wait, Reason: fmt.Sprintf("its DTN does not answer: %v", err)}, nil
+	}
+	f := mover.File{Name: j.FileName(), Size: j.Image.Size, Digest: j.Image.Hash}
+	_, err = a.Landing.Arrival(ctx, f.Name)
+	if errors.Is(err, mover.ErrNoArrival) && c.Free < f.Size {
+		return Grant{Verdict: Wait, Reason: fmt.Sprintf("no space: image %s needs %d bytes on the export of site %s, %d are free", j.Image.ID, f.Size, a.Site, c.Free)}, nil
+	}
+	g.Ticket, err = a.Signer.Sign(mover.Ticket{ID: randomID(), Site: a.Site, From: j.Peer, File: f, Expires: time.Now().Add(ticketLife)})
+	if err != nil {
+		return Grant{}, fmt.Errorf("sign the ticket: %w", err)
+	}
+	g.Address, g.Name = c.Address, f.Name
+	return g, nil
+}
+
+// expect stores a Receive job in its first state: a new one, or the final one of the
+// same id anew.
+func (a *Agent) expect(ctx context.Context, old, j Job) (Job, error) {
+	now := time.Now().UTC()
+	j.Created, j.Rev, j.Round, j.DeliverAs = now, old.Rev, old.Round, j.Image.ID
+	if old.DeliverAs != "" {
+		j.DeliverAs, j.Created, j.History = old.DeliverAs, old.Created, old.History
+	}
+	j = j.Enter(Expected, now, "")
+	if old.Rev != 0 {
+		return a.Store.Update(ctx, j)
+	}
+	if err := a.Store.Create(ctx, j); err != nil && !errors.Is(err, ErrExists) {
+		return j, err
+	}
+	return a.Store.Get(ctx, j.ID)
+}
+
+// held says where an offered image's content is at this site already.
+type held struct {
+	present   glance.ImageID // this very image, perhaps under another id
+	elsewhere glance.ImageID // another image with the same bytes
+}
+
+// standing looks the offered image up in this site's Glance. conflict, when not
+// empty, says why it cannot be taken.
+func (a *Agent) standing(ctx context.Context, img glance.Image, job JobID) (h held, conflict string, err error) {
+	mine, err := a.Catalog.Image(ctx, img.ID)
+	switch {
+	case errors.Is(err, ErrNoImage):
+	case err != nil:
+		return h, "", err
+	case mine.Properties[glance.PropJob] == string(job): // half made by us
+	case mine.Status == glance.Active && mine.SameContent(img):
+		h.present = mine.ID
+		return h, "", nil
+	case mine.Status == glance.Active || mine.Status == glance.Deactivated:
+		return h, fmt.Sprintf("conflict: image %s exists at site %s with other content (%s %s, offered %s); delete one of them, or leave it out of the rules", img.ID, a.Site, mine.Status, mine.Hash.Short(), img.Hash.Short()), nil
+	default:
+		return h, fmt.Sprintf("conflict: image %s exists at site %s, is %s, and was not made by glance-dtn; delete it there if nobody is uploading it", img.ID, a.Site, mine.Status), nil
+	}
+	same, err := a.Catalog.Holding(ctx, img)
+	if err != nil {
+		return h, "", err
+	}
+	for _, s := range same {
+		if s.SourceID() == img.SourceID() || s.ID == img.SourceID() {
+			h.present = s.ID
+			return h, "", nil
+		}
+		if s.Status == glance.Active && s.Properties[glance.PropJob] == "" {
+			h.elsewhere = s.ID
+		}
+	}
+	return h, "", nil
+}
+
+// awaitArrival waits for the first bytes. Expected → Arriving.
+func (a *Agent) awaitArrival(ctx context.Context, j Job, _ func(int64, int64)) (Job, error) {
+	if j.LocalCopy != "" {
+		return j.Enter(Arriving, time.Now().UTC(), "content is here as image "+string(j.LocalCopy)), nil
+	}
+	for range polling(ctx) {
+		_, err := a.Landing.Arrival(ctx, j.FileName())
+		if err == nil {
+			return j.Enter(Arriving, time.Now().UTC(), ""), nil
+		}
+		if !errors.Is(err, mover.ErrNoArrival) {
+			return j, fmt.Errorf("ask the DTN of site %s: %w", a.Site, err)
+		}
+		if time.Since(j.Updated) > 2*ticketLife {
+			return cancelling(j, fmt.Sprintf("site %s never sent it", j.Peer)), nil
+		}
+	}
+	return j, ctx.Err()
+}
+
+// deliver makes the local copy, the DTN's inbox → Glance, while the file is still
+// arriving. Arriving → Delivered. Until the whole content is proven Glance does
+// not get the last bytes, so nothing wrong becomes active.
+func (a *Agent) deliver(ctx context.Context, j Job, report func(int64, int64)) (Job, error) {
+	img, j, err := a.shell(ctx, j)
+	if err != nil || img.ID == "" {
+		return j, err
+	}
+	if img.Status != glance.Active {
+		err := a.upload(ctx, j, img.ID, report)
+		if j, err = a.uploaded(ctx, j, err); err != nil {
+			return j, err
+		}
+		if img, err = a.Catalog.Image(ctx, j.DeliverAs); err != nil {
+			return j, fmt.Errorf("read image %s back: %w", j.DeliverAs, err)
+		}
+	}
+	if img.Status != glance.Active {
+		return j, fmt.Errorf("image %s is %s after its upload", img.ID, img.Status)
+	}
+	if !img.SameContent(j.Image) {
+		err := failure.Permanently(fmt.Errorf("Glance of site %s computed %s and %d bytes for image %s, want %s and %d; the image was hidden and is removed: check that host's memory and disk", a.Site, img.Hash, img.Size, img.ID, j.Image.Hash, j.Image.Size))
+		return j, errors.Join(err, a.Catalog.Delete(ctx, img.ID))
+	}
+	return j.Enter(Delivered, time.Now().UTC(), ""), nil
+}
+
+// uploaded sorts out an upload's error.
+func (a *Agent) uploaded(ctx context.Context, j Job, err error) (Job, error) {
+	_, mismatch := errors.AsType[*digest.MismatchError](err)
+	switch {
+	case err == nil:
+		return j, nil
+	case errors.Is(err, mover.ErrNoArrival):
+		return j.Enter(Expected, time.Now().UTC(), "the DTN dropped the file"), fmt.Errorf("image %s: the file was dropped while it arrived; waiting for it to be sent again", j.Image.ID)
+	case mismatch:
+		// What the DTN proved is not what we read: it has to come anew.
+		j.Mismatch++
+		if derr := a.Landing.Drop(ctx, j.FileName()); derr != nil {
+			return j, errors.Join(err, derr)
+		}
+		if j.Mismatch >= mismatchMax {
+			return j, failure.Permanently(fmt.Errorf("image %s: %w; this happened %d times: check the NFS mount and the disk of the DTN of site %s", j.Image.ID, err, j.Mismatch, a.Site))
+		}
+		mismatches := j.Mismatch
+		j = j.Enter(Expected, time.Now().UTC(), err.Error())
+		j.Mismatch = mismatches
+		return j, err
+	case errors.Is(err, ErrQuota):
+		return j, failure.After(waitForRoom, fmt.Errorf("image %s into Glance of site %s: %w", j.Image.ID, a.Site, err))
+	}
+	return j, fmt.Errorf("upload image %s to Glance of site %s: %w", j.Image.ID, a.Site, err)
+}
+
+// shell finds the job's own image in Glance, half made or whole, or makes it. When it
+// returns no image and no error, the job was changed and the step is to be repeated.
+func (a *Agent) shell(ctx context.Context, j Job) (glance.Image, Job, error) {
+	img, err := a.Catalog.Image(ctx, j.DeliverAs)
+	if errors.Is(err, ErrNoImage) {
+		img, err = a.Catalog.Create(ctx, a.shellOf(j))
+		if errors.Is(err, ErrIDUsed) {
+			return a.idRefused(j)
+		}
+	}
+	if err != nil {
+		return img, j, err
+	}
+	ours := img.Properties[glance.PropJob] == string(j.ID)
+	switch {
+	case img.Status == glance.Active && img.SameContent(j.Image), ours && img.Status == glance.Queued:
+		return img, j, nil
+	case ours && img.Status == glance.Active:
+		return img, j, nil // with wrong content: deliver deals with it
+	case ours && time.Since(j.Updated) < a.settings.Load().Stuck:
+		return glance.Image{}, j, failure.After(pollMax, fmt.Errorf("image %s is still %s at site %s from an upload that broke off; waiting until Glance puts it back to queued", img.ID, img.Status, a.Site))
+	case ours && a.settings.Load().OnDeletedID == OnDeletedNewID:
+		if err := a.Catalog.Delete(ctx, img.ID); err != nil {
+			return glance.Image{}, j, err
+		}
+		return glance.Image{}, renamed(j), nil
+	case ours:
+		return glance.Image{}, j, failure.Permanently(fmt.Errorf("image %s is stuck in %s at site %s: glance-api died during its upload and Glance takes no other; set deliver.on_deleted_id: new-id there, or delete the image there, then retry", img.ID, img.Status, a.Site))
+	}
+	return glance.Image{}, j, failure.Permanently(fmt.Errorf("conflict: image %s appeared at site %s meanwhile, %s, not made by glance-dtn", img.ID, a.Site, img.Status))
+}
+
+// shellOf is the image as it is created before its data: marked as ours, and with
+// the source's id kept where it cannot have it.
+func (a *Agent) shellOf(j Job) glance.Image {
+	img := j.Image
+	img.Properties = maps.Clone(img.Properties)
+	if img.Properties == nil {
+		img.Properties = map[string]string{}
+	}
+	img.Properties[glance.PropJob] = string(j.ID)
+	if img.ID != j.DeliverAs {
+		img.Properties[glance.PropSourceID] = string(img.SourceID())
+	}
+	img.ID = j.DeliverAs
+	if a.settings.Load().Owner != OwnerSource {
+		img.Owner = ""
+	}
+	return img
+}
+
+func (a *Agent) idRefused(j Job) (glance.Image, Job, error) {
+	if a.settings.Load().OnDeletedID == OnDeletedNewID {
+		return glance.Image{}, renamed(j), nil
+	}
+	return glance.Image{}, j, failure.Permanently(fmt.Errorf("Glance of site %s refuses the id %s: an image with it was deleted there (or belongs to a project this agent may not see), and Glance never gives an id twice; purge the deleted row (glance-manage db purge_images_table), or set deliver.on_deleted_id: new-id at site %s, then retry", a.Site, j.DeliverAs, a.Site))
+}
+
+// renamed gives the job's image a new id. It follows from the job and the round, so
+// that after a crash the same half-made image is found again.
+func renamed(j Job) Job {
+	j.Round++
+	h := sha256.Sum256(fmt.Appendf(nil, "%s %d", j.ID, j.Round))
+	h[6], h[8] = h[6]&0x0f|0x80, h[8]&0x3f|0x80 // RFC 9562: version 8, variant 10
+	j.DeliverAs = glance.ImageID(fmt.Sprintf("%x-%x-%x-%x-%x", h[:4], h[4:6], h[6:8], h[8:10], h[10:16]))
+	return j
+}
+
+// upload sends the job's content to the queued image.
+func (a *Agent) upload(ctx context.Context, j Job, id glance.ImageID, report func(int64, int64)) error {
+	src, err := a.content(ctx, j)
+	if err != nil {
+		return err
+	}
+	defer src.Close()
+	body, err := newProofReader(bufio.NewReaderSize(src, readSize), j.Image.Size, j.Image.Hash, func(n int64) { report(n, j.Image.Size) })
+	if err != nil {
+		return err
+	}
+	return a.Catalog.Upload(ctx, id, body, j.Image.Size)
+}
+
+// content opens the content of a Receive job: the arriving file, or the image
+// here that holds the same bytes.
+func (a *Agent) content(ctx context.Context, j Job) (io.ReadCloser, error) {
+	if j.LocalCopy != "" {
+		return a.Catalog.Data(ctx, j.LocalCopy)
+	}
+	// After a failure the upload waits for the whole file: a broken path must not
+	// keep Glance busy with uploads that never end.
+	return a.follow(ctx, j.FileName(), j.Image.Size, j.Attempts > 0)
+}
+
+// finishDelivery makes the image visible as its source is, and removes the arrival.
+// Delivered → Verified.
+func (a *Agent) finishDelivery(ctx context.Context, j Job, _ func(int64, int64)) (Job, error) {
+	want := j.Image
+	want.ID = j.DeliverAs
+	img, err := a.Catalog.Finish(ctx, want)
+	if errors.Is(err, ErrNoImage) {
+		return j, failure.Permanently(fmt.Errorf("image %s was deleted at site %s while it was delivered", j.DeliverAs, a.Site))
+	}
+	if err != nil {
+		return j, fmt.Errorf("set the properties of image %s: %w", j.DeliverAs, err)
+	}
+	if img.Status != glance.Active || !img.SameContent(j.Image) {
+		return j, failure.Permanently(fmt.Errorf("image %s at site %s is %s with %s, want active with %s", img.ID, a.Site, img.Status, img.Hash, j.Image.Hash))
+	}
+	if j.LocalCopy == "" {
+		if err := a.dropArrived(ctx, j.FileName()); err != nil {
+			return j, err
+		}
+	}
+	return j.Enter(Verified, time.Now().UTC(), ""), nil
+}
+
+// dropArrived removes a file from the inbox once its transfer has ended: the sender
+// must not see its last answer cut off.
+func (a *Agent) dropArrived(ctx context.Context, name string) error {
+	began := time.Now()
+	for range polling(ctx) {
+		arr, err := a.Landing.Arrival(ctx, name)
+		if errors.Is(err, mover.ErrNoArrival) {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("ask the DTN of site %s: %w", a.Site, err)
+		}
+		if arr.State == mover.Arrived || time.Since(began) > lostAfter {
+			return a.Landing.Drop(ctx, name)
+		}
+	}
+	return ctx.Err()
+}
+
+// undoDelivery takes an unfinished delivery back. Cancelling → Cancelled. The empty
+// record in Glance stays, hidden and private, until the job is forgotten:
+// deleting it would burn the image's id at this site for ever.
+func (a *Agent) undoDelivery(ctx context.Context, j Job, _ func(int64, int64)) (Job, error) {
+	if j.LocalCopy == "" {
+		if err := a.Landing.Drop(ctx, j.FileName()); err != nil {
+			return j, fmt.Errorf("drop the arrival: %w", err)
+		}
+	}
+	return undone(j), nil
+}
+
+// removeShell deletes the empty record that a cancelled delivery left in Glance.
+func (a *Agent) removeShell(ctx context.Context, j Job) error {
+	if j.Kind != Receive || j.State != Cancelled {
+		return nil
+	}
+	img, err := a.Catalog.Image(ctx, j.DeliverAs)
+	if errors.Is(err, ErrNoImage) {
+		return nil
+	}
+	if err != nil || img.Status == glance.Active || img.Properties[glance.PropJob] != string(j.ID) {
+		return err
+	}
+	return a.Catalog.Delete(ctx, img.ID)
+}
+
+// Delivery tells the site that sends an image how far our job is.
+func (a *Agent) Delivery(ctx context.Context, from string, id JobID) (Delivery, error) {
+	j, err := a.delivery(ctx, from, id)
+	if err != nil {
+		return Delivery{}, err
+	}
+	d := Delivery{ID: j.ID, State: j.State, Reason: j.Reason, ImageID: j.DeliverAs}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	d.Moved = a.progress[id].Moved
+	return d, nil
+}
+
+// CancelDelivery undoes our job at the wish of the site that sends it.
+func (a *Agent) CancelDelivery(ctx context.Context, from string, id JobID) error {
+	j, err := a.delivery(ctx, from, id)
+	if errors.Is(err, ErrNoJob) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	_, err = a.cancel(ctx, j, "cancelled by site "+from)
+	if errors.Is(err, ErrBadState) {
+		return nil
+	}
+	return err
+}
+
+func (a *Agent) delivery(ctx context.Context, from string, id JobID) (Job, error) {
+	j, err := a.Store.Get(ctx, id)
+	if err == nil && (j.Kind != Receive || j.Peer != from) {
+		return Job{}, ErrNoJob
+	}
+	return j, err
+}

@@ -1,0 +1,434 @@
+package agent
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"iter"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/glance-dtn/glance-dtn/glance"
+)
+
+// hintQueue holds the images to look at and when. Hints for the same image become one.
+type hintQueue struct {
+	mu   sync.Mutex
+	due  map[glance.ImageID]time.Time
+	wake chan struct{}
+}
+
+func newHintQueue() *hintQueue {
+	return &hintQueue{due: map[glance.ImageID]time.Time{}, wake: make(chan struct{}, 1)}
+}
+
+func (q *hintQueue) add(id glance.ImageID, at time.Time) {
+	q.mu.Lock()
+	if old, ok := q.due[id]; !ok || at.Before(old) {
+		q.due[id] = at
+	}
+	q.mu.Unlock()
+	select {
+	case q.wake <- struct{}{}:
+	default:
+	}
+}
+
+// take removes and returns what is due, and how long until the next is.
+func (q *hintQueue) take(now time.Time) (due []glance.ImageID, next time.Duration) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	next = time.Hour
+	for id, at := range q.due {
+		if at.After(now) {
+			next = min(next, at.Sub(now))
+			continue
+		}
+		due = append(due, id)
+		delete(q.due, id)
+	}
+	slices.Sort(due)
+	return due, next
+}
+
+// reconcileLoop makes jobs: at once for hinted images, every Listing for what Glance
+// says has changed, every Reconcile for all images of all sites. It trusts none of
+// its sources to be complete but the last.
+func (a *Agent) reconcileLoop(ctx context.Context) {
+	var listed, full time.Time // when the last successful ones began
+	var nextList, nextFull time.Time
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for ctx.Err() == nil {
+		s := a.settings.Load()
+		now := time.Now()
+		if !now.Before(nextFull) {
+			if err := a.reconcile(ctx); err != nil {
+				a.warn(ctx, "full pass incomplete", err)
+			} else {
+				full, listed = now, now
+			}
+			nextFull, nextList = now.Add(s.Reconcile), now.Add(s.Listing)
+			if full.Before(now) {
+				nextFull = now.Add(min(s.Reconcile, time.Minute))
+			}
+		} else if !now.Before(nextList) {
+			if err := a.listing(ctx, listed); err != nil {
+				a.warn(ctx, "listing of Glance failed", err)
+			} else {
+				listed = now
+			}
+			nextList = now.Add(s.Listing)
+		}
+		due, next := a.hints.take(time.Now())
+		for _, id := range due {
+			if err := a.look(ctx, id); err != nil {
+				a.warn(ctx, "hint not followed; the next listing will", err)
+			}
+		}
+		timer.Reset(max(0, min(next, time.Until(nextList), time.Until(nextFull))))
+		select {
+		case <-ctx.Done():
+		case <-a.hints.wake:
+		case <-a.reopened:
+			nextFull = time.Time{}
+		case <-timer.C:
+		}
+	}
+}
+
+func (a *Agent) warn(ctx context.Context, msg string, err error) {
+	if ctx.Err() == nil {
+		a.Log.Warn(msg, "site", a.Site, "err", err)
+	}
+}
+
+// look asks Glance about one hinted image and makes the jobs it needs.
+func (a *Agent) look(ctx context.Context, id glance.ImageID) error {
+	img, err := a.Catalog.Image(ctx, id)
+	if errors.Is(err, ErrNoImage) {
+		a.forget(id)
+		return a.cancelGone(ctx, func(j glance.ImageID) bool { return j != id })
+	}
+	if err != nil {
+		return err
+	}
+	return a.consider(ctx, img)
+}
+
+// listing considers what changed since the time, with some overlap: Glance's clock
+// is not ours, and its updated_at is in whole seconds.
+func (a *Agent) listing(ctx context.Context, since time.Time) error {
+	if !since.IsZero() {
+		since = since.Add(-5 * time.Second)
+	}
+	for img, err := range a.Catalog.Images(ctx, since) {
+		if err != nil {
+			return err
+		}
+		if err := a.consider(ctx, img); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// consider makes the jobs that the rules want for an image. One that is not active
+// yet is looked at again soon, and later and later while it does not get there.
+func (a *Agent) consider(ctx context.Context, img glance.Image) error {
+	sites := a.destinations(img)
+	if len(sites) == 0 || img.Properties[glance.PropJob] != "" {
+		a.forget(img.ID)
+		return nil
+	}
+	switch img.Status {
+	case glance.Active:
+		a.forget(img.ID)
+	case glance.Queued, glance.Saving, glance.Importing, "uploading":
+		a.waitFor(img)
+		return nil
+	default:
+		a.forget(img.ID)
+		return nil
+	}
+	for _, site := range sites {
+		if _, err := a.ensure(ctx, img, site, false); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// destinations returns the sites that the rules send the image to.
+func (a *Agent) destinations(img glance.Image) []string {
+	var sites []string
+	for _, r := range a.settings.Load().Rules {
+		if r.Match.Selects(img) {
+			sites = append(sites, r.To...)
+		}
+	}
+	slices.Sort(sites)
+	return slices.Compact(sites)
+}
+
+// waitFor remembers an image that is not active and looks again: after a fifth of
+// the time that it has been waited for, at least every Listing.
+func (a *Agent) waitFor(img glance.Image) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	now := time.Now()
+	a.waiting[img.ID] = img
+	age := now.Sub(img.UpdatedAt)
+	a.hints.add(img.ID, now.Add(min(max(age/5, 200*time.Millisecond), a.settings.Load().Listing)))
+}
+
+func (a *Agent) forget(id glance.ImageID) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	delete(a.waiting, id)
+}
+
+// ensure returns the Send job for the image and site, making it where it is missing.
+// reopen begins a finished one anew.
+func (a *Agent) ensure(ctx context.Context, img glance.Image, site string, reopen bool) (Job, error) {
+	now := time.Now().UTC()
+	j := Job{ID: NewJobID(Send, img.ID, img.Hash, site), Kind: Send, Peer: site, Image: img, Created: now, DeliverAs: img.ID}
+	j = j.Enter(Pending, now, "")
+	err := a.Store.Create(ctx, j)
+	if err == nil {
+		a.Log.Info("job", "job", j.ID, "image", img.ID, "name", img.Name, "site", site, "state", Pending, "bytes", img.Size)
+		return a.Store.Get(ctx, j.ID)
+	}
+	if !errors.Is(err, ErrExists) {
+		return j, err
+	}
+	old, err := a.Store.Get(ctx, j.ID)
+	if err != nil || !reopen || !old.State.Final() {
+		return old, err
+	}
+	return a.reopen(ctx, old)
+}
+
+// reopen begins a final job anew, with a new transfer key.
+func (a *Agent) reopen(ctx context.Context, j Job) (Job, error) {
+	s := Pending
+	if j.Kind == Receive {
+		s = Expected
+	}
+	j = again(j, s, "begun anew")
+	j.Attempts, j.Mismatch = 0, 0
+	return a.Store.Update(ctx, j)
+}
+
+// reconcile compares this site with every site that a rule names and makes the jobs
+// that are missing; it cancels what has lost its image, and cleans up.
+func (a *Agent) reconcile(ctx context.Context) error {
+	began := time.Now()
+	local, err := collect(a.Catalog.Images(ctx, time.Time{}))
+	if err != nil {
+		return err
+	}
+	byID := index(local)
+	errs := []error{a.cancelGone(ctx, func(id glance.ImageID) bool { _, ok := byID[id]; return ok })}
+	for _, img := range local {
+		if img.Status != glance.Active {
+			errs = append(errs, a.consider(ctx, img))
+		}
+	}
+	for _, p := range a.settings.Load().Peers {
+		wanted := slices.DeleteFunc(slices.Clone(local), func(i glance.Image) bool {
+			return i.Properties[glance.PropJob] != "" || !slices.Contains(a.destinations(i), p.Name)
+		})
+		if len(wanted) == 0 {
+			continue
+		}
+		remote, err := collect(p.Peer.Inventory(ctx))
+		if err != nil {
+			errs = append(errs, fmt.Errorf("inventory of site %s: %w", p.Name, err))
+			continue
+		}
+		for _, c := range compareImages(wanted, remote, p.Name) {
+			if c.Relation != Missing && c.Relation != Conflict {
+				continue
+			}
+			if _, err := a.ensureMissing(ctx, byID[c.ID], p.Name); err != nil {
+				errs = append(errs, err)
+			}
+		}
+	}
+	a.setFaults(local)
+	errs = append(errs, a.purge(ctx), a.sweep(ctx))
+	err = errors.Join(errs...)
+	a.Log.Debug("full pass", "site", a.Site, "images", len(local), "seconds", time.Since(began).Seconds(), "err", err)
+	return err
+}
+
+// ensureMissing is ensure for an image that a peer does not have: a job that was
+// verified once begins anew. One that a person cancelled or has to look at does not.
+func (a *Agent) ensureMissing(ctx context.Context, img glance.Image, site string) (Job, error) {
+	j, err := a.ensure(ctx, img, site, false)
+	if err == nil && j.State == Verified {
+		j, err = a.reopen(ctx, j)
+	}
+	if errors.Is(err, ErrStale) {
+		err = nil
+	}
+	return j, err
+}
+
+// cancelGone undoes the Send jobs in flight whose image is not here any more.
+func (a *Agent) cancelGone(ctx context.Context, here func(glance.ImageID) bool) error {
+	for j, err := range a.Store.All(ctx) {
+		if err != nil {
+			return err
+		}
+		if j.Kind != Send || j.State.Final() || j.State == Cancelling || here(j.Image.ID) {
+			continue
+		}
+		if _, err := a.Catalog.Image(ctx, j.Image.ID); !errors.Is(err, ErrNoImage) {
+			continue // it was made after the listing, or Glance does not answer
+		}
+		if _, err := a.cancel(ctx, j, errGoneHere.Error()); err != nil && !errors.Is(err, ErrBadState) {
+			return err
+		}
+	}
+	return nil
+}
+
+// purge forgets jobs that ended longer than Keep ago.
+func (a *Agent) purge(ctx context.Context) error {
+	keep := a.settings.Load().Keep
+	for j, err := range a.Store.All(ctx) {
+		if err != nil {
+			return err
+		}
+		if (j.State != Verified && j.State != Cancelled) || time.Since(j.Updated) < keep {
+			continue
+		}
+		if err := a.removeShell(ctx, j); err != nil {
+			return err
+		}
+		if err := a.Store.Delete(ctx, j); err != nil && !errors.Is(err, ErrStale) {
+			return err
+		}
+	}
+	return nil
+}
+
+// sweep removes staged files whose job has ended or is not known: a crash between
+// the end of a job and its cleaning leaves such.
+func (a *Agent) sweep(ctx context.Context) error {
+	names, err := a.Stager.Staged(ctx)
+	if err != nil {
+		return err
+	}
+	for _, name := range names {
+		j, err := a.Store.Get(ctx, JobID(name[strings.LastIndexByte(name, '/')+1:]))
+		if err == nil && j.State != Verified && j.State != Cancelled {
+			continue
+		}
+		if err != nil && !errors.Is(err, ErrNoJob) {
+			return err
+		}
+		a.Log.Info("removing a staged file without a job", "file", name)
+		if err := a.Stager.Unstage(ctx, name); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (a *Agent) setFaults(local []glance.Image) {
+	var faults []StoreFault
+	if a.StoreFaults != nil {
+		faults = a.StoreFaults(local)
+	}
+	stuck := a.settings.Load().Stuck
+	for _, i := range local {
+		age := time.Since(i.UpdatedAt)
+		if (i.Status == glance.Saving || i.Status == glance.Importing) && age > stuck {
+			faults = append(faults, StoreFault{ID: i.ID, Fault: "stuck", Note: fmt.Sprintf("%s for %v: if nobody is uploading it, glance-api died during the upload; delete the image", i.Status, age.Round(time.Minute))})
+		}
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, f := range faults {
+		if !slices.Contains(a.faults, f) {
+			a.Log.Warn("datadir and Glance disagree", "image", f.ID, "file", f.Path, "fault", f.Fault, "next", f.Note)
+		}
+	}
+	a.faults = faults
+}
+
+// compareImages tells how the local images stand at a peer, and what that has
+// beyond them. It does no I/O. The order is by name and id.
+func compareImages(local, remote []glance.Image, peer string) []Comparison {
+	there := index(remote)
+	bySource := map[glance.ImageID]glance.Image{}
+	for _, r := range remote {
+		if s := r.SourceID(); s != r.ID {
+			bySource[s] = r
+		}
+	}
+	var out []Comparison
+	seen := map[glance.ImageID]bool{}
+	for _, l := range local {
+		c := Comparison{ID: l.ID, Name: l.Name, Size: l.Size, Peer: peer}
+		r, ok := there[l.ID]
+		if !ok {
+			if r, ok = bySource[l.ID]; !ok {
+				r, ok = there[l.SourceID()]
+			}
+		}
+		if ok {
+			seen[r.ID] = true
+		}
+		diff := l.MetadataDiff(r)
+		switch {
+		case l.Status != glance.Active:
+			c.Relation, c.Detail = Unready, "here: "+string(l.Status)
+		case !ok:
+			c.Relation = Missing
+		case r.Properties[glance.PropJob] != "":
+			c.Relation, c.Detail = Unready, "being delivered"
+		case r.Status != glance.Active && r.Status != glance.Deactivated:
+			c.Relation, c.Detail = Unready, "at "+peer+": "+string(r.Status)
+		case !l.SameContent(r):
+			c.Relation, c.Detail = Conflict, fmt.Sprintf("here %s, at %s %s", l.Hash.Short(), peer, r.Hash.Short())
+		case len(diff) > 0:
+			c.Relation, c.Detail = Differs, strings.Join(diff, ", ")
+		default:
+			c.Relation = Same
+		}
+		out = append(out, c)
+	}
+	for _, r := range remote {
+		if !seen[r.ID] {
+			out = append(out, Comparison{ID: r.ID, Name: r.Name, Size: r.Size, Peer: peer, Relation: Extra})
+		}
+	}
+	slices.SortFunc(out, func(x, y Comparison) int { return cmp.Or(cmp.Compare(x.Name, y.Name), cmp.Compare(x.ID, y.ID)) })
+	return out
+}
+
+func index(images []glance.Image) map[glance.ImageID]glance.Image {
+	m := make(map[glance.ImageID]glance.Image, len(images))
+	for _, i := range images {
+		m[i.ID] = i
+	}
+	return m
+}
+
+func collect[T any](seq iter.Seq2[T, error]) ([]T, error) {
+	var out []T
+	for v, err := range seq {
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, v)
+	}
+	return out, nil
+}

@@ -1,0 +1,318 @@
+package agent
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"runtime/debug"
+	"slices"
+	"time"
+
+	"github.com/glance-dtn/glance-dtn/internal/failure"
+)
+
+// Step does one leg of a job: it returns the job as it is to be stored, mostly
+// in its next state. It is safe to repeat from whatever an earlier try left
+// behind. With an error the job stays in its state, or goes where the returned job
+// says, and is tried again: later and later, after the time that failure.After
+// asks for, or not before a person has retried it (failure.Permanently).
+type Step func(ctx context.Context, j Job, report func(moved, total int64)) (Job, error)
+
+// pipeline returns the step for a job; final states have none.
+func (a *Agent) pipeline(j Job) Step {
+	switch j.Kind {
+	case Send:
+		return map[State]Step{
+			Pending:    a.offer,
+			Offered:    a.stage,
+			Staged:     a.move,
+			Moved:      a.awaitDelivery,
+			Delivered:  a.finishSend,
+			Cancelling: a.undoSend,
+		}[j.State]
+	case Receive:
+		return map[State]Step{
+			Expected:   a.awaitArrival,
+			Arriving:   a.deliver,
+			Delivered:  a.finishDelivery,
+			Cancelling: a.undoDelivery,
+		}[j.State]
+	}
+	return nil
+}
+
+// slot returns which of the site's places a job takes in its state, and how many of
+// those there are.
+func (a *Agent) slot(j Job) (name string, limit int) {
+	s := a.settings.Load()
+	switch {
+	case j.State == Cancelling, j.State == Expected:
+		return "light", 10000
+	case j.Kind == Receive:
+		return "deliver", max(1, s.DeliverJobs)
+	}
+	p, _ := a.peer(j.Peer)
+	return "send/" + j.Peer, max(1, p.Jobs)
+}
+
+// errReplaced ends a step whose job was changed by somebody else.
+var errReplaced = errors.New("the job was changed")
+
+// workers is the state of runWorkers; only its goroutine touches it.
+type workers struct {
+	jobs    map[JobID]Job // not final
+	running map[JobID]*running
+	used    map[string]int      // places taken by this agent, by slot
+	held    map[JobID]time.Time // claimed elsewhere: not before
+	wanted  map[JobID]bool      // RunJobs: end when all of these are final; nil: never
+}
+
+type running struct {
+	slot   string
+	state  State
+	cancel context.CancelCauseFunc
+}
+
+// runWorkers works on every due job of the Store until ctx ends, or, when ids are
+// given, on these until all are final.
+func (a *Agent) runWorkers(ctx context.Context, ids []JobID) error {
+	ctx, stop := context.WithCancel(ctx)
+	events := make(chan Event)
+	failed := make(chan error, 1)
+	done := make(chan JobID)
+	w := &workers{jobs: map[JobID]Job{}, running: map[JobID]*running{}, used: map[string]int{}, held: map[JobID]time.Time{}}
+	if ids != nil {
+		w.wanted = map[JobID]bool{}
+		for _, id := range ids {
+			w.wanted[id] = true
+		}
+	}
+	go func() { failed <- a.feed(ctx, events) }()
+	defer func() {
+		stop()
+		for len(w.running) > 0 {
+			delete(w.running, <-done)
+		}
+		<-failed
+	}()
+
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		if w.wanted != nil && len(w.wanted) == 0 {
+			return nil
+		}
+		timer.Reset(a.start(ctx, w, done))
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case err := <-failed:
+			failed <- err
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
+			return err
+		case e := <-events:
+			a.note(w, e)
+		case id := <-done:
+			w.used[w.running[id].slot]--
+			delete(w.running, id)
+		case <-timer.C:
+		}
+	}
+}
+
+// feed sends every job of the Store and then every event to ch, until ctx ends or the Store fails.
+func (a *Agent) feed(ctx context.Context, ch chan<- Event) error {
+	send := func(e Event) bool {
+		select {
+		case ch <- e:
+			return true
+		case <-ctx.Done():
+			return false
+		}
+	}
+	for e, err := range a.Store.Watch(ctx) {
+		if err != nil {
+			return err
+		}
+		if !send(e) {
+			break
+		}
+	}
+	return ctx.Err()
+}
+
+func (a *Agent) note(w *workers, e Event) {
+	switch {
+	case e.Progress != nil:
+		a.setProgress(*e.Progress)
+	case e.Gone != "":
+		delete(w.jobs, e.Gone)
+		delete(w.wanted, e.Gone)
+	case e.Job != nil:
+		j := *e.Job
+		if old, ok := w.jobs[j.ID]; ok && old.Rev > j.Rev {
+			return
+		}
+		if r := w.running[j.ID]; r != nil && j.State == Cancelling && r.state != Cancelling {
+			r.cancel(errReplaced)
+		}
+		delete(w.held, j.ID)
+		if j.State.Final() {
+			delete(w.jobs, j.ID)
+			delete(w.wanted, j.ID)
+			a.dropProgress(j.ID)
+			return
+		}
+		w.jobs[j.ID] = j
+	}
+}
+
+// start starts what is due and has a place, oldest first, and returns how long until the next is due.
+func (a *Agent) start(ctx context.Context, w *workers, done chan<- JobID) time.Duration {
+	now, next := time.Now(), time.Hour
+	due := make([]Job, 0, len(w.jobs))
+	for _, j := range w.jobs {
+		if w.running[j.ID] != nil || w.wanted != nil && !w.wanted[j.ID] {
+			continue
+		}
+		at := j.NotBefore
+		if h := w.held[j.ID]; h.After(at) {
+			at = h
+		}
+		if at.After(now) {
+			next = min(next, at.Sub(now))
+			continue
+		}
+		due = append(due, j)
+	}
+	slices.SortFunc(due, func(x, y Job) int { return cmp.Or(x.Created.Compare(y.Created), cmp.Compare(x.ID, y.ID)) })
+	for _, j := range due {
+		slot, limit := a.slot(j)
+		if w.used[slot] >= limit {
+			continue
+		}
+		w.used[slot]++
+		// Whatever happens, this job is not tried again at once with what is known of it now.
+		w.held[j.ID] = now.Add(2 * time.Second)
+		next = min(next, 2*time.Second)
+		jobCtx, cancel := context.WithCancelCause(ctx)
+		w.running[j.ID] = &running{slot: slot, state: j.State, cancel: cancel}
+		go func() {
+			defer func() { cancel(nil); done <- j.ID }()
+			a.work(jobCtx, j, slot, limit)
+		}()
+	}
+	return next
+}
+
+// work claims one job and does its steps until it is final, has to wait, or needs a
+// place of another slot.
+func (a *Agent) work(ctx context.Context, j Job, slot string, limit int) {
+	claim, err := a.Store.Claim(ctx, j, slot, limit)
+	if err != nil {
+		if !errors.Is(err, ErrBusy) && !errors.Is(err, ErrStale) && ctx.Err() == nil {
+			a.Log.Warn("job not claimed", "job", j.ID, "err", err)
+		}
+		return
+	}
+	defer claim.Release()
+	for {
+		next, err := a.try(claim, j)
+		if err != nil && claim.Context().Err() != nil {
+			return // lost, replaced or shut down: the store tells what is next
+		}
+		next = a.settle(j, next, err)
+		// A leg that is done is recorded even while shutting down.
+		recCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
+		stored, uerr := claim.Update(recCtx, next)
+		cancel()
+		if uerr != nil {
+			if !errors.Is(uerr, ErrStale) && !errors.Is(uerr, ErrLost) {
+				a.Log.Warn("job not recorded; its step will be repeated", "job", j.ID, "state", next.State, "err", uerr)
+			}
+			return
+		}
+		a.logChange(j, stored)
+		j = stored
+		newSlot, _ := a.slot(j)
+		if j.State.Final() || !j.NotBefore.IsZero() || newSlot != slot || ctx.Err() != nil {
+			return
+		}
+	}
+}
+
+// try runs the job's step. A panic is a failure that a person must see, not the end of the daemon.
+func (a *Agent) try(claim Claim, j Job) (next Job, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			a.Log.Error("a step panicked", "job", j.ID, "state", j.State, "err", p, "stack", string(debug.Stack()))
+			next, err = j, failure.Permanently(fmt.Errorf("internal fault in state %s: %v; please report it with the agent's log", j.State, p))
+		}
+	}()
+	step := a.pipeline(j)
+	if step == nil {
+		return j, failure.Permanently(fmt.Errorf("this version does not know the state %q of a %s job", j.State, j.Kind))
+	}
+	report := func(moved, total int64) {
+		claim.Progress(Progress{Job: j.ID, State: j.State, Moved: moved, Total: total, At: time.Now().UTC()})
+	}
+	return step(claim.Context(), j, report)
+}
+
+// settle returns the job to store after a step that was given j returned next and err.
+func (a *Agent) settle(j, next Job, err error) Job {
+	now := time.Now().UTC()
+	next.Updated = now
+	if err == nil {
+		if next.State == j.State { // a step in two: go on at once
+			next.Attempts, next.NotBefore, next.Reason = 0, time.Time{}, ""
+		}
+		return next
+	}
+	if failure.IsPermanent(err) {
+		next = next.Enter(Parked, now, err.Error())
+		next.Reason = err.Error()
+		return next
+	}
+	next.Reason = err.Error()
+	if d, ok := failure.Delay(err); ok {
+		next.NotBefore = now.Add(max(d, time.Millisecond))
+		return next
+	}
+	next.Attempts++
+	s := a.settings.Load()
+	next.NotBefore = now.Add(backoff(max(next.Attempts, next.Round), s.RetryMin, s.RetryMax))
+	return next
+}
+
+// backoff doubles from lo to hi and adds up to a quarter, so that the jobs of a peer that was away do not come all at once.
+func backoff(attempt int, lo, hi time.Duration) time.Duration {
+	d := lo
+	for range attempt - 1 {
+		if d = 2 * d; d >= hi {
+			d = hi
+			break
+		}
+	}
+	return d + rand.N(d/4+1)
+}
+
+func (a *Agent) logChange(old, j Job) {
+	attrs := []any{"job", j.ID, "image", j.Image.ID, "name", j.Image.Name, "site", j.Peer, "state", j.State}
+	switch {
+	case j.State == Parked:
+		a.Log.Error("a job needs a person", append(attrs, "err", j.Reason, "next", "glance-dtn retry "+string(j.ID))...)
+	case j.Attempts > 0 && j.Reason != "":
+		a.Log.Warn("a leg failed and will be repeated", append(attrs, "attempts", j.Attempts, "err", j.Reason, "at", j.NotBefore)...)
+	case old.State != j.State:
+		note := ""
+		if n := len(j.History); n > 0 {
+			note = j.History[n-1].Note
+		}
+		a.Log.Info("job", append(attrs, "bytes", j.Image.Size, "note", note)...)
+	}
+}

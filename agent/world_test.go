@@ -1,0 +1,967 @@
+package agent
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha512"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"iter"
+	"maps"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/glance-dtn/glance-dtn/glance"
+	"github.com/glance-dtn/glance-dtn/internal/digest"
+	"github.com/glance-dtn/glance-dtn/mover"
+)
+
+// world is two sites whose mechanisms live in memory and keep their state while
+// agents come and go. Every call of a mechanism goes through call, where a test
+// makes it fail before or after its effect, or kills the agent that makes it.
+type world struct {
+	t     *testing.T
+	a, b  *site
+	fault func(op op, after bool) fate
+
+	mu  sync.Mutex
+	ops []op // every call of a mechanism, in order
+}
+
+type op struct {
+	site string
+	name string // "catalog.Create"
+	nth  int    // how many calls of that name came before at the site
+}
+
+func (o op) String() string { return fmt.Sprintf("%s:%s#%d", o.site, o.name, o.nth) }
+
+type fate int
+
+const (
+	live fate = iota
+	fail
+	kill
+)
+
+var (
+	errInjected = errors.New("injected fault")
+	errDead     = errors.New("the process is dead")
+)
+
+// site is one site's outside world: Glance, export, DTN and job store.
+type site struct {
+	w       *world
+	name    string
+	images  map[glance.ImageID]*record
+	used    map[glance.ImageID]bool
+	files   map[string][]byte // the datadir, by image id
+	outbox  map[string][]byte
+	inbox   map[string]*arrival
+	moves   map[mover.TransferID]*move
+	spent   map[string]bool
+	jobs    map[JobID]Job
+	claims  map[JobID]*claim
+	rev     int64
+	subs    map[chan Event]context.Context
+	counts  map[string]int
+	free    int64
+	down    bool // its agent and DTN do not answer other sites
+	corrupt int  // so many arrivals come with a wrong byte, and the DTN does not notice
+
+	settings Settings
+	agent    *Agent
+	alive    context.Context
+	die      context.CancelFunc
+	ended    chan struct{}
+}
+
+type record struct {
+	glance.Image
+	data []byte
+}
+
+type arrival struct {
+	file  mover.File
+	data  []byte
+	state mover.ArrivalState
+}
+
+type move struct {
+	req  mover.Request
+	st   mover.Status
+	stop context.CancelFunc
+}
+
+func newWorld(t *testing.T) *world {
+	w := &world{t: t}
+	w.a, w.b = newSite(w, "A"), newSite(w, "B")
+	return w
+}
+
+func newSite(w *world, name string) *site {
+	return &site{
+		w: w, name: name, images: map[glance.ImageID]*record{}, used: map[glance.ImageID]bool{},
+		files: map[string][]byte{}, outbox: map[string][]byte{}, inbox: map[string]*arrival{}, moves: map[mover.TransferID]*move{},
+		spent: map[string]bool{}, jobs: map[JobID]Job{}, claims: map[JobID]*claim{}, subs: map[chan Event]context.Context{},
+		counts: map[string]int{}, free: 1 << 40,
+	}
+}
+
+func (s *site) other() *site {
+	if s == s.w.a {
+		return s.w.b
+	}
+	return s.w.a
+}
+
+// boot starts the site's agent, after a kill too.
+func (s *site) boot() {
+	s.settings = Settings{
+		Peers: []PeerSite{{Name: s.other().name, Peer: peerOf{s}, Jobs: 2, MayPull: true}}, Rules: s.settings.Rules,
+		DeliverJobs: 2, OnDeletedID: cmpOr(s.settings.OnDeletedID, OnDeletedPark), Owner: OwnerAgent,
+		RetryMin: time.Second, RetryMax: time.Minute, Listing: 15 * time.Second, Reconcile: 10 * time.Minute, Stuck: time.Hour, Keep: 30 * 24 * time.Hour,
+	}
+	a, err := New(Options{Site: s.name, Catalog: catalogOf{s}, Stager: stagerOf{s}, Mover: moverOf{s}, Landing: landingOf{s}, Signer: signerOf{s}, Store: storeOf{s}, Settings: s.settings})
+	if err != nil {
+		s.w.t.Fatal(err)
+	}
+	s.agent = a
+	s.alive, s.die = context.WithCancel(s.w.t.Context())
+	s.ended = make(chan struct{})
+	go func(ctx context.Context, ended chan struct{}) {
+		defer close(ended)
+		if err := a.Run(ctx); err != nil && ctx.Err() == nil {
+			s.w.t.Errorf("agent %s: %v", s.name, err)
+		}
+	}(s.alive, s.ended)
+}
+
+func cmpOr(s, or string) string {
+	if s == "" {
+		return or
+	}
+	return s
+}
+
+func (s *site) halt() {
+	s.die()
+	<-s.ended
+}
+
+// call is where every mechanism begins and ends. It returns whether the effect may
+// happen, and a function that turns the effect's error into what the caller sees.
+func (s *site) call(name string) (pre error, post func(error) error) {
+	if s.alive.Err() != nil {
+		return errDead, nil
+	}
+	w := s.w
+	w.mu.Lock()
+	o := op{s.name, name, s.counts[name]}
+	s.counts[name]++
+	w.ops = append(w.ops, o)
+	w.mu.Unlock()
+	decide := func(after bool) error {
+		if w.fault == nil {
+			return nil
+		}
+		switch w.fault(o, after) {
+		case fail:
+			return fmt.Errorf("%v: %w", o, errInjected)
+		case kill:
+			s.die()
+			go func() { <-s.ended; s.boot() }()
+			return errDead
+		}
+		return nil
+	}
+	if err := decide(false); err != nil {
+		return err, nil
+	}
+	return nil, func(err error) error {
+		if aerr := decide(true); aerr != nil {
+			return aerr
+		}
+		return err
+	}
+}
+
+func (w *world) locked(f func()) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	f()
+}
+
+// upload puts an image into the site's Glance as a user would.
+func (s *site) upload(name string, data []byte) glance.ImageID {
+	id := newImageID()
+	s.w.locked(func() {
+		s.images[id] = &record{Image: glance.Image{
+			ID: id, Name: name, Status: glance.Active, Size: int64(len(data)), Hash: sum(data), DiskFormat: "raw", ContainerFormat: "bare",
+			Visibility: "public", MinDisk: 1, Tags: []string{"t"}, Properties: map[string]string{"os_distro": "debian"}, UpdatedAt: time.Now(),
+		}, data: data}
+		s.files[string(id)] = data
+	})
+	return id
+}
+
+func newImageID() glance.ImageID {
+	return renamed(Job{ID: JobID(randomID())}).DeliverAs
+}
+
+func sum(b []byte) digest.Digest {
+	h := sha512.Sum512(b)
+	return digest.Digest{Algo: "sha512", Value: hex.EncodeToString(h[:])}
+}
+
+func content(n int) []byte {
+	b := make([]byte, n)
+	r := rand.NewChaCha8([32]byte{byte(n), byte(n >> 8)})
+	r.Read(b)
+	return b
+}
+
+// ---- Glance
+
+type catalogOf struct{ *site }
+
+func (c catalogOf) Image(_ context.Context, id glance.ImageID) (img glance.Image, err error) {
+	pre, post := c.call("catalog.Image")
+	if pre != nil {
+		return img, pre
+	}
+	c.w.locked(func() {
+		if r := c.images[id]; r != nil {
+			img = clone(r.Image)
+		} else {
+			err = ErrNoImage
+		}
+	})
+	return img, post(err)
+}
+
+func clone(i glance.Image) glance.Image {
+	i.Properties, i.Tags = maps.Clone(i.Properties), slices.Clone(i.Tags)
+	return i
+}
+
+func (c catalogOf) Images(_ context.Context, since time.Time) iter.Seq2[glance.Image, error] {
+	return func(yield func(glance.Image, error) bool) {
+		pre, post := c.call("catalog.Images")
+		if pre != nil {
+			yield(glance.Image{}, pre)
+			return
+		}
+		var all []glance.Image
+		c.w.locked(func() {
+			for _, r := range c.images {
+				if !r.UpdatedAt.Before(since) {
+					all = append(all, clone(r.Image))
+				}
+			}
+		})
+		if err := post(nil); err != nil {
+			yield(glance.Image{}, err)
+			return
+		}
+		for _, i := range all {
+			if !yield(i, nil) {
+				return
+			}
+		}
+	}
+}
+
+func (c catalogOf) Holding(_ context.Context, i glance.Image) (out []glance.Image, err error) {
+	pre, post := c.call("catalog.Holding")
+	if pre != nil {
+		return nil, pre
+	}
+	c.w.locked(func() {
+		for _, r := range c.images {
+			if r.Status == glance.Active && r.SameContent(i) {
+				out = append(out, clone(r.Image))
+			}
+		}
+	})
+	return out, post(nil)
+}
+
+func (c catalogOf) Create(_ context.Context, i glance.Image) (img glance.Image, err error) {
+	pre, post := c.call("catalog.Create")
+	if pre != nil {
+		return img, pre
+	}
+	c.w.locked(func() {
+		if c.used[i.ID] || c.images[i.ID] != nil {
+			err = ErrIDUsed
+			return
+		}
+		i = clone(i)
+		i.Status, i.Size, i.Hash, i.Visibility, i.Hidden, i.Protected, i.UpdatedAt = glance.Queued, 0, digest.Digest{}, "private", true, false, time.Now()
+		c.images[i.ID] = &record{Image: i}
+		img = clone(i)
+	})
+	return img, post(err)
+}
+
+func (c catalogOf) Upload(ctx context.Context, id glance.ImageID, r io.Reader, size int64) error {
+	pre, post := c.call("catalog.Upload")
+	if pre != nil {
+		return pre
+	}
+	var rec *record
+	var err error
+	c.w.locked(func() {
+		switch rec = c.images[id]; {
+		case rec == nil:
+			err = ErrNoImage
+		case rec.Status != glance.Queued:
+			err = ErrNotQueued
+		default:
+			rec.Status = glance.Saving
+		}
+	})
+	if err != nil {
+		return post(err)
+	}
+	var got bytes.Buffer
+	buf := make([]byte, 16<<10)
+	for err == nil && ctx.Err() == nil {
+		var n int
+		n, err = r.Read(buf)
+		got.Write(buf[:n])
+		pause(ctx, time.Millisecond)
+	}
+	if err == io.EOF {
+		err = nil
+	}
+	if err == nil {
+		err = ctx.Err()
+	}
+	if err == nil && int64(got.Len()) != size {
+		err = io.ErrUnexpectedEOF
+	}
+	c.w.locked(func() {
+		if c.images[id] == nil {
+			err = ErrNoImage
+			return
+		}
+		if err != nil {
+			rec.Status = glance.Queued
+			return
+		}
+		rec.Status, rec.data, rec.Size, rec.Hash, rec.UpdatedAt = glance.Active, got.Bytes(), size, sum(got.Bytes()), time.Now()
+		if rec.Hash != sum(rec.data) {
+			c.w.t.Error("unreachable")
+		}
+	})
+	return post(err)
+}
+
+func (c catalogOf) Finish(_ context.Context, i glance.Image) (img glance.Image, err error) {
+	pre, post := c.call("catalog.Finish")
+	if pre != nil {
+		return img, pre
+	}
+	c.w.locked(func() {
+		r := c.images[i.ID]
+		if r == nil {
+			err = ErrNoImage
+			return
+		}
+		r.Visibility, r.Hidden, r.Protected = i.Visibility, i.Hidden, i.Protected
+		delete(r.Properties, glance.PropJob)
+		img = clone(r.Image)
+	})
+	return img, post(err)
+}
+
+func (c catalogOf) Delete(_ context.Context, id glance.ImageID) error {
+	pre, post := c.call("catalog.Delete")
+	if pre != nil {
+		return pre
+	}
+	c.w.locked(func() { c.remove(id) })
+	return post(nil)
+}
+
+func (s *site) remove(id glance.ImageID) {
+	if s.images[id] != nil {
+		delete(s.images, id)
+		delete(s.files, string(id))
+		s.used[id] = true
+	}
+}
+
+func (c catalogOf) Data(_ context.Context, id glance.ImageID) (io.ReadCloser, error) {
+	pre, post := c.call("catalog.Data")
+	if pre != nil {
+		return nil, pre
+	}
+	var data []byte
+	c.w.locked(func() {
+		if r := c.images[id]; r != nil {
+			data = r.data
+		}
+	})
+	return io.NopCloser(bytes.NewReader(data)), post(nil)
+}
+
+// ---- export
+
+type stagerOf struct{ *site }
+
+func (s stagerOf) Stage(_ context.Context, id glance.ImageID, f mover.File, report func(int64)) (string, error) {
+	pre, post := s.call("stager.Stage")
+	if pre != nil {
+		return "", pre
+	}
+	var err error
+	s.w.locked(func() {
+		data, ok := s.files[string(id)]
+		switch {
+		case !ok:
+			err = ErrNoFile
+		case int64(len(data)) != f.Size:
+			err = ErrTruncated
+		case sum(data) != f.Digest:
+			err = &digest.MismatchError{Want: f.Digest, Got: sum(data)}
+		default:
+			s.outbox[f.Name] = data
+		}
+	})
+	report(f.Size)
+	return "copy", post(err)
+}
+
+func (s stagerOf) Unstage(_ context.Context, name string) error {
+	pre, post := s.call("stager.Unstage")
+	if pre != nil {
+		return pre
+	}
+	s.w.locked(func() { delete(s.outbox, name) })
+	return post(nil)
+}
+
+func (s stagerOf) Staged(context.Context) (names []string, err error) {
+	pre, post := s.call("stager.Staged")
+	if pre != nil {
+		return nil, pre
+	}
+	s.w.locked(func() { names = slices.Collect(maps.Keys(s.outbox)) })
+	return names, post(nil)
+}
+
+func (s stagerOf) Open(name string) (ReaderAtCloser, error) {
+	pre, post := s.call("stager.Open")
+	if pre != nil {
+		return nil, pre
+	}
+	var arr *arrival
+	s.w.locked(func() { arr = s.inbox[strings.TrimSuffix(name, ".part")] })
+	if arr == nil {
+		return nil, ErrNoFile
+	}
+	return openArrival{s.site, arr}, post(nil)
+}
+
+type openArrival struct {
+	s *site
+	a *arrival
+}
+
+func (o openArrival) ReadAt(p []byte, off int64) (n int, err error) {
+	o.s.w.locked(func() { n, err = bytes.NewReader(o.a.data).ReadAt(p, off) })
+	return n, err
+}
+func (o openArrival) Close() error { return nil }
+
+// ---- DTN
+
+type moverOf struct{ *site }
+
+func (m moverOf) Submit(_ context.Context, r mover.Request) (mover.TransferID, error) {
+	pre, post := m.call("mover.Submit")
+	if pre != nil {
+		return "", pre
+	}
+	id := mover.TransferID("t" + r.Key)
+	var err error
+	m.w.locked(func() {
+		if old := m.moves[id]; old != nil {
+			if old.req != r {
+				err = mover.ErrKeyConflict
+			}
+			return
+		}
+		ctx, stop := context.WithCancel(m.w.t.Context())
+		mv := &move{req: r, stop: stop, st: mover.Status{ID: id, Key: r.Key, State: mover.Running, Source: r.Source, Started: time.Now()}}
+		m.moves[id] = mv
+		go m.run(ctx, mv)
+	})
+	return id, post(err)
+}
+
+// run sends a file in steps of 16 KiB, one each 5 ms, as far as it has not come yet.
+func (s *site) run(ctx context.Context, mv *move) {
+	dst := s.other()
+	var t mover.Ticket
+	err := json.Unmarshal([]byte(mv.req.Destination.Ticket), &t)
+	end := func(code mover.Code, err error) {
+		mv.st.Ended = time.Now()
+		if ctx.Err() != nil {
+			mv.st.State = mover.Cancelled
+		} else if err != nil {
+			mv.st.State, mv.st.Code, mv.st.Error = mover.Failed, code, err.Error()
+		} else {
+			mv.st.State = mover.Done
+		}
+	}
+	for ctx.Err() == nil {
+		over := false
+		s.w.locked(func() {
+			src, ok := s.outbox[mv.req.Source.Name]
+			arr := dst.inbox[t.File.Name]
+			switch {
+			case err != nil || dst.spent[t.ID] || t.File.Size != mv.req.Source.Size:
+				end(mover.CodeTicket, errors.New("ticket refused"))
+				over = true
+			case !ok:
+				end(mover.CodeSource, errors.New("no such file"))
+				over = true
+			case dst.down:
+				end(mover.CodeOther, errors.New("connection refused"))
+				over = true
+			case arr == nil:
+				dst.inbox[t.File.Name] = &arrival{file: t.File, state: mover.Arriving}
+			case len(arr.data) < len(src):
+				n := min(len(src), len(arr.data)+16<<10)
+				arr.data = append(arr.data, src[len(arr.data):n]...)
+				mv.st.Moved = int64(n)
+			default:
+				if sum(arr.data) != t.File.Digest {
+					delete(dst.inbox, t.File.Name)
+					end(mover.CodeContent, errors.New("wrong content"))
+				} else {
+					if dst.corrupt > 0 {
+						dst.corrupt--
+						arr.data = slices.Clone(arr.data)
+						arr.data[0] ^= 1
+					}
+					arr.state = mover.Arrived
+					end("", nil)
+				}
+				over = true
+			}
+		})
+		if over {
+			return
+		}
+		pause(ctx, 5*time.Millisecond)
+	}
+	s.w.locked(func() { end("", nil) })
+}
+
+func (m moverOf) Status(_ context.Context, id mover.TransferID) (st mover.Status, err error) {
+	pre, post := m.call("mover.Status")
+	if pre != nil {
+		return st, pre
+	}
+	m.w.locked(func() {
+		if mv := m.moves[id]; mv != nil {
+			st = mv.st
+		} else {
+			err = mover.ErrNoTransfer
+		}
+	})
+	return st, post(err)
+}
+
+func (m moverOf) Cancel(_ context.Context, id mover.TransferID) error {
+	pre, post := m.call("mover.Cancel")
+	if pre != nil {
+		return pre
+	}
+	m.w.locked(func() {
+		if mv := m.moves[id]; mv != nil {
+			mv.stop()
+		}
+	})
+	return post(nil)
+}
+
+type landingOf struct{ *site }
+
+func (l landingOf) Arrival(_ context.Context, name string) (arr mover.Arrival, err error) {
+	pre, post := l.call("landing.Arrival")
+	if pre != nil {
+		return arr, pre
+	}
+	l.w.locked(func() {
+		a := l.inbox[name]
+		if a == nil {
+			err = mover.ErrNoArrival
+			return
+		}
+		n := int64(len(a.data))
+		arr = mover.Arrival{File: a.file, State: a.state, Path: name + ".part", Proven: n, Moved: n}
+	})
+	return arr, post(err)
+}
+
+func (l landingOf) Drop(_ context.Context, name string) error {
+	pre, post := l.call("landing.Drop")
+	if pre != nil {
+		return pre
+	}
+	l.w.locked(func() { delete(l.inbox, name) })
+	return post(nil)
+}
+
+func (l landingOf) Capabilities(context.Context) (c mover.Capabilities, err error) {
+	pre, post := l.call("landing.Capabilities")
+	if pre != nil {
+		return c, pre
+	}
+	return mover.Capabilities{Address: "dtn-" + l.name, Free: l.free}, post(nil)
+}
+
+type signerOf struct{ *site }
+
+func (s signerOf) Sign(t mover.Ticket) (string, error) {
+	b, err := json.Marshal(t)
+	return string(b), err
+}
+
+// ---- the other agent
+
+type peerOf struct{ *site }
+
+func (p peerOf) remote() (*Agent, error) {
+	o := p.other()
+	if o.down || o.alive.Err() != nil {
+		return nil, errors.New("connection refused")
+	}
+	return o.agent, nil
+}
+
+// ask calls the other agent as over a network.
+func ask[T any](p peerOf, name string, f func(*Agent) (T, error)) (v T, err error) {
+	pre, post := p.call("peer." + name)
+	if pre != nil {
+		return v, pre
+	}
+	r, err := p.remote()
+	if err == nil {
+		v, err = f(r)
+	}
+	return v, post(err)
+}
+
+func (p peerOf) Offer(ctx context.Context, o Offer) (Grant, error) {
+	return ask(p, "Offer", func(a *Agent) (Grant, error) { return a.Offer(ctx, p.name, o) })
+}
+
+func (p peerOf) Delivery(ctx context.Context, id JobID) (Delivery, error) {
+	return ask(p, "Delivery", func(a *Agent) (Delivery, error) { return a.Delivery(ctx, p.name, id) })
+}
+
+func (p peerOf) CancelDelivery(ctx context.Context, id JobID) error {
+	_, err := ask(p, "CancelDelivery", func(a *Agent) (int, error) { return 0, a.CancelDelivery(ctx, p.name, id) })
+	return err
+}
+
+func (p peerOf) Request(ctx context.Context, image string) (Job, error) {
+	return ask(p, "Request", func(a *Agent) (Job, error) { return a.Request(ctx, p.name, image) })
+}
+
+func (p peerOf) Inventory(ctx context.Context) iter.Seq2[glance.Image, error] {
+	return func(yield func(glance.Image, error) bool) {
+		all, err := ask(p, "Inventory", func(a *Agent) ([]glance.Image, error) { return collect(a.Inventory(ctx)) })
+		if err != nil {
+			yield(glance.Image{}, err)
+			return
+		}
+		for _, i := range all {
+			if !yield(i, nil) {
+				return
+			}
+		}
+	}
+}
+
+// ---- job store
+
+type storeOf struct{ *site }
+
+// put stores j and tells the watchers; w.mu is held.
+func (s *site) put(j Job) Job {
+	s.rev++
+	j.Rev = s.rev
+	s.jobs[j.ID] = j
+	s.tell(Event{Job: &j})
+	return j
+}
+
+func (s *site) tell(e Event) {
+	for ch, ctx := range s.subs {
+		if ctx.Err() == nil {
+			ch <- e
+		}
+	}
+}
+
+func (s storeOf) Create(_ context.Context, j Job) (err error) {
+	pre, post := s.call("store.Create")
+	if pre != nil {
+		return pre
+	}
+	s.w.locked(func() {
+		if _, ok := s.jobs[j.ID]; ok {
+			err = ErrExists
+			return
+		}
+		s.put(j)
+	})
+	return post(err)
+}
+
+func (s storeOf) Get(_ context.Context, id JobID) (j Job, err error) {
+	pre, post := s.call("store.Get")
+	if pre != nil {
+		return j, pre
+	}
+	s.w.locked(func() {
+		var ok bool
+		if j, ok = s.jobs[id]; !ok {
+			err = ErrNoJob
+		}
+	})
+	return j, post(err)
+}
+
+func (s storeOf) All(context.Context) iter.Seq2[Job, error] {
+	return func(yield func(Job, error) bool) {
+		pre, post := s.call("store.All")
+		if pre != nil {
+			yield(Job{}, pre)
+			return
+		}
+		var all []Job
+		s.w.locked(func() { all = slices.Collect(maps.Values(s.jobs)) })
+		if err := post(nil); err != nil {
+			yield(Job{}, err)
+			return
+		}
+		slices.SortFunc(all, func(x, y Job) int { return x.Created.Compare(y.Created) })
+		for _, j := range all {
+			if !yield(j, nil) {
+				return
+			}
+		}
+	}
+}
+
+func (s storeOf) Update(_ context.Context, j Job) (Job, error) {
+	return s.update("store.Update", j, nil)
+}
+
+func (s *site) update(name string, j Job, c *claim) (out Job, err error) {
+	pre, post := s.call(name)
+	if pre != nil {
+		return j, pre
+	}
+	s.w.locked(func() {
+		switch {
+		case c != nil && s.claims[j.ID] != c:
+			err = ErrLost
+		case s.jobs[j.ID].Rev != j.Rev:
+			err = ErrStale
+		default:
+			out = s.put(j)
+		}
+	})
+	return out, post(err)
+}
+
+func (s storeOf) Delete(_ context.Context, j Job) (err error) {
+	pre, post := s.call("store.Delete")
+	if pre != nil {
+		return pre
+	}
+	s.w.locked(func() {
+		if s.jobs[j.ID].Rev != j.Rev {
+			err = ErrStale
+			return
+		}
+		delete(s.jobs, j.ID)
+		s.tell(Event{Gone: j.ID})
+	})
+	return post(err)
+}
+
+func (s storeOf) Watch(ctx context.Context) iter.Seq2[Event, error] {
+	return func(yield func(Event, error) bool) {
+		ch := make(chan Event, 100000)
+		s.w.locked(func() {
+			for _, j := range s.jobs {
+				ch <- Event{Job: &j}
+			}
+			s.subs[ch] = ctx
+		})
+		defer s.w.locked(func() { delete(s.subs, ch) })
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case e := <-ch:
+				if !yield(e, nil) {
+					return
+				}
+			}
+		}
+	}
+}
+
+type claim struct {
+	s      *site
+	id     JobID
+	slot   string
+	owner  context.Context
+	ctx    context.Context
+	cancel context.CancelFunc
+}
+
+func (s storeOf) Claim(ctx context.Context, j Job, slot string, limit int) (Claim, error) {
+	pre, post := s.call("store.Claim")
+	if pre != nil {
+		return nil, pre
+	}
+	c := &claim{s: s.site, id: j.ID, slot: slot, owner: s.alive}
+	c.ctx, c.cancel = context.WithCancel(ctx)
+	var err error
+	s.w.locked(func() {
+		for id, o := range s.claims {
+			if o.owner.Err() != nil {
+				delete(s.claims, id)
+			}
+		}
+		n := 0
+		for _, o := range s.claims {
+			if o.slot == slot {
+				n++
+			}
+		}
+		switch {
+		case s.claims[j.ID] != nil || n >= limit:
+			err = ErrBusy
+		case s.jobs[j.ID].Rev != j.Rev:
+			err = ErrStale
+		default:
+			s.claims[j.ID] = c
+		}
+	})
+	if err := post(err); err != nil {
+		c.Release()
+		return nil, err
+	}
+	return c, nil
+}
+
+func (c *claim) Context() context.Context { return c.ctx }
+func (c *claim) Update(_ context.Context, j Job) (Job, error) {
+	return c.s.update("claim.Update", j, c)
+}
+func (c *claim) Progress(p Progress) {
+	c.s.w.locked(func() { c.s.tell(Event{Progress: &p}) })
+}
+func (c *claim) Release() {
+	c.cancel()
+	c.s.w.locked(func() {
+		if c.s.claims[c.id] == c {
+			delete(c.s.claims, c.id)
+		}
+	})
+}
+
+// ---- running a world
+
+// run boots both sites and calls f inside a bubble.
+func run(t *testing.T, f func(t *testing.T, w *world)) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.a.boot()
+		w.b.boot()
+		defer func() {
+			synctest.Wait()
+			w.a.halt()
+			w.b.halt()
+		}()
+		f(t, w)
+	})
+}
+
+// await waits, in the bubble's time, until the job is in one of the states.
+func (s *site) await(id JobID, states ...State) Job {
+	s.w.t.Helper()
+	var j Job
+	for range 100000 {
+		s.w.locked(func() { j = s.jobs[id] })
+		if slices.Contains(states, j.State) {
+			return j
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+	s.w.t.Fatalf("job %s is %s (%s), want %v", id, j.State, j.Reason, states)
+	return j
+}
+
+func (s *site) job(id glance.ImageID) Job {
+	var j Job
+	s.w.locked(func() {
+		for _, x := range s.jobs {
+			if x.Image.ID == id {
+				j = x
+			}
+		}
+	})
+	return j
+}
+
+// wantDelivered fails unless B serves exactly this image and nothing is left over at either site.
+func (w *world) wantDelivered(id glance.ImageID, data []byte) {
+	w.t.Helper()
+	time.Sleep(time.Minute)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	r := w.b.images[id]
+	if r == nil || r.Status != glance.Active || !bytes.Equal(r.data, data) {
+		w.t.Errorf("image %s is not whole at B: %+v", id, r)
+		return
+	}
+	if d := w.a.images[id].MetadataDiff(r.Image); len(d) > 0 || r.Properties[glance.PropJob] != "" {
+		w.t.Errorf("image at B differs in %v, properties %v", d, r.Properties)
+	}
+	if len(w.b.images) != 1 {
+		w.t.Errorf("B has %d images, want 1", len(w.b.images))
+	}
+	if len(w.a.outbox) != 0 || len(w.b.inbox) != 0 {
+		w.t.Errorf("left over: outbox %d, inbox %d", len(w.a.outbox), len(w.b.inbox))
+	}
+}
+
+func ticketID(token string) string {
+	var t mover.Ticket
+	_ = json.Unmarshal([]byte(token), &t)
+	return t.ID
+}
