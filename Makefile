@@ -1,0 +1,64 @@
+# "make" or "make help" lists what there is to make.
+VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+PREFIX  ?= /usr/local
+SCRIPTS := deploy/sandbox/sandbox deploy/demo/demo .ci/run
+SANDBOX := deploy/sandbox/sandbox
+
+export CGO_ENABLED = 0
+
+.DEFAULT_GOAL := help
+.PHONY: help build test check format demo bench man completion install clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
+
+build: ## bin/glance-dtn, static, with its version
+	go build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/glance-dtn ./cmd/glance-dtn
+
+test: build ## install what the tests need (Debian 12, root) and run all of them, real OpenStack included
+	$(SANDBOX) install etcd-server
+	GLANCE_DTN_REAL=1 GLANCE_DTN=$(CURDIR)/bin/glance-dtn go test -count=1 -timeout 15m ./...
+
+check: ## formatting, vet, modernisation, staticcheck, module files, shell scripts
+	@test -z "$$(gofmt -l .)" || { echo 'not formatted (make format):'; gofmt -l .; exit 1; }
+	go vet ./...
+	go fix -diff ./...
+	go tool -modfile=tools.mod staticcheck ./...
+	go mod tidy -diff
+	go mod verify
+	@if command -v shellcheck >/dev/null; then set -x; shellcheck $(SCRIPTS); \
+		else echo 'shellcheck is not installed: the scripts are not checked'; fi
+
+format: ## gofmt and go fix, written to the files
+	gofmt -w .
+	go fix ./...
+
+demo: ## two real sites on this machine, one image from A to B (KEEP=1 leaves them up, DEMO_MIB=64)
+	@deploy/demo/demo
+
+bench: build ## measure: whole jobs between the sandbox sites, and the parts
+	$(SANDBOX) install
+	GLANCE_DTN_REAL=1 GLANCE_DTN=$(CURDIR)/bin/glance-dtn go test -run '^$$' -bench . -benchtime 1x -timeout 30m ./...
+
+man: build ## manual pages, into dist/man
+	mkdir -p dist/man
+	bin/glance-dtn man dist/man
+
+completion: build ## shell completions, into dist/completion
+	mkdir -p dist/completion
+	for s in bash zsh fish; do bin/glance-dtn completion $$s >dist/completion/glance-dtn.$$s || exit 1; done
+
+install: build man completion ## binary, manual, completions, units and accounts (PREFIX, DESTDIR)
+	install -D -m 755 -t $(DESTDIR)$(PREFIX)/bin bin/glance-dtn
+	install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/man/man1 dist/man/*.1
+	install -D -m 644 dist/completion/glance-dtn.bash $(DESTDIR)$(PREFIX)/share/bash-completion/completions/glance-dtn
+	install -D -m 644 dist/completion/glance-dtn.zsh $(DESTDIR)$(PREFIX)/share/zsh/site-functions/_glance-dtn
+	install -D -m 644 dist/completion/glance-dtn.fish $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/glance-dtn.fish
+	install -D -m 644 -t $(DESTDIR)$(PREFIX)/lib/sysusers.d deploy/sysusers.d/*.conf
+	install -D -m 644 -t $(DESTDIR)$(PREFIX)/lib/tmpfiles.d deploy/tmpfiles.d/*.conf
+	install -d $(DESTDIR)$(PREFIX)/lib/systemd/system
+	for u in deploy/systemd/*.service; do \
+		sed 's,/usr/local/bin/,$(PREFIX)/bin/,' $$u >$(DESTDIR)$(PREFIX)/lib/systemd/system/$${u##*/} || exit 1; done
+
+clean: ## remove what was built
+	rm -rf bin dist
