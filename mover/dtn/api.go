@@ -1,0 +1,323 @@
+package dtn
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"reflect"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/danielgtaylor/huma/v2"
+	"github.com/danielgtaylor/huma/v2/adapters/humago"
+	"github.com/danielgtaylor/huma/v2/sse"
+
+	"github.com/glance-dtn/glance-dtn/mover"
+)
+
+const (
+	maxBody    = 64 << 10         // of a request
+	cancelWait = 10 * time.Second // for a running transfer's end
+	eventEvery = time.Second      // while nothing changes its state
+)
+
+// Handler serves the third-party API to this site's agent and operators. It needs
+// a listener that verifies client certificates.
+func (s *Server) Handler() http.Handler {
+	return authorise(s.opt.Site, peer, s.routes())
+}
+
+// The inputs and outputs of the operations.
+type (
+	noInput     struct{}
+	submitInput struct{ Body mover.Request }
+	listInput   struct {
+		State mover.TransferState `query:"state" enum:"queued,running,done,failed,cancelled" doc:"only transfers in this state"`
+	}
+	transferInput struct {
+		ID mover.TransferID `path:"id" maxLength:"64"`
+	}
+	arrivalInput struct {
+		Name string `path:"name" maxLength:"512" doc:"base name in the inbox"`
+	}
+	output[T any] struct{ Body T }
+	submitOutput  struct {
+		Status   int
+		Location string `header:"Location"`
+		Body     mover.Status
+	}
+	// beat says that the stream is alive while nothing happens.
+	beat struct {
+		At time.Time `json:"at"`
+	}
+)
+
+func (s *Server) routes() http.Handler {
+	mux := http.NewServeMux()
+	conf := huma.DefaultConfig("glance-dtn DTN "+s.opt.Site, s.opt.Version)
+	conf.OpenAPIPath, conf.DocsPath, conf.SchemasPath = "", "", ""
+	conf.CreateHooks = nil // no $schema in bodies
+	conf.Transformers = []huma.Transformer{toProblem}
+	conf.RejectUnknownQueryParameters = true
+	api := humago.New(mux, conf)
+
+	op := func(method, path, id, summary string) huma.Operation {
+		return huma.Operation{
+			Method: method, Path: path, OperationID: id, Summary: summary,
+			MaxBodyBytes: maxBody,
+			Responses:    map[string]*huma.Response{"default": problemResponse(api)},
+		}
+	}
+	submit := op(http.MethodPost, "/v1/transfers", "submit-transfer", "Submit a transfer; the same key and body again is the same transfer (200)")
+	submit.DefaultStatus = http.StatusAccepted
+	huma.Register(api, submit, s.submit)
+	huma.Register(api, op(http.MethodGet, "/v1/transfers", "list-transfers", "List transfers, oldest first"), s.list)
+	huma.Register(api, op(http.MethodGet, "/v1/transfers/{id}", "get-transfer", "Get a transfer"), s.get)
+	huma.Register(api, op(http.MethodDelete, "/v1/transfers/{id}", "cancel-transfer",
+		"Cancel a transfer and wait a while for its end; one that has ended stays as it is"), s.cancel)
+
+	follow := op(http.MethodGet, "/v1/transfers/{id}/events", "follow-transfer", "Follow a transfer, at least every second, to its final state")
+	follow.Middlewares = huma.Middlewares{s.known(api)}
+	sse.Register(api, follow, map[string]any{"status": mover.Status{}}, s.follow)
+	sse.Register(api, op(http.MethodGet, "/v1/events", "follow-all", "Follow all transfers that have not ended and those that are submitted"),
+		map[string]any{"status": mover.Status{}, "beat": beat{}}, s.followAll)
+
+	huma.Register(api, op(http.MethodGet, "/v1/arrivals", "list-arrivals", "List the files in the inbox"), s.listArrivals)
+	huma.Register(api, op(http.MethodGet, "/v1/arrivals/{name}", "get-arrival", "Get a file in the inbox"), s.arrival)
+	huma.Register(api, op(http.MethodDelete, "/v1/arrivals/{name}", "drop-arrival", "Remove a file from the inbox, complete or not; nothing happens when there is none"), s.drop)
+	huma.Register(api, op(http.MethodGet, "/v1/capabilities", "get-capabilities", "What this DTN offers"), s.getCapabilities)
+
+	serveOpenAPI(mux, api)
+	return mux
+}
+
+// problemResponse documents what every operation answers when it fails.
+func problemResponse(api huma.API) *huma.Response {
+	return &huma.Response{
+		Description: "Problem details",
+		Content: map[string]*huma.MediaType{
+			mover.ProblemMedia: {Schema: api.OpenAPI().Components.Schemas.Schema(reflect.TypeFor[mover.Problem](), true, "")},
+		},
+	}
+}
+
+// serveOpenAPI renders the document once: the framework's own handlers do so at
+// the first request, without a lock.
+func serveOpenAPI(mux *http.ServeMux, api huma.API) {
+	doc := api.OpenAPI()
+	delete(doc.Components.Schemas.Map(), "ErrorModel")
+	delete(doc.Components.Schemas.Map(), "ErrorDetail")
+	asJSON, err := doc.MarshalJSON()
+	asYAML, err2 := doc.YAML()
+	if err := errors.Join(err, err2); err != nil {
+		panic(err) // like a route that cannot be registered: wrong at every start
+	}
+	serve := func(path, media string, content []byte) {
+		mux.HandleFunc("GET "+path, func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Type", media)
+			w.Write(content)
+		})
+	}
+	serve("/openapi.json", "application/openapi+json", asJSON)
+	serve("/openapi.yaml", "application/openapi+yaml", asYAML)
+}
+
+func (s *Server) submit(_ context.Context, in *submitInput) (*submitOutput, error) {
+	r := in.Body
+	if r.Engine == "" {
+		r.Engine = DefaultEngine
+	}
+	if err := s.checkRequest(r); err != nil {
+		return nil, err
+	}
+	status, fresh, err := s.table.submit(r)
+	switch {
+	case errors.Is(err, mover.ErrKeyConflict):
+		return nil, problem(http.StatusConflict, "", fmt.Sprintf("key %s: %v", r.Key, err))
+	case errors.Is(err, errFull):
+		return nil, problem(http.StatusServiceUnavailable, "", err.Error())
+	case err != nil:
+		return nil, problem(http.StatusInternalServerError, "", err.Error())
+	}
+	out := &submitOutput{Status: http.StatusOK, Location: "/v1/transfers/" + string(status.ID), Body: status}
+	if fresh {
+		out.Status = http.StatusAccepted
+	}
+	return out, nil
+}
+
+// checkRequest reports what the schema cannot: every fault at once.
+func (s *Server) checkRequest(r mover.Request) error {
+	var code mover.Code
+	var faults []string
+	fault := func(at string, err error) {
+		if err != nil {
+			faults = append(faults, at+": "+err.Error())
+		}
+	}
+	if err := mover.CheckName(mover.Outbox, r.Source.Name); err != nil {
+		code = mover.CodeName
+		fault("body.source.name", err)
+	}
+	fault("body.source.digest", r.Source.Digest.Validate())
+	if host, port, err := net.SplitHostPort(r.Destination.Address); err != nil || host == "" || port == "" {
+		fault("body.destination.address", fmt.Errorf("%q is not host:port", r.Destination.Address))
+	}
+	if _, ok := s.opt.Engines[r.Engine]; !ok {
+		fault("body.engine", fmt.Errorf("no engine %q; this DTN has: %s", r.Engine, strings.Join(s.engineNames(), ", ")))
+	}
+	if len(faults) == 0 {
+		return nil
+	}
+	return problem(http.StatusUnprocessableEntity, code, "the request cannot be carried out", faults...)
+}
+
+func (s *Server) list(_ context.Context, in *listInput) (*output[[]mover.Status], error) {
+	all, _, _ := s.table.since(0)
+	if in.State != "" {
+		all = slices.DeleteFunc(all, func(st mover.Status) bool { return st.State != in.State })
+	}
+	return &output[[]mover.Status]{all}, nil
+}
+
+func (s *Server) get(_ context.Context, in *transferInput) (*output[mover.Status], error) {
+	status, _, ok := s.table.get(in.ID)
+	if !ok {
+		return nil, noTransfer(in.ID)
+	}
+	return &output[mover.Status]{status}, nil
+}
+
+func noTransfer(id mover.TransferID) error {
+	return problem(http.StatusNotFound, "", fmt.Sprintf("%v: %s", mover.ErrNoTransfer, id))
+}
+
+func (s *Server) cancel(ctx context.Context, in *transferInput) (*output[mover.Status], error) {
+	known, err := s.table.cancel(in.ID)
+	if err != nil {
+		return nil, problem(http.StatusInternalServerError, "", err.Error())
+	}
+	if !known {
+		return nil, noTransfer(in.ID)
+	}
+	ctx, stop := context.WithTimeout(ctx, cancelWait)
+	defer stop()
+	for {
+		status, changed, ok := s.table.get(in.ID)
+		if !ok { // ended and forgotten meanwhile
+			return nil, noTransfer(in.ID)
+		}
+		if status.State.Final() || ctx.Err() != nil {
+			return &output[mover.Status]{status}, nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+		}
+	}
+}
+
+// known answers 404 before an event stream has begun with 200.
+func (s *Server) known(api huma.API) func(huma.Context, func(huma.Context)) {
+	return func(ctx huma.Context, next func(huma.Context)) {
+		id := ctx.Param("id")
+		if _, _, ok := s.table.get(mover.TransferID(id)); !ok {
+			huma.WriteErr(api, ctx, http.StatusNotFound, noTransfer(mover.TransferID(id)).Error())
+			return
+		}
+		next(ctx)
+	}
+}
+
+func (s *Server) follow(ctx context.Context, in *transferInput, send sse.Sender) {
+	tick := time.NewTicker(eventEvery)
+	defer tick.Stop()
+	for ctx.Err() == nil {
+		status, changed, ok := s.table.get(in.ID)
+		if !ok || send.Data(status) != nil || status.State.Final() {
+			return
+		}
+		select {
+		case <-changed:
+		case <-tick.C:
+		case <-ctx.Done():
+		}
+	}
+}
+
+func (s *Server) followAll(ctx context.Context, _ *noInput, send sse.Sender) {
+	tick := time.NewTicker(eventEvery)
+	defer tick.Stop()
+	all, seq, changed := s.table.since(0)
+	all = slices.DeleteFunc(all, func(st mover.Status) bool { return st.State.Final() })
+	for ctx.Err() == nil {
+		for _, status := range all {
+			if send.Data(status) != nil {
+				return
+			}
+		}
+		if len(all) == 0 && send.Data(beat{At: time.Now().UTC()}) != nil {
+			return
+		}
+		select {
+		case <-changed:
+		case <-tick.C:
+		case <-ctx.Done():
+		}
+		all, seq, changed = s.table.since(seq)
+	}
+}
+
+func (s *Server) listArrivals(context.Context, *noInput) (*output[[]mover.Arrival], error) {
+	all := s.opt.Arrivals.Arrivals()
+	if all == nil {
+		all = []mover.Arrival{}
+	}
+	return &output[[]mover.Arrival]{all}, nil
+}
+
+func (s *Server) arrival(_ context.Context, in *arrivalInput) (*output[mover.Arrival], error) {
+	name, err := inboxName(in.Name)
+	if err != nil {
+		return nil, err
+	}
+	a, err := s.opt.Arrivals.Arrival(name)
+	switch {
+	case errors.Is(err, mover.ErrNoArrival):
+		return nil, problem(http.StatusNotFound, "", fmt.Sprintf("%v: %s", mover.ErrNoArrival, name))
+	case err != nil:
+		return nil, problem(http.StatusInternalServerError, mover.CodeOf(err), err.Error())
+	}
+	return &output[mover.Arrival]{a}, nil
+}
+
+func (s *Server) drop(_ context.Context, in *arrivalInput) (*struct{}, error) {
+	name, err := inboxName(in.Name)
+	if err != nil {
+		return nil, err
+	}
+	err = s.opt.Arrivals.Drop(name)
+	if err != nil && !errors.Is(err, mover.ErrNoArrival) {
+		return nil, problem(http.StatusInternalServerError, mover.CodeOf(err), err.Error())
+	}
+	return nil, nil
+}
+
+func inboxName(base string) (string, error) {
+	name := mover.Inbox + "/" + base
+	if err := mover.CheckName(mover.Inbox, name); err != nil {
+		return "", problem(http.StatusUnprocessableEntity, mover.CodeName, err.Error())
+	}
+	return name, nil
+}
+
+func (s *Server) getCapabilities(context.Context, *noInput) (*output[mover.Capabilities], error) {
+	c, err := s.capabilities()
+	if err != nil {
+		return nil, problem(http.StatusInternalServerError, "", err.Error())
+	}
+	return &output[mover.Capabilities]{c}, nil
+}

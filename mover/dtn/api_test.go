@@ -1,0 +1,450 @@
+package dtn
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"slices"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/glance-dtn/glance-dtn/internal/pki"
+	"github.com/glance-dtn/glance-dtn/mover"
+)
+
+func TestSubmitIsIdempotentByKey(t *testing.T) {
+	bubble(t, func(t *testing.T, r *rig) {
+		s := r.server(t)
+		stop := run(t, s)
+		defer stop()
+		first := ask(t, s, "POST", "/v1/transfers", request("k"))
+		var st mover.Status
+		first.decode(t, &st)
+		if first.status != http.StatusAccepted || st.State != mover.Queued || first.header.Get("Location") != "/v1/transfers/"+string(st.ID) {
+			t.Errorf("first: %d %v %s", first.status, first.header, first.body)
+		}
+		noEngine := request("k")
+		noEngine.Engine = "" // means the same
+		for _, same := range []mover.Request{request("k"), noEngine} {
+			synctest.Wait()
+			a := ask(t, s, "POST", "/v1/transfers", same)
+			var again mover.Status
+			a.decode(t, &again)
+			if a.status != http.StatusOK || again.ID != st.ID || again.State != mover.Done {
+				t.Errorf("again: %d %s, want 200, the same transfer, done", a.status, a.body)
+			}
+		}
+		for name, change := range map[string]func(*mover.Request){
+			"size":    func(r *mover.Request) { r.Source.Size++ },
+			"ticket":  func(r *mover.Request) { r.Destination.Ticket = "another" },
+			"address": func(r *mover.Request) { r.Destination.Address = "other:1" },
+			"pcp":     func(r *mover.Request) { r.PCP.Parallelism = 3 },
+		} {
+			other := request("k")
+			change(&other)
+			if p := wantProblem(t, ask(t, s, "POST", "/v1/transfers", other), http.StatusConflict, mover.ProblemConflict); p.Detail == "" {
+				t.Errorf("another %s: no detail", name)
+			}
+		}
+		if got := r.engine.started(); !slices.Equal(got, []string{"k"}) {
+			t.Errorf("ran %v, want k once", got)
+		}
+	})
+}
+
+func TestWrongRequestsAreRefused(t *testing.T) {
+	r := newRig(t)
+	s := r.server(t)
+	with := func(change func(*mover.Request)) mover.Request {
+		req := request("k")
+		change(&req)
+		return req
+	}
+	text := func(from, to string) string {
+		data, err := json.Marshal(request("k"))
+		if err != nil || !strings.Contains(string(data), from) {
+			t.Fatalf("%s is not in %s (%v)", from, data, err)
+		}
+		return strings.Replace(string(data), from, to, 1)
+	}
+	name := func(n string) mover.Request { return with(func(r *mover.Request) { r.Source.Name = n }) }
+	for _, c := range []struct {
+		what   string
+		body   any
+		status int
+		kind   string
+		code   mover.Code
+		says   string
+	}{
+		{"unknown field", text(`{"key"`, `{"evil":1,"key"`), 422, mover.ProblemInvalid, "", "evil"},
+		{"unknown inner field", text(`"ticket"`, `"evil":1,"ticket"`), 422, mover.ProblemInvalid, "", "evil"},
+		{"no JSON", "ticket=" + secret, 400, mover.ProblemInvalid, "", ""},
+		{"two documents", text(`}}`, `}}{}`), 400, mover.ProblemInvalid, "", ""},
+		{"too large", `{"key":"` + strings.Repeat("k", maxBody) + `"}`, 413, mover.ProblemTooLarge, "", ""},
+		{"no key", with(func(r *mover.Request) { r.Key = "" }), 422, mover.ProblemInvalid, "", "body.key"},
+		{"a key with a slash", with(func(r *mover.Request) { r.Key = "a/b" }), 422, mover.ProblemInvalid, "", "body.key"},
+		{"a negative size", with(func(r *mover.Request) { r.Source.Size = -1 }), 422, mover.ProblemInvalid, "", "body.source.size"},
+		{"a fractional size", text(`"size":1000`, `"size":1.5`), 422, mover.ProblemInvalid, "", "body.source.size"},
+		{"too much parallelism", with(func(r *mover.Request) { r.PCP.Parallelism = 65 }), 422, mover.ProblemInvalid, "", "parallelism"},
+		{"up and away", name("outbox/../../etc/passwd"), 422, mover.ProblemInvalid, mover.CodeName, "body.source.name"},
+		{"absolute", name("/etc/passwd"), 422, mover.ProblemInvalid, mover.CodeName, "body.source.name"},
+		{"the other box", name("inbox/x"), 422, mover.ProblemInvalid, mover.CodeName, "body.source.name"},
+		{"hidden", name("outbox/.x"), 422, mover.ProblemInvalid, mover.CodeName, "body.source.name"},
+		{"a wrong digest", with(func(r *mover.Request) { r.Source.Digest.Value = "12" }), 422, mover.ProblemInvalid, "", "body.source.digest"},
+		{"no digest", with(func(r *mover.Request) { r.Source.Digest.Algo = "" }), 422, mover.ProblemInvalid, "", "body.source.digest"},
+		{"no port", with(func(r *mover.Request) { r.Destination.Address = "host" }), 422, mover.ProblemInvalid, "", "host:port"},
+		{"no host", with(func(r *mover.Request) { r.Destination.Address = ":1" }), 422, mover.ProblemInvalid, "", "host:port"},
+		{"no such engine", with(func(r *mover.Request) { r.Engine = "pigeon" }), 422, mover.ProblemInvalid, "", "this DTN has: stream"},
+	} {
+		t.Run(c.what, func(t *testing.T) {
+			p := wantProblem(t, ask(t, s, "POST", "/v1/transfers", c.body), c.status, c.kind)
+			if p.Code != c.code || !strings.Contains(p.Error(), c.says) {
+				t.Errorf("got code %q, %q, want %q and a word about %q", p.Code, p.Error(), c.code, c.says)
+			}
+		})
+	}
+	if got := s.table.counts(); len(got) != 0 {
+		t.Errorf("something was accepted: %v", got)
+	}
+}
+
+func TestEveryFaultIsReportedAtOnce(t *testing.T) {
+	req := request("k")
+	req.Source.Name, req.Source.Digest.Value, req.Destination.Address, req.Engine = "x", "", "y", "z"
+	if p := wantProblem(t, ask(t, newRig(t).server(t), "POST", "/v1/transfers", req), 422, mover.ProblemInvalid); len(p.Errors) != 4 {
+		t.Errorf("got %q, want 4 faults", p.Errors)
+	}
+}
+
+func TestListByState(t *testing.T) {
+	r := newRig(t)
+	s := r.server(t)
+	keys := func(a answer) (got []string) {
+		var all []mover.Status
+		a.decode(t, &all)
+		for _, st := range all {
+			got = append(got, st.Key)
+		}
+		return got
+	}
+	if a := ask(t, s, "GET", "/v1/transfers", nil); strings.TrimSpace(a.body) != "[]" {
+		t.Errorf("no transfer: %s, want []", a.body)
+	}
+	submit(t, s, request("one"))
+	two := submit(t, s, request("two"))
+	ask(t, s, "DELETE", "/v1/transfers/"+string(two), nil)
+	for path, want := range map[string][]string{
+		"/v1/transfers":                 {"one", "two"},
+		"/v1/transfers?state=queued":    {"one"},
+		"/v1/transfers?state=cancelled": {"two"},
+		"/v1/transfers?state=done":      nil,
+	} {
+		if got := keys(ask(t, s, "GET", path, nil)); !slices.Equal(got, want) {
+			t.Errorf("%s: %v, want %v", path, got, want)
+		}
+	}
+	for _, path := range []string{"/v1/transfers?state=dreaming", "/v1/transfers?stat=done"} {
+		wantProblem(t, ask(t, s, "GET", path, nil), 422, mover.ProblemInvalid)
+	}
+}
+
+func TestFollowTellsStatesAndProgressToTheEnd(t *testing.T) {
+	bubble(t, func(t *testing.T, r *rig) {
+		finish := make(chan struct{})
+		r.engine.scripts["k"] = func(_ context.Context, report func(int64)) error { report(10); <-finish; return nil }
+		s := r.server(t)
+		id := submit(t, s, request("k"))
+		st := follow(t, s, "/v1/transfers/"+string(id)+"/events")
+		events, _ := st.told(t)
+		stop := run(t, s)
+		defer stop()
+		more, _ := st.told(t)
+		if got, want := states(t, append(events, more...)), []mover.TransferState{mover.Queued, mover.Running}; !slices.Equal(slices.Compact(got), want) {
+			t.Errorf("told %v, want %v", got, want)
+		}
+		time.Sleep(10*time.Second + time.Millisecond)
+		if events, _ = st.told(t); len(events) != 10 || !strings.Contains(events[9], `"moved":10`) {
+			t.Errorf("told %d times in 10 s, want 10: %v", len(events), events)
+		}
+		close(finish)
+		events, open := st.told(t)
+		if got := states(t, events); !slices.Equal(got, []mover.TransferState{mover.Done}) || open {
+			t.Errorf("at the end told %v, open %v, want done and closed", got, open)
+		}
+		if st.header.Get("Content-Type") != "text/event-stream" {
+			t.Errorf("headers %v", st.header)
+		}
+		wantProblem(t, ask(t, s, "GET", "/v1/transfers/unknown/events", nil), http.StatusNotFound, mover.ProblemNotFound)
+	})
+}
+
+func TestFollowAllTellsWhatChanges(t *testing.T) {
+	bubble(t, func(t *testing.T, r *rig) {
+		s := r.server(t)
+		stop := run(t, s)
+		defer stop()
+		submit(t, s, request("old"))
+		synctest.Wait()
+		st := follow(t, s, "/v1/events")
+		events, _ := st.told(t)
+		if len(events) != 1 || !strings.HasPrefix(events[0], "beat ") {
+			t.Errorf("with nothing to tell: %v, want one beat", events)
+		}
+		time.Sleep(3*time.Second + time.Millisecond)
+		if events, _ = st.told(t); len(events) != 3 || states(t, events) != nil {
+			t.Errorf("3 s later: %v, want 3 beats", events)
+		}
+		submit(t, s, request("new"))
+		events, open := st.told(t)
+		if got := states(t, events); len(got) == 0 || got[len(got)-1] != mover.Done || !open {
+			t.Errorf("a new transfer: told %v, open %v, want it up to done, and to stay open", events, open)
+		}
+		if strings.Contains(strings.Join(events, ""), `"old"`) {
+			t.Errorf("told of one that had ended before: %v", events)
+		}
+	})
+}
+
+func TestArrivals(t *testing.T) {
+	r := newRig(t)
+	s := r.server(t)
+	if a := ask(t, s, "GET", "/v1/arrivals", nil); strings.TrimSpace(a.body) != "[]" {
+		t.Errorf("no arrival: %s, want []", a.body)
+	}
+	want := mover.Arrival{File: mover.File{Name: "inbox/x y"}, State: mover.Arrived, Path: "inbox/x y", Proven: 5, Moved: 5}
+	r.arrivals.byName["inbox/x y"] = want
+
+	var all []mover.Arrival
+	ask(t, s, "GET", "/v1/arrivals", nil).decode(t, &all)
+	var one mover.Arrival
+	ask(t, s, "GET", "/v1/arrivals/x%20y", nil).decode(t, &one)
+	if one != want || len(all) != 1 || all[0] != want {
+		t.Errorf("got %+v and %+v, want %+v", one, all, want)
+	}
+	wantProblem(t, ask(t, s, "GET", "/v1/arrivals/z", nil), http.StatusNotFound, mover.ProblemNotFound)
+	for _, method := range []string{"GET", "DELETE"} {
+		p := wantProblem(t, ask(t, s, method, "/v1/arrivals/..%2Foutbox%2Fx", nil), 422, mover.ProblemInvalid)
+		if p.Code != mover.CodeName {
+			t.Errorf("%s: code %q, want %q", method, p.Code, mover.CodeName)
+		}
+	}
+	for range 2 {
+		if a := ask(t, s, "DELETE", "/v1/arrivals/x%20y", nil); a.status != http.StatusNoContent {
+			t.Errorf("drop: %d %s, want 204", a.status, a.body)
+		}
+	}
+	r.arrivals.byName["inbox/bad"] = want
+	r.arrivals.broken = errors.New("disk on fire")
+	for _, method := range []string{"GET", "DELETE"} {
+		p := wantProblem(t, ask(t, s, method, "/v1/arrivals/bad", nil), http.StatusInternalServerError, mover.ProblemInternal)
+		if p.Detail != "disk on fire" {
+			t.Errorf("%s: detail %q", method, p.Detail)
+		}
+	}
+}
+
+func TestCapabilitiesLeaveOutReserveAndPromises(t *testing.T) {
+	r := newRig(t)
+	free := func(s *Server) int64 {
+		var c mover.Capabilities
+		ask(t, s, "GET", "/v1/capabilities", nil).decode(t, &c)
+		if c.Site != "A" || c.Version != "test" || c.Address != r.opt.Address || !slices.Equal(c.Engines, []string{"stream"}) || c.Total <= 0 {
+			t.Errorf("capabilities %+v", c)
+		}
+		return c.Free
+	}
+	open := free(r.server(t))
+	if open <= 1<<30 {
+		t.Skipf("%d bytes free: too little to compare", open)
+	}
+	r.arrivals.promised, r.opt.Reserve = open/2, open/4
+	if got := free(r.server(t)); got > open/3 || got < open/5 { // others use the disk as well
+		t.Errorf("free %d of %d with a half promised and a quarter reserved", got, open)
+	}
+	r.arrivals.promised = open * 2
+	if got := free(r.server(t)); got != 0 {
+		t.Errorf("free %d with more promised than there is, want 0", got)
+	}
+}
+
+func TestOnlyOurAgentAndOperatorsAreAllowed(t *testing.T) {
+	r := newRig(t)
+	s := r.server(t)
+	for _, c := range []struct {
+		id  pki.Identity
+		err error
+		ok  bool
+	}{
+		{id: pki.Identity{Site: "A", Role: pki.Agent}, ok: true},
+		{id: pki.Identity{Site: "A", Role: pki.Operator}, ok: true},
+		{id: pki.Identity{Site: "A", Role: pki.DTN}},
+		{id: pki.Identity{Site: "B", Role: pki.Agent}},
+		{id: pki.Identity{Site: "B", Role: pki.Operator}},
+		{id: pki.Identity{Site: "a", Role: pki.Agent}},
+		{id: pki.Identity{Site: "A", Role: pki.Agent}, err: errors.New("no identity")},
+	} {
+		h := authorise(s.opt.Site, func(*http.Request) (pki.Identity, error) { return c.id, c.err }, s.routes())
+		for _, path := range []string{"/v1/transfers", "/v1/capabilities", "/v1/events", "/openapi.yaml", "/nowhere"} {
+			if c.ok && path == "/v1/events" {
+				continue // does not end
+			}
+			w := httptest.NewRecorder()
+			h.ServeHTTP(w, httptest.NewRequest("GET", path, nil))
+			if refused := w.Code == http.StatusForbidden; refused == c.ok {
+				t.Errorf("%v (%v) on %s: %d", c.id, c.err, path, w.Code)
+			}
+			if !c.ok {
+				p := wantProblem(t, answer{w.Code, w.Header(), w.Body.String()}, http.StatusForbidden, mover.ProblemForbidden)
+				if p.Code != mover.CodeAuth {
+					t.Errorf("code %q, want %q", p.Code, mover.CodeAuth)
+				}
+			}
+		}
+	}
+	w := httptest.NewRecorder()
+	s.Handler().ServeHTTP(w, httptest.NewRequest("GET", "/v1/transfers", nil)) // no TLS at all
+	wantProblem(t, answer{w.Code, w.Header(), w.Body.String()}, http.StatusForbidden, mover.ProblemForbidden)
+}
+
+func TestOpenAPIDescribesEveryOperation(t *testing.T) {
+	s := newRig(t).server(t)
+	var doc struct {
+		Paths      map[string]map[string]any
+		Components struct{ Schemas map[string]any }
+	}
+	a := ask(t, s, "GET", "/openapi.json", nil)
+	a.decode(t, &doc)
+	var got []string
+	for path, operations := range doc.Paths {
+		for method := range operations {
+			got = append(got, strings.ToUpper(method)+" "+path)
+		}
+	}
+	want := []string{
+		"DELETE /v1/arrivals/{name}", "DELETE /v1/transfers/{id}", "GET /v1/arrivals", "GET /v1/arrivals/{name}",
+		"GET /v1/capabilities", "GET /v1/events", "GET /v1/transfers", "GET /v1/transfers/{id}",
+		"GET /v1/transfers/{id}/events", "POST /v1/transfers",
+	}
+	if !slices.Equal(sorted(got), want) {
+		t.Errorf("operations %q, want %q", sorted(got), want)
+	}
+	for part := range strings.SplitSeq(a.body, `"#/components/schemas/`) {
+		if name, _, ok := strings.Cut(part, `"`); ok && !strings.HasPrefix(part, "{") && doc.Components.Schemas[name] == nil {
+			t.Errorf("schema %s is referred to and not there", name)
+		}
+	}
+	if y := ask(t, s, "GET", "/openapi.yaml", nil); !strings.Contains(y.body, "/v1/transfers/{id}/events:") {
+		t.Errorf("YAML: %d %.200s", y.status, y.body)
+	}
+}
+
+func TestReadyzNamesWhatStandsInTheWay(t *testing.T) {
+	get := func(s *Server, path string) answer {
+		w := httptest.NewRecorder()
+		s.Health().ServeHTTP(w, httptest.NewRequest("GET", path, nil))
+		return answer{w.Code, w.Header(), w.Body.String()}
+	}
+	for _, c := range []struct {
+		broken string
+		do     func(*rig)
+	}{
+		{"", func(*rig) {}},
+		{"state", func(r *rig) { r.opt.State.Close() }},
+		{"export", func(r *rig) { r.opt.Export.Close() }},
+		{"data plane", func(r *rig) { r.opt.Listening = func() error { return errors.New("address in use") } }},
+	} {
+		r := newRig(t)
+		s := r.server(t)
+		c.do(r)
+		s.opt.Listening = r.opt.Listening
+		a := get(s, "/readyz")
+		var checks []check
+		a.decode(t, &checks)
+		var bad string
+		for _, x := range checks {
+			if !x.OK {
+				bad += x.Name
+			}
+		}
+		if bad != c.broken || len(checks) != 3 || (a.status == http.StatusOK) != (c.broken == "") {
+			t.Errorf("with %q broken: %d %s", c.broken, a.status, a.body)
+		}
+		if a := get(s, "/healthz"); a.status != http.StatusOK {
+			t.Errorf("with %q broken the process is said not to live: %d", c.broken, a.status)
+		}
+	}
+	r := newRig(t)
+	get(r.server(t), "/readyz")
+	if _, err := r.opt.Export.Stat(probeName); err == nil {
+		t.Error("the probe is left on the export")
+	}
+}
+
+// metric gathers one metric; several series are summed.
+func metric(t *testing.T, s *Server, name string) (sum float64) {
+	t.Helper()
+	reg := prometheus.NewPedanticRegistry()
+	if err := reg.Register(s); err != nil {
+		t.Fatal(err)
+	}
+	families, err := reg.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range families {
+		if f.GetName() != name {
+			continue
+		}
+		for _, m := range f.GetMetric() {
+			sum += m.GetGauge().GetValue() + m.GetCounter().GetValue() + float64(m.GetHistogram().GetSampleCount())
+		}
+		return sum
+	}
+	t.Fatalf("no metric %s", name)
+	return 0
+}
+
+func TestMetrics(t *testing.T) {
+	bubble(t, func(t *testing.T, r *rig) {
+		r.engine.scripts["fails"] = func(context.Context, func(int64)) error { return mover.Coded(mover.CodeSpace, errors.New("full")) }
+		r.engine.scripts["runs"] = untilStopped
+		r.arrivals.byName["inbox/x"] = mover.Arrival{State: mover.Arriving}
+		s := r.server(t)
+		stop := run(t, s)
+		defer stop()
+		for _, key := range []string{"one", "two", "fails", "runs"} {
+			submit(t, s, request(key))
+			synctest.Wait()
+		}
+		for name, want := range map[string]float64{
+			"glance_dtn_dtn_moved_bytes_total":     2000,
+			"glance_dtn_dtn_transfers_ended_total": 3,
+			"glance_dtn_dtn_transfer_seconds":      2,
+			"glance_dtn_dtn_transfers":             4,
+			"glance_dtn_dtn_arrivals":              1,
+		} {
+			if got := metric(t, s, name); got != want {
+				t.Errorf("%s = %v, want %v", name, got, want)
+			}
+		}
+		if got := metric(t, s, "glance_dtn_dtn_free_bytes"); got <= 0 {
+			t.Errorf("free bytes %v", got)
+		}
+	})
+}
+
+func TestOptionsAreChecked(t *testing.T) {
+	_, err := New(Options{Transfers: 0, Reserve: -1})
+	for _, word := range []string{"site", "address", "engine", "part", "transfers", "reserve", "keep"} {
+		if !strings.Contains(fmt.Sprint(err), word) {
+			t.Errorf("%v does not mention %s", err, word)
+		}
+	}
+}

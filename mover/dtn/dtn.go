@@ -1,0 +1,191 @@
+// Package dtn is the daemon of a data transfer node as a library: the third-party
+// transfer API, a durable table of transfers, and the scheduler that runs them on
+// the engines it is given. It moves no byte itself.
+package dtn
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"net"
+	"net/http"
+	"os"
+	"slices"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/glance-dtn/glance-dtn/mover"
+)
+
+// DefaultEngine is what an empty Request.Engine means.
+const DefaultEngine = "stream"
+
+// DefaultKeep is how long finished transfers are remembered when nobody says otherwise.
+const DefaultKeep = 7 * 24 * time.Hour
+
+// How many transfers a DTN knows at once. A request of 64 KiB bounds what they take.
+const (
+	maxFinished   = 10_000
+	maxUnfinished = 10_000
+)
+
+// Arrivals is the receiving side of the data plane. Names are paths in the export
+// (mover.Inbox and a base name).
+type Arrivals interface {
+	Arrivals() []mover.Arrival
+	// Arrival returns one of them; mover.ErrNoArrival.
+	Arrival(name string) (mover.Arrival, error)
+	// Drop removes an arrival, complete or not; nil or mover.ErrNoArrival when there is none.
+	Drop(name string) error
+	// Promised is how many bytes of the export the unfinished arrivals will still take.
+	Promised() int64
+}
+
+// Options are what a Server is made of. All are needed but Reserve.
+type Options struct {
+	Site    string
+	Version string
+	Address string // data plane, as other sites reach it
+
+	Engines  map[string]mover.Engine // by Request.Engine
+	Arrivals Arrivals
+	Export   *os.Root
+	State    *os.Root // of this Server alone
+
+	Transfers int           // at once
+	Reserve   int64         // bytes of the export that are never offered to arrivals
+	Keep      time.Duration // how long finished transfers are remembered
+
+	Listening func() error // nil when the data plane accepts connections
+	Log       *slog.Logger
+}
+
+func (o Options) validate() error {
+	var faults []error
+	need := func(ok bool, what string) {
+		if !ok {
+			faults = append(faults, errors.New(what))
+		}
+	}
+	need(o.Site != "", "site is empty")
+	need(o.Address != "", "address is empty")
+	need(len(o.Engines) > 0, "no engine")
+	need(o.Arrivals != nil && o.Export != nil && o.State != nil && o.Listening != nil && o.Log != nil, "a part is missing")
+	need(o.Transfers > 0, "transfers must be at least 1")
+	need(o.Reserve >= 0, "reserve must not be negative")
+	need(o.Keep > 0, "keep must be positive")
+	return errors.Join(faults...)
+}
+
+// Server is one site's DTN. Handler, Health and the metrics may be used while Run
+// runs and without it.
+type Server struct {
+	opt     Options
+	table   *table
+	metrics *metrics
+	probing sync.Mutex // the probe files have fixed names
+}
+
+// New loads the transfers in the state directory; those that had not ended wait
+// for Run to take them up again. It starts nothing.
+func New(o Options) (*Server, error) {
+	if err := o.validate(); err != nil {
+		return nil, fmt.Errorf("set up the DTN: %w", err)
+	}
+	t, err := openTable(o.State, limits{keep: o.Keep, finished: maxFinished, unfinished: maxUnfinished}, o.Log)
+	if err != nil {
+		return nil, fmt.Errorf("set up the DTN: %w", err)
+	}
+	return &Server{opt: o, table: t, metrics: newMetrics()}, nil
+}
+
+// Run runs transfers in the order of their submission, at most Options.Transfers
+// at once, until ctx is done. What runs then is taken up again by the next Server
+// on the same state. It returns nil, when no transfer runs any more; it may be
+// called once.
+func (s *Server) Run(ctx context.Context) error {
+	var wg sync.WaitGroup
+	for range s.opt.Transfers {
+		wg.Go(func() {
+			for s.runNext(ctx) {
+			}
+		})
+	}
+	wg.Go(func() { s.table.forgetting(ctx) })
+	wg.Wait()
+	return nil
+}
+
+// runNext waits for a transfer and runs it; false when ctx is done.
+func (s *Server) runNext(ctx context.Context) bool {
+	run, stop := context.WithCancel(ctx)
+	defer stop()
+	r, ok := s.table.next(ctx, stop)
+	if !ok {
+		return false
+	}
+	id := transferID(r.Key)
+	err := s.move(run, r, func(moved int64) { s.metrics.moved.Add(float64(s.table.progress(id, moved))) })
+	s.metrics.ended(s.table.end(id, err, ctx.Err() != nil))
+	return true
+}
+
+func (s *Server) move(ctx context.Context, r mover.Request, report func(int64)) error {
+	e, ok := s.opt.Engines[r.Engine]
+	if !ok { // it was configured when the transfer was submitted
+		return fmt.Errorf("this DTN has no engine %q any more", r.Engine)
+	}
+	return e.Move(ctx, r, report)
+}
+
+// capabilities says what this DTN offers now.
+func (s *Server) capabilities() (mover.Capabilities, error) {
+	free, total, err := Space(s.opt.Export)
+	if err != nil {
+		return mover.Capabilities{}, err
+	}
+	return mover.Capabilities{
+		Site:    s.opt.Site,
+		Version: s.opt.Version,
+		Engines: s.engineNames(),
+		Address: s.opt.Address,
+		Free:    max(0, free-s.opt.Arrivals.Promised()-s.opt.Reserve),
+		Total:   total,
+	}, nil
+}
+
+func (s *Server) engineNames() []string { return slices.Sorted(maps.Keys(s.opt.Engines)) }
+
+// Space returns the bytes free for an unprivileged user on root's filesystem, and its size.
+func Space(root *os.Root) (free, total int64, err error) {
+	d, err := root.Open(".")
+	if err != nil {
+		return 0, 0, fmt.Errorf("ask for the export's free space: %w", err)
+	}
+	defer d.Close()
+	var st syscall.Statfs_t
+	if err := syscall.Fstatfs(int(d.Fd()), &st); err != nil {
+		return 0, 0, fmt.Errorf("ask for the export's free space: %w", err)
+	}
+	return int64(st.Bavail) * int64(st.Bsize), int64(st.Blocks) * int64(st.Bsize), nil
+}
+
+// NewHTTPServer returns a server with timeouts for h. Requests end when ctx does,
+// event streams included, so that Shutdown need not wait for them.
+func NewHTTPServer(ctx context.Context, h http.Handler, conf *tls.Config, log *slog.Logger) *http.Server {
+	return &http.Server{
+		Handler:           h,
+		TLSConfig:         conf,
+		BaseContext:       func(net.Listener) context.Context { return ctx },
+		ReadHeaderTimeout: 10 * time.Second,
+		ReadTimeout:       30 * time.Second,
+		WriteTimeout:      30 * time.Second, // an event stream moves its own deadline at each event
+		IdleTimeout:       2 * time.Minute,
+		MaxHeaderBytes:    64 << 10,
+		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelWarn),
+	}
+}
