@@ -1,0 +1,342 @@
+// Package localcopy is the first and the last leg of an image's way on the
+// agent's side: it puts the store's file into the outbox of the DTN's export, and
+// reads arrivals from its inbox. The export is a directory here, on NFS as a rule.
+//
+// A visible name in the outbox is always a whole file: it was linked, or was made
+// under a hidden name, proven and synced, and then renamed.
+package localcopy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"math/rand/v2"
+	"os"
+	"path"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/glance-dtn/glance-dtn/internal/durable"
+	"github.com/glance-dtn/glance-dtn/internal/failure"
+	"github.com/glance-dtn/glance-dtn/mover"
+)
+
+// Mode chooses the ways in which Stage may make a copy.
+type Mode string
+
+// The modes.
+const (
+	Auto Mode = "auto" // hard link, else reflink, else copy
+	Copy Mode = "copy" // copy, which proves the content before the DTN sees it
+)
+
+// How Stage made a copy. A link moves no bytes, and shares them with the store:
+// the DTN, which proves the content as it sends, must never write to the outbox.
+const (
+	hardLink = "hard link"
+	reflink  = "reflink"
+	copied   = "copy"
+	before   = "staged before" // it was there already
+)
+
+// Options are what a Copier needs.
+type Options struct {
+	Export string // the directory where the export is mounted
+	Mode   Mode
+	// Find returns the path and size of an image's file in the store. An error that
+	// is an fs.ErrNotExist means that there is none.
+	Find func(id string) (path string, size int64, err error)
+}
+
+// Copier makes local copies on an export. Its methods may be called at once, but
+// not for the same file. It opens the export anew in every call, so that a remount
+// is seen.
+type Copier struct {
+	export string
+	ways   []way
+	find   func(id string) (string, int64, error)
+	free   func(*os.File) (int64, error)
+
+	mu    sync.Mutex
+	probe *probe // the running check, if any
+}
+
+// New returns a Copier. It does not look at the export.
+func New(o Options) *Copier {
+	c := &Copier{export: o.Export, find: o.Find, free: free, ways: []way{{copied, copyFile}}}
+	if o.Mode != Copy {
+		c.ways = []way{{hardLink, linkFile}, {reflink, cloneFile}, {copied, copyFile}}
+	}
+	return c
+}
+
+// Stage puts the image's file into the outbox under f.Name, durable when it
+// returns nil, and says how. It may be repeated; a file that is there with the right
+// size stays. A link has the size f.Size; a copy has been proven against f.Digest
+// too. On an error no part of a file is left behind. report is called with the bytes
+// copied so far, never at once.
+//
+// The errors are mover.ErrNoFile, mover.ErrTruncated, *digest.MismatchError,
+// mover.ErrSpace, ctx's, and what the filesystems say.
+func (c *Copier) Stage(ctx context.Context, id string, f mover.File, report func(moved int64)) (how string, err error) {
+	how, err = c.stage(ctx, id, f, report)
+	if err != nil {
+		return "", fmt.Errorf("stage image %s: %w", id, err)
+	}
+	return how, nil
+}
+
+func (c *Copier) stage(ctx context.Context, id string, f mover.File, report func(moved int64)) (string, error) {
+	if err := mover.CheckName(mover.Outbox, f.Name); err != nil {
+		return "", failure.Permanently(err)
+	}
+	name := path.Base(f.Name)
+	box, err := c.box(mover.Outbox)
+	if err != nil {
+		return "", err
+	}
+	defer box.Close()
+	if err := sweep(box, name); err != nil {
+		return "", err
+	}
+	there, err := staged(box, name, f.Size)
+	if err != nil {
+		return "", err
+	}
+	if there {
+		report(f.Size)
+		return before, durable.SyncDir(box, ".")
+	}
+	src, err := c.source(id, f.Size)
+	if err != nil {
+		return "", err
+	}
+	defer src.Close()
+	dir, err := box.Open(".")
+	if err != nil {
+		return "", err
+	}
+	defer dir.Close()
+	t := task{file: f, src: src, box: box, dir: dir, temp: tempName(name), free: c.free, report: report}
+	for _, w := range c.ways {
+		if err = t.place(ctx, w, name); err == nil {
+			return w.how, nil
+		}
+		if !unsupported(err) {
+			break
+		}
+	}
+	return "", t.explain(err)
+}
+
+// staged reports whether name is in the outbox with the right size. A file of
+// another size is removed.
+func staged(box *os.Root, name string, size int64) (bool, error) {
+	info, err := box.Lstat(name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	if !info.Mode().IsRegular() {
+		return false, failure.Permanently(fmt.Errorf("%s in the outbox is not a regular file; find out who put it there and remove it", name))
+	}
+	if info.Size() == size {
+		return true, nil
+	}
+	return false, durable.Remove(box, name)
+}
+
+// source opens the image's file in the store and checks its size.
+func (c *Copier) source(id string, size int64) (*os.File, error) {
+	name, _, err := c.find(id)
+	if err == nil {
+		var f *os.File
+		if f, err = openStored(name, size); err == nil {
+			return f, nil
+		}
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("%w: %w", mover.ErrNoFile, err)
+	}
+	return nil, err
+}
+
+func openStored(name string, size int64) (*os.File, error) {
+	root, err := os.OpenRoot(filepath.Dir(name))
+	if err != nil {
+		return nil, err
+	}
+	defer root.Close()
+	f, err := openRegular(root, filepath.Base(name))
+	if err != nil {
+		return nil, err
+	}
+	info, err := f.Stat()
+	if err == nil && info.Size() != size {
+		err = fmt.Errorf("%w: want %d bytes, %s has %d", mover.ErrTruncated, size, name, info.Size())
+	}
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return f, nil
+}
+
+// openRegular opens a regular file, never through a symbolic link.
+func openRegular(root *os.Root, name string) (*os.File, error) {
+	is, err := root.Lstat(name)
+	if err != nil {
+		return nil, err
+	}
+	if !is.Mode().IsRegular() {
+		return nil, failure.Permanently(fmt.Errorf("%s is not a regular file", filepath.Join(root.Name(), name)))
+	}
+	f, err := root.Open(name)
+	if err != nil {
+		return nil, err
+	}
+	if opened, err := f.Stat(); err != nil || !os.SameFile(is, opened) {
+		return nil, errors.Join(fmt.Errorf("%s was replaced while it was opened", f.Name()), err, f.Close())
+	}
+	return f, nil
+}
+
+// Unstage removes the file from the outbox, with whatever an interrupted Stage
+// left of it; nil when there is nothing.
+func (c *Copier) Unstage(ctx context.Context, name string) error {
+	if err := mover.CheckName(mover.Outbox, name); err != nil {
+		return failure.Permanently(err)
+	}
+	box, err := c.box(mover.Outbox)
+	if err != nil {
+		return fmt.Errorf("unstage %s: %w", name, err)
+	}
+	defer box.Close()
+	err = errors.Join(ctx.Err(), sweep(box, path.Base(name)))
+	if err == nil {
+		err = durable.Remove(box, path.Base(name))
+	}
+	if err != nil {
+		return fmt.Errorf("unstage %s: %w", name, err)
+	}
+	return nil
+}
+
+var jobName = regexp.MustCompile(`^[0-9a-f]{20}$`)
+
+// Staged lists the jobs' files in the outbox by the names that Unstage takes. What
+// else lies there is somebody else's.
+func (c *Copier) Staged(ctx context.Context) ([]string, error) {
+	box, err := c.box(mover.Outbox)
+	if err != nil {
+		return nil, fmt.Errorf("list the outbox: %w", err)
+	}
+	defer box.Close()
+	names, err := list(box)
+	if err = errors.Join(err, ctx.Err()); err != nil {
+		return nil, fmt.Errorf("list the outbox: %w", err)
+	}
+	var jobs []string
+	for _, n := range names {
+		if jobName.MatchString(n) {
+			jobs = append(jobs, mover.Outbox+"/"+n)
+		}
+	}
+	return jobs, nil
+}
+
+// Open opens a file of the inbox or the outbox, one under a hidden name included,
+// for reading at random: nothing is read ahead, because what comes after the part
+// that is asked for may not be written yet, and would be remembered as empty.
+func (c *Copier) Open(name string) (*os.File, error) {
+	dir, base := path.Split(name)
+	if path.Clean(name) != name || dir != mover.Inbox+"/" && dir != mover.Outbox+"/" || base == "" {
+		return nil, failure.Permanently(fmt.Errorf("open %q: not a name in %s or %s", name, mover.Inbox, mover.Outbox))
+	}
+	root, err := os.OpenRoot(c.export)
+	if err != nil {
+		return nil, fmt.Errorf("open the export: %w", err)
+	}
+	defer root.Close()
+	f, err := openRegular(root, name)
+	if err != nil {
+		return nil, fmt.Errorf("open %s on the export: %w", name, err)
+	}
+	if err := unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_RANDOM); err != nil {
+		return nil, errors.Join(fmt.Errorf("open %s on the export without read-ahead: %w", name, err), f.Close())
+	}
+	return f, nil
+}
+
+// box opens a folder of the export and makes it when it is missing, for this user
+// and its group.
+func (c *Copier) box(name string) (*os.Root, error) {
+	root, err := os.OpenRoot(c.export)
+	if err != nil {
+		return nil, fmt.Errorf("open the export; is it mounted? %w", err)
+	}
+	defer root.Close()
+	err = root.Mkdir(name, 0o770)
+	if err == nil {
+		err = root.Chmod(name, 0o770) // whatever the umask
+	}
+	if err != nil && !errors.Is(err, fs.ErrExist) {
+		return nil, fmt.Errorf("make %s on the export: %w", name, err)
+	}
+	if is, err := root.Lstat(name); err == nil && !is.IsDir() {
+		return nil, fmt.Errorf("%s is not a directory", filepath.Join(c.export, name))
+	}
+	return root.OpenRoot(name)
+}
+
+func list(box *os.Root) ([]string, error) {
+	d, err := box.Open(".")
+	if err != nil {
+		return nil, err
+	}
+	defer d.Close()
+	return d.Readdirnames(-1)
+}
+
+const (
+	tempSuffix = ".stage"
+	// stale is the age at which an unfinished copy is nobody's any more: one that
+	// goes on changes all the time.
+	stale = 24 * time.Hour
+)
+
+// tempName is a hidden name for an unfinished copy. It is never used twice: a
+// worker that lost its job and does not know yet must not rename its successor's.
+func tempName(name string) string {
+	return fmt.Sprintf(".%s.%016x%s", name, rand.Uint64(), tempSuffix)
+}
+
+// sweep removes unfinished copies of the name, and stale ones of any.
+func sweep(box *os.Root, name string) error {
+	names, err := list(box)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, n := range names {
+		if !strings.HasPrefix(n, ".") || !strings.HasSuffix(n, tempSuffix) {
+			continue
+		}
+		info, err := box.Lstat(n)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err == nil && (strings.HasPrefix(n, "."+name+".") || time.Since(info.ModTime()) > stale) {
+			err = durable.Remove(box, n)
+		}
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}
