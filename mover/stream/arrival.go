@@ -1,0 +1,465 @@
+package stream
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"hash"
+	"io/fs"
+	"maps"
+	"os"
+	"path"
+	"slices"
+	"sync"
+	"syscall"
+
+	"github.com/zeebo/blake3"
+
+	"github.com/glance-dtn/glance-dtn/internal/digest"
+	"github.com/glance-dtn/glance-dtn/internal/durable"
+	"github.com/glance-dtn/glance-dtn/mover"
+)
+
+// writeBackBlocks is how many blocks are sent to disk at once ahead of the fsync.
+const writeBackBlocks = 8
+
+// errGone is what a connection gets whose arrival was dropped or found wrong.
+var errGone = errors.New("the arrival was removed at the destination")
+
+// arrival is one file coming in. While connections use it, a goroutine of its own
+// proves what the journal claims and hashes the part without a gap.
+type arrival struct {
+	record
+	export, state *os.Root
+	spawn         func(func()) // starts a goroutine that the Receiver waits for
+	blocks        uint32
+	part          string // the file's name until it is complete
+
+	finishing sync.Mutex // held while the file is completed
+
+	mu       sync.Mutex // guards what follows
+	changed  sync.Cond
+	arrived  bool
+	gone     bool   // dropped or wrong: another arrival may have the name by now
+	fault    error  // of the disk; the next session tries again
+	lastErr  string // why the first connection of the session ended
+	session  session
+	conns    map[*conn]bool
+	followed bool                // the goroutine runs; data and journal are open
+	data     *os.File            // the part
+	journal  *os.File            // its proven blocks
+	claims   map[uint32][32]byte // noted before a restart, not proven again yet
+	order    []uint32            // of claims, lowest first
+	writing  map[uint32]bool     // blocks being written
+	proven   bitmap
+	count    uint32    // of proven
+	prefix   uint32    // blocks from the start, all proven
+	hash     hash.Hash // of the first hashed blocks
+	hashed   uint32
+}
+
+// session is the sender's Move whose connections may use an arrival.
+type session struct{ id, token, from string }
+
+func newArrival(export, state *os.Root, spawn func(func()), r record) *arrival {
+	dir, base := path.Split(r.File.Name)
+	a := &arrival{
+		record: r, export: export, state: state, spawn: spawn,
+		blocks: blockCount(r.File.Size), part: dir + "." + base + ".part",
+		conns: map[*conn]bool{}, writing: map[uint32]bool{},
+	}
+	a.changed.L = &a.mu
+	a.forget()
+	return a
+}
+
+// forget makes it an arrival of which nothing is there. The caller holds mu, or has a alone.
+func (a *arrival) forget() {
+	a.claims, a.order = map[uint32][32]byte{}, nil
+	a.proven, a.count, a.prefix = newBitmap(a.blocks), 0, 0
+	a.hash, _ = digest.New(a.File.Digest.Algo) // Digest.Validate knew it
+	a.hashed = 0
+}
+
+// restore takes up what is on disk after a restart. A file under its final name
+// and no part means complete: the rename came after everything else.
+func (a *arrival) restore() error {
+	if _, err := a.export.Lstat(a.part); errors.Is(err, fs.ErrNotExist) {
+		info, err := a.export.Lstat(a.File.Name)
+		a.arrived = err == nil && info.Mode().IsRegular() && info.Size() == a.File.Size
+		return nil
+	}
+	claims, err := readJournal(a.state, a.File.Name, a.blocks)
+	if err != nil {
+		return err
+	}
+	a.claims, a.order = claims, slices.Sorted(maps.Keys(claims))
+	return nil
+}
+
+// status is the arrival as mover tells it.
+func (a *arrival) status() mover.Arrival {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.arrived {
+		return mover.Arrival{
+			File: a.File, State: mover.Arrived, Path: a.File.Name,
+			Proven: a.File.Size, Moved: a.File.Size, Since: a.Since,
+		}
+	}
+	s := mover.Arrival{
+		File: a.File, State: mover.Arriving, Path: a.part,
+		Proven: min(blockStart(a.prefix), a.File.Size), Moved: a.bytes(a.count), Since: a.Since,
+	}
+	if len(a.conns) == 0 {
+		s.Error = a.lastErr
+	}
+	return s
+}
+
+// bytes is the size of n proven blocks. The caller holds mu.
+func (a *arrival) bytes(n uint32) int64 {
+	size := blockStart(n)
+	if a.blocks > 0 && a.proven.has(a.blocks-1) {
+		size -= mover.BlockSize - int64(blockLen(a.File.Size, a.blocks-1))
+	}
+	return size
+}
+
+// missing is the space that the file will still take.
+func (a *arrival) missing() int64 {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.arrived || a.gone {
+		return 0
+	}
+	return max(0, a.File.Size-a.bytes(a.count+uint32(len(a.claims))))
+}
+
+// enter lets c use the arrival: as the first connection of s, which ends an
+// earlier session, or as one more of it. It returns the blocks that need not be
+// sent, or that the file has arrived: then c has not entered.
+func (a *arrival) enter(s session, join bool, c *conn) (have bitmap, done bool, err error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	switch {
+	case a.gone:
+		return nil, false, errGone
+	case a.arrived:
+		return nil, true, nil
+	case join && a.session != s:
+		return nil, false, errOver
+	case len(a.conns) >= 2*MaxParallelism: // those of an earlier session among them
+		return nil, false, errors.New("too many connections for one file")
+	}
+	if !join {
+		a.disconnect()
+		a.session, a.lastErr = s, ""
+	}
+	if !a.followed {
+		if err := a.open(); err != nil {
+			return nil, false, noSpace(err)
+		}
+		a.followed, a.fault = true, nil
+		a.spawn(a.follow)
+	}
+	a.conns[c] = true
+	have = slices.Clone(a.proven)
+	for i := range a.claims {
+		have.add(i)
+	}
+	return have, false, nil
+}
+
+// is reports whether the arrival's session is s.
+func (a *arrival) is(s session) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.session == s
+}
+
+// leave counts out a connection that ended with err; nil: by the sender. It may be repeated.
+func (a *arrival) leave(c *conn, err error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	delete(a.conns, c)
+	if err == nil {
+		err = errLeft
+	}
+	a.lastErr = cmp.Or(a.lastErr, err.Error())
+	a.changed.Broadcast()
+}
+
+// disconnect cuts every connection. The caller holds mu.
+func (a *arrival) disconnect() {
+	for c := range a.conns {
+		_ = c.raw.Conn.Close()
+	}
+}
+
+// open opens the part and its journal. The part has its full size from the start,
+// so that a reader over NFS sees one that does not change. The caller holds mu.
+func (a *arrival) open() (err error) {
+	info, err := a.export.Lstat(a.part)
+	flags := os.O_RDWR
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		a.forget()
+		if err := durable.Remove(a.state, blocksName(a.File.Name)); err != nil {
+			return err
+		}
+		flags |= os.O_CREATE | os.O_EXCL
+	case err != nil:
+		return err
+	case !info.Mode().IsRegular():
+		return mover.Coded(mover.CodeName, fmt.Errorf("%s is not a plain file; remove it", a.part))
+	}
+	if a.data, err = a.export.OpenFile(a.part, flags, 0o640); err != nil {
+		return err
+	}
+	if err := a.data.Truncate(a.File.Size); err != nil {
+		return errors.Join(err, a.data.Close())
+	}
+	a.journal, err = a.state.OpenFile(blocksName(a.File.Name), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+	if err != nil {
+		return errors.Join(err, a.data.Close())
+	}
+	return nil
+}
+
+// store writes block i, whose digest is sum, unless it is there already. On a nil
+// error it is proven. What is proven is never written again.
+func (a *arrival) store(i uint32, sum [32]byte, b []byte) error {
+	if !a.reserve(i) {
+		return a.refused()
+	}
+	_, err := a.data.WriteAt(b, blockStart(i))
+	if err == nil {
+		_, err = a.journal.Write(journalRecord(i, sum))
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	delete(a.writing, i)
+	a.changed.Broadcast()
+	if err != nil {
+		return noSpace(fmt.Errorf("write block %d: %w", i, err))
+	}
+	a.prove(i)
+	return nil
+}
+
+// reserve waits until nobody writes block i, and returns whether the caller should.
+func (a *arrival) reserve(i uint32) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for a.writing[i] {
+		a.changed.Wait()
+	}
+	if a.gone || a.proven.has(i) {
+		return false
+	}
+	delete(a.claims, i)
+	a.writing[i] = true
+	return true
+}
+
+// refused is why reserve said no.
+func (a *arrival) refused() error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.gone {
+		return errGone
+	}
+	return nil
+}
+
+// prove notes that block i is right. The caller holds mu.
+func (a *arrival) prove(i uint32) {
+	a.proven.add(i)
+	a.count++
+	for a.prefix < a.blocks && a.proven.has(a.prefix) {
+		a.prefix++
+	}
+}
+
+// follow proves claims and hashes, until no connection is left. It closes what open opened.
+func (a *arrival) follow() {
+	frame := frames.Get().(*[frameSize]byte)
+	defer frames.Put(frame)
+	for {
+		i, claim, ok := a.next()
+		if !ok {
+			return
+		}
+		b := frame[:blockLen(a.File.Size, i)]
+		_, err := a.data.ReadAt(b, blockStart(i))
+		if claim {
+			a.settle(i, b, err)
+		} else {
+			a.digest(i, b, err)
+		}
+	}
+}
+
+// next waits for a block that is to be read: a claim, or else the next to be hashed.
+func (a *arrival) next() (i uint32, claim, ok bool) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for len(a.conns) > 0 {
+		for ; len(a.order) > 0; a.order = a.order[1:] {
+			if _, open := a.claims[a.order[0]]; open {
+				return a.order[0], true, true
+			}
+		}
+		if a.hashed < a.prefix && a.fault == nil {
+			return a.hashed, false, true
+		}
+		a.changed.Wait()
+	}
+	a.followed = false
+	_ = errors.Join(a.data.Close(), a.journal.Close()) // what matters was synced, or is read again
+	return 0, false, false
+}
+
+// settle proves or forgets the claim on block i, which was read as b.
+func (a *arrival) settle(i uint32, b []byte, err error) {
+	sum := blake3.Sum256(b)
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if want, open := a.claims[i]; open && err == nil && sum == want {
+		a.prove(i)
+	}
+	delete(a.claims, i)
+	a.changed.Broadcast()
+}
+
+// digest adds block i, which was read as b, to the whole file's digest.
+func (a *arrival) digest(i uint32, b []byte, err error) {
+	if err == nil {
+		a.hash.Write(b)
+		if n := i + 1; n%writeBackBlocks == 0 {
+			writeBack(a.data, blockStart(n-writeBackBlocks), writeBackBlocks*mover.BlockSize)
+		}
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.changed.Broadcast()
+	if err != nil {
+		a.fault = fmt.Errorf("read block %d back: %w", i, err)
+		return
+	}
+	a.hashed++
+}
+
+// finish completes the file: it waits until all is proven and hashed, compares the
+// digest, syncs, and gives the file its name. It returns the blocks that are there
+// if some are not. It may be repeated. An error with mover.CodeContent or
+// errUnsynced means that the part is worthless.
+func (a *arrival) finish(ctx context.Context) (done bool, have bitmap, err error) {
+	a.finishing.Lock()
+	defer a.finishing.Unlock()
+	got, have, err := a.whole(ctx)
+	if have != nil || err != nil {
+		return false, have, err
+	}
+	if err := digest.Check(a.File.Digest, got); err != nil {
+		return false, nil, mover.Coded(mover.CodeContent, err)
+	}
+	if err := a.data.Sync(); err != nil {
+		return false, nil, fmt.Errorf("%w: %w", errUnsynced, err)
+	}
+	if err := a.rename(); err != nil {
+		return false, nil, err
+	}
+	if err := durable.SyncDir(a.export, path.Dir(a.part)); err != nil {
+		return false, nil, err
+	}
+	return true, nil, durable.Remove(a.state, blocksName(a.File.Name))
+}
+
+// whole waits for the digest of the whole file. It returns the proven blocks
+// instead when there are others.
+func (a *arrival) whole(ctx context.Context) (digest.Digest, bitmap, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	stop := context.AfterFunc(ctx, func() {
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		a.changed.Broadcast()
+	})
+	defer stop()
+	for {
+		switch {
+		case a.gone:
+			return digest.Digest{}, nil, errGone
+		case a.fault != nil:
+			return digest.Digest{}, nil, a.fault
+		case ctx.Err() != nil:
+			return digest.Digest{}, nil, context.Cause(ctx)
+		case len(a.claims) == 0 && a.prefix < a.blocks:
+			return digest.Digest{}, slices.Clone(a.proven), nil
+		case a.hashed == a.blocks:
+			return digest.Of(a.File.Digest.Algo, a.hash), nil, nil
+		}
+		a.changed.Wait()
+	}
+}
+
+// rename gives the file its name, unless it is so already or the arrival is gone.
+func (a *arrival) rename() error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.gone {
+		return errGone
+	}
+	if a.arrived {
+		return nil
+	}
+	if err := a.export.Rename(a.part, a.File.Name); err != nil {
+		return err
+	}
+	a.arrived = true
+	return nil
+}
+
+// progress is a number that changes while a commit goes on.
+func (a *arrival) progress() uint32 {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.count + a.hashed
+}
+
+// remove ends the session and removes every trace but that of the tickets. It may be repeated.
+func (a *arrival) remove() error {
+	a.mu.Lock()
+	a.gone = true
+	a.disconnect()
+	a.changed.Broadcast()
+	a.mu.Unlock()
+	return removeFiles(a.export, a.state, a.File.Name, a.part)
+}
+
+// removeFiles removes the record last: while it is there, a restart knows what to clean up.
+func removeFiles(export, state *os.Root, name, part string) error {
+	return errors.Join(
+		durable.Remove(export, part),
+		durable.Remove(export, name),
+		durable.Remove(state, blocksName(name)),
+		durable.Remove(state, recordName(name)),
+	)
+}
+
+// noSpace gives a full disk its code.
+func noSpace(err error) error {
+	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+		return mover.Coded(mover.CodeSpace, fmt.Errorf("no space left at the destination: %w", err))
+	}
+	return err
+}
+
+var (
+	errOver     = errors.New("the session is over")
+	errLeft     = errors.New("the sender closed the connection")
+	errUnsynced = errors.New("the disk did not take the file")
+)

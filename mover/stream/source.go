@@ -1,0 +1,73 @@
+package stream
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"syscall"
+
+	"github.com/glance-dtn/glance-dtn/mover"
+)
+
+// openSource opens the staged file f. Neither a link nor anything else that is not
+// a plain file is followed or waited for.
+func openSource(root *os.Root, f mover.File) (*os.File, error) {
+	if err := mover.CheckName(mover.Outbox, f.Name); err != nil {
+		return nil, mover.Coded(mover.CodeName, err)
+	}
+	if f.Size < 0 || f.Size > maxBlocks*mover.BlockSize {
+		return nil, mover.Coded(mover.CodeSource, fmt.Errorf("%d bytes are not a size that can be sent", f.Size))
+	}
+	if err := f.Digest.Validate(); err != nil {
+		return nil, mover.Coded(mover.CodeSource, err)
+	}
+	before, err := root.Lstat(f.Name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, mover.Coded(mover.CodeSource, fmt.Errorf("it is not staged: %w", err))
+	}
+	if err != nil {
+		return nil, err
+	}
+	if !before.Mode().IsRegular() {
+		return nil, mover.Coded(mover.CodeName, fmt.Errorf("%s is not a plain file (%v)", f.Name, before.Mode().Type()))
+	}
+	file, err := root.OpenFile(f.Name, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
+	}
+	if err := sameSource(file, before, f); err != nil {
+		return nil, errors.Join(err, file.Close())
+	}
+	return file, nil
+}
+
+// sameSource reports whether the file that was opened is the one that was looked at.
+func sameSource(file *os.File, before fs.FileInfo, f mover.File) error {
+	now, err := file.Stat()
+	if err != nil {
+		return err
+	}
+	if !os.SameFile(before, now) {
+		return mover.Coded(mover.CodeName, fmt.Errorf("%s was replaced while it was opened", f.Name))
+	}
+	return checkSize(now.Size(), f.Size)
+}
+
+// checkSize reports a staged file that is not as long as was said.
+func checkSize(got, want int64) error {
+	if got != want {
+		return mover.Coded(mover.CodeSource, fmt.Errorf("the staged file has %d bytes instead of %d", got, want))
+	}
+	return nil
+}
+
+// readBlock fills b from off.
+func readBlock(f *os.File, b []byte, off int64) error {
+	_, err := f.ReadAt(b, off)
+	if errors.Is(err, io.EOF) {
+		return mover.Coded(mover.CodeSource, fmt.Errorf("the staged file became shorter while it was sent"))
+	}
+	return err
+}
