@@ -27,7 +27,7 @@ const (
 // Handler serves the third-party API to this site's agent and operators. It needs
 // a listener that verifies client certificates.
 func (s *Server) Handler() http.Handler {
-	return authorise(s.opt.Site, peer, s.routes())
+	return authorise(s.opt.Site, peer, s.api)
 }
 
 // The inputs and outputs of the operations.
@@ -289,9 +289,16 @@ func (s *Server) arrival(_ context.Context, in *arrivalInput) (*output[mover.Arr
 	case errors.Is(err, mover.ErrNoArrival):
 		return nil, problem(http.StatusNotFound, "", fmt.Sprintf("%v: %s", mover.ErrNoArrival, name))
 	case err != nil:
-		return nil, problem(http.StatusInternalServerError, mover.CodeOf(err), err.Error())
+		return nil, arrivalProblem(err)
 	}
 	return &output[mover.Arrival]{a}, nil
+}
+
+func arrivalProblem(err error) error {
+	if mover.CodeOf(err) == mover.CodeName {
+		return problem(http.StatusUnprocessableEntity, mover.CodeName, err.Error())
+	}
+	return problem(http.StatusInternalServerError, mover.CodeOf(err), err.Error())
 }
 
 func (s *Server) drop(_ context.Context, in *arrivalInput) (*struct{}, error) {
@@ -301,7 +308,7 @@ func (s *Server) drop(_ context.Context, in *arrivalInput) (*struct{}, error) {
 	}
 	err = s.opt.Arrivals.Drop(name)
 	if err != nil && !errors.Is(err, mover.ErrNoArrival) {
-		return nil, problem(http.StatusInternalServerError, mover.CodeOf(err), err.Error())
+		return nil, arrivalProblem(err)
 	}
 	return nil, nil
 }
@@ -309,7 +316,7 @@ func (s *Server) drop(_ context.Context, in *arrivalInput) (*struct{}, error) {
 func inboxName(base string) (string, error) {
 	name := mover.Inbox + "/" + base
 	if err := mover.CheckName(mover.Inbox, name); err != nil {
-		return "", problem(http.StatusUnprocessableEntity, mover.CodeName, err.Error())
+		return "", arrivalProblem(mover.Coded(mover.CodeName, err))
 	}
 	return name, nil
 }

@@ -290,7 +290,7 @@ func TestOnlyOurAgentAndOperatorsAreAllowed(t *testing.T) {
 		{id: pki.Identity{Site: "a", Role: pki.Agent}},
 		{id: pki.Identity{Site: "A", Role: pki.Agent}, err: errors.New("no identity")},
 	} {
-		h := authorise(s.opt.Site, func(*http.Request) (pki.Identity, error) { return c.id, c.err }, s.routes())
+		h := authorise(s.opt.Site, func(*http.Request) (pki.Identity, error) { return c.id, c.err }, s.api)
 		for _, path := range []string{"/v1/transfers", "/v1/capabilities", "/v1/events", "/openapi.yaml", "/nowhere"} {
 			if c.ok && path == "/v1/events" {
 				continue // does not end

@@ -87,6 +87,7 @@ type Server struct {
 	opt     Options
 	table   *table
 	metrics *metrics
+	api     http.Handler
 	probing sync.Mutex // the probe files have fixed names
 }
 
@@ -100,7 +101,9 @@ func New(o Options) (*Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("set up the DTN: %w", err)
 	}
-	return &Server{opt: o, table: t, metrics: newMetrics()}, nil
+	s := &Server{opt: o, table: t, metrics: newMetrics()}
+	s.api = s.routes()
+	return s, nil
 }
 
 // Run runs transfers in the order of their submission, at most Options.Transfers

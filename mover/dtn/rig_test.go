@@ -230,7 +230,7 @@ func ask(t *testing.T, s *Server, method, path string, body any) answer {
 	}
 	req := httptest.NewRequestWithContext(t.Context(), method, path, in)
 	w := httptest.NewRecorder()
-	s.routes().ServeHTTP(w, req)
+	s.api.ServeHTTP(w, req)
 	if strings.Contains(w.Body.String(), secret) {
 		t.Errorf("%s %s answers with the ticket: %s", method, path, w.Body)
 	}
@@ -297,7 +297,7 @@ func follow(t *testing.T, s *Server, path string) *stream {
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		defer out.Close()
-		s.routes().ServeHTTP(st, httptest.NewRequestWithContext(ctx, "GET", path, nil))
+		s.api.ServeHTTP(st, httptest.NewRequestWithContext(ctx, "GET", path, nil))
 	})
 	wg.Go(func() {
 		defer close(st.lines)

@@ -181,12 +181,15 @@ func TestCancel(t *testing.T) {
 		synctest.Wait()
 		queued := submit(t, s, request("queued"))
 		for range 2 { // the second time nothing changes
-			for id, want := range map[mover.TransferID]mover.TransferState{finished: mover.Done, queued: mover.Cancelled, running: mover.Cancelled} {
-				a := ask(t, s, "DELETE", "/v1/transfers/"+string(id), nil)
+			for _, c := range []struct {
+				id   mover.TransferID
+				want mover.TransferState
+			}{{finished, mover.Done}, {queued, mover.Cancelled}, {running, mover.Cancelled}} {
+				a := ask(t, s, "DELETE", "/v1/transfers/"+string(c.id), nil)
 				var st mover.Status
 				a.decode(t, &st)
-				if a.status != http.StatusOK || st.State != want {
-					t.Errorf("cancel: %d %s, want %s", a.status, a.body, want)
+				if a.status != http.StatusOK || st.State != c.want {
+					t.Errorf("cancel: %d %s, want %s", a.status, a.body, c.want)
 				}
 			}
 		}

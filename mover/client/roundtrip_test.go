@@ -1,0 +1,377 @@
+package client_test
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"github.com/glance-dtn/glance-dtn/internal/digest"
+	"github.com/glance-dtn/glance-dtn/internal/failure"
+	"github.com/glance-dtn/glance-dtn/internal/pki"
+	"github.com/glance-dtn/glance-dtn/mover"
+	"github.com/glance-dtn/glance-dtn/mover/client"
+	"github.com/glance-dtn/glance-dtn/mover/dtn"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// engine moves what it may: a transfer whose key is "slow" waits for release.
+type engine struct{ release chan struct{} }
+
+func (e engine) Move(ctx context.Context, r mover.Request, report func(int64)) error {
+	report(0)
+	if r.Key == "slow" {
+		select {
+		case <-e.release:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	if r.Key == "bad" {
+		return mover.Coded(mover.CodeSpace, errors.New("no space at the destination"))
+	}
+	report(r.Source.Size)
+	return nil
+}
+
+// inbox holds arrivals by name.
+type inbox struct {
+	sync.Mutex
+	files map[string]mover.Arrival
+}
+
+func (b *inbox) Arrivals() (all []mover.Arrival) {
+	b.Lock()
+	defer b.Unlock()
+	for _, a := range b.files {
+		all = append(all, a)
+	}
+	return all
+}
+
+func (b *inbox) Arrival(name string) (mover.Arrival, error) {
+	b.Lock()
+	defer b.Unlock()
+	a, ok := b.files[name]
+	if !ok {
+		return a, mover.ErrNoArrival
+	}
+	return a, nil
+}
+
+func (b *inbox) Drop(name string) error {
+	b.Lock()
+	defer b.Unlock()
+	delete(b.files, name)
+	return nil
+}
+
+func (b *inbox) Promised() int64 { return 0 }
+
+// site is a DTN with a real listener and a CA.
+type site struct {
+	ca      *pki.CA
+	url     string
+	release chan struct{}
+	inbox   *inbox
+	http    *http.Server
+	stop    context.CancelFunc // ends what the server does
+}
+
+func start(t *testing.T) *site {
+	t.Helper()
+	ca, err := pki.NewCA("test", 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &site{ca: ca, release: make(chan struct{}), inbox: &inbox{files: map[string]mover.Arrival{}}}
+	log := slog.New(slog.DiscardHandler)
+	server, err := dtn.New(dtn.Options{
+		Site: "A", Version: "v1", Address: "dtn-a.example.org:7444",
+		Engines:  map[string]mover.Engine{dtn.DefaultEngine: engine{s.release}},
+		Arrivals: s.inbox, Export: root(t), State: root(t),
+		Transfers: 4, Keep: time.Hour,
+		Listening: func() error { return nil }, Log: log,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	s.stop = stop
+	s.http = dtn.NewHTTPServer(ctx, server.Handler(), &tls.Config{
+		Certificates: []tls.Certificate{s.certificate(t, pki.DTN, "A")},
+		ClientCAs:    ca.Pool(), ClientAuth: tls.RequireAndVerifyClientCert,
+	}, log)
+	s.http.WriteTimeout = 200 * time.Millisecond // an event stream lives longer
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.url = "https://" + l.Addr().String()
+	var wg sync.WaitGroup
+	wg.Go(func() { server.Run(ctx) })
+	wg.Go(func() { s.http.ServeTLS(l, "", "") })
+	t.Cleanup(func() { stop(); s.http.Close(); wg.Wait() })
+	return s
+}
+
+func root(t *testing.T) *os.Root {
+	t.Helper()
+	r, err := os.OpenRoot(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { r.Close() })
+	return r
+}
+
+func (s *site) certificate(t *testing.T, role, name string) tls.Certificate {
+	t.Helper()
+	c, err := s.ca.Issue(pki.Identity{Site: name, Role: role}, []string{"127.0.0.1"}, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+// client is a client with these certificates.
+func (s *site) client(t *testing.T, http2 bool, certs ...tls.Certificate) *client.Client {
+	t.Helper()
+	tr := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: s.ca.Pool(), Certificates: certs}, ForceAttemptHTTP2: http2}
+	t.Cleanup(tr.CloseIdleConnections)
+	c, err := client.New(s.url, &http.Client{Transport: tr})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+func request(key string) mover.Request {
+	return mover.Request{
+		Key:         key,
+		Source:      mover.File{Name: "outbox/" + key, Size: 1000, Digest: digest.Digest{Algo: "md5", Value: strings.Repeat("ab", 16)}},
+		Destination: mover.Destination{Address: "dtn-b.example.org:7444", Ticket: "secret"},
+	}
+}
+
+// last follows a transfer to its end.
+func last(t *testing.T, c *client.Client, id mover.TransferID) (s mover.Status) {
+	t.Helper()
+	for st, err := range c.Follow(t.Context(), id) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		s = st
+	}
+	return s
+}
+
+func TestTransfersOverMutualTLS(t *testing.T) {
+	for _, http2 := range []bool{false, true} {
+		t.Run(fmt.Sprint("http2=", http2), func(t *testing.T) {
+			s := start(t)
+			ctx := t.Context()
+			c := s.client(t, http2, s.certificate(t, pki.Agent, "A"))
+			id, err := c.Submit(ctx, request("k"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if st := last(t, c, id); st.State != mover.Done || st.Moved != 1000 || st.Key != "k" {
+				t.Errorf("at the end %+v, want done with 1000 bytes", st)
+			}
+			if again, err := c.Submit(ctx, request("k")); again != id || err != nil {
+				t.Errorf("again: %s, %v, want %s", again, err, id)
+			}
+			other := request("k")
+			other.Source.Size++
+			if _, err := c.Submit(ctx, other); !errors.Is(err, mover.ErrKeyConflict) {
+				t.Errorf("the key with another request: %v, want %v", err, mover.ErrKeyConflict)
+			}
+			bad, err := c.Submit(ctx, request("bad"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if st := last(t, c, bad); st.State != mover.Failed || st.Code != mover.CodeSpace {
+				t.Errorf("a transfer that fails: %+v", st)
+			}
+			if all, err := c.Transfers(ctx, ""); err != nil || len(all) != 2 {
+				t.Errorf("all transfers: %+v, %v", all, err)
+			}
+			if all, err := c.Transfers(ctx, mover.Failed); err != nil || len(all) != 1 || all[0].ID != bad {
+				t.Errorf("failed transfers: %+v, %v", all, err)
+			}
+			caps, err := c.Capabilities(ctx)
+			if err != nil || caps.Site != "A" || caps.Version != "v1" || caps.Free <= 0 {
+				t.Errorf("capabilities %+v, %v", caps, err)
+			}
+		})
+	}
+}
+
+func TestAnEventStreamOutlivesTheWriteTimeout(t *testing.T) {
+	for _, http2 := range []bool{false, true} {
+		t.Run(fmt.Sprint("http2=", http2), func(t *testing.T) {
+			s := start(t)
+			c := s.client(t, http2, s.certificate(t, pki.Agent, "A"))
+			id, err := c.Submit(t.Context(), request("slow"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			running := 0
+			var end mover.TransferState
+			for st, err := range c.Follow(t.Context(), id) {
+				if err != nil {
+					t.Fatal(err)
+				}
+				if end = st.State; end == mover.Running {
+					if running++; running == 2 { // the second after a second: five write timeouts
+						close(s.release)
+					}
+				}
+			}
+			if end != mover.Done || running < 2 {
+				t.Errorf("ended as %q after %d running events, want done after 2 or more", end, running)
+			}
+		})
+	}
+}
+
+func TestShutdownDoesNotWaitForEventStreams(t *testing.T) {
+	s := start(t)
+	c := s.client(t, false, s.certificate(t, pki.Agent, "A"))
+	id, err := c.Submit(t.Context(), request("slow"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, err := range c.Follow(t.Context(), id) {
+		if err != nil {
+			break // the stream broke, as it should
+		}
+		s.stop()
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	if err := s.http.Shutdown(ctx); err != nil {
+		t.Errorf("Shutdown: %v", err)
+	}
+}
+
+func TestCancelEndsARunningTransfer(t *testing.T) {
+	s := start(t)
+	c := s.client(t, false, s.certificate(t, pki.Operator, "A"))
+	id, err := c.Submit(t.Context(), request("slow"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if err := c.Cancel(t.Context(), id); err != nil {
+			t.Fatal(err)
+		}
+		if st, err := c.Status(t.Context(), id); err != nil || st.State != mover.Cancelled {
+			t.Errorf("after Cancel: %+v, %v", st, err)
+		}
+	}
+	if err := c.Cancel(t.Context(), "unknown"); err != nil {
+		t.Errorf("cancel what is not known: %v, want nil", err)
+	}
+}
+
+func TestWhatIsNotThere(t *testing.T) {
+	s := start(t)
+	c := s.client(t, false, s.certificate(t, pki.Agent, "A"))
+	if _, err := c.Status(t.Context(), "unknown"); !errors.Is(err, mover.ErrNoTransfer) {
+		t.Errorf("Status: %v, want %v", err, mover.ErrNoTransfer)
+	}
+	var told []error
+	for _, err := range c.Follow(t.Context(), "unknown") {
+		told = append(told, err)
+	}
+	if len(told) != 1 || !errors.Is(told[0], mover.ErrNoTransfer) {
+		t.Errorf("Follow: %v, want %v once", told, mover.ErrNoTransfer)
+	}
+	if _, err := c.Arrival(t.Context(), "inbox/x"); !errors.Is(err, mover.ErrNoArrival) {
+		t.Errorf("Arrival: %v, want %v", err, mover.ErrNoArrival)
+	}
+	if err := c.Drop(t.Context(), "inbox/x"); err != nil {
+		t.Errorf("Drop: %v, want nil", err)
+	}
+}
+
+func TestArrivalsOverMutualTLS(t *testing.T) {
+	s := start(t)
+	c := s.client(t, false, s.certificate(t, pki.Agent, "A"))
+	ctx := t.Context()
+	want := mover.Arrival{File: request("x").Source, State: mover.Arriving, Path: "inbox/.x y?.part", Proven: 7, Since: time.Unix(1e9, 0).UTC()}
+	want.File.Name = "inbox/x y?"
+	s.inbox.files[want.File.Name] = want
+	if got, err := c.Arrival(ctx, want.File.Name); err != nil || got != want {
+		t.Errorf("Arrival: %+v, %v, want %+v", got, err, want)
+	}
+	if all, err := c.Arrivals(ctx); err != nil || !slices.Equal(all, []mover.Arrival{want}) {
+		t.Errorf("Arrivals: %+v, %v, want %+v", all, err, want)
+	}
+	for range 2 {
+		if err := c.Drop(ctx, want.File.Name); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if all, err := c.Arrivals(ctx); err != nil || len(all) != 0 {
+		t.Errorf("after Drop: %+v, %v, want none", all, err)
+	}
+	for _, name := range []string{"x", "inbox/../outbox/x", "outbox/x", "inbox/.x", "inbox/..", ""} {
+		_, err := c.Arrival(ctx, name)
+		if derr := c.Drop(ctx, name); !failure.IsPermanent(err) || !failure.IsPermanent(derr) || mover.CodeOf(err) != mover.CodeName {
+			t.Errorf("name %q: %v and %v, want permanent errors with code %s", name, err, derr, mover.CodeName)
+		}
+	}
+}
+
+func TestARefusedRequestFailsPermanently(t *testing.T) {
+	s := start(t)
+	c := s.client(t, false, s.certificate(t, pki.Agent, "A"))
+	r := request("k")
+	r.Source.Name = "outbox/../x"
+	_, err := c.Submit(t.Context(), r)
+	if !failure.IsPermanent(err) || mover.CodeOf(err) != mover.CodeName {
+		t.Errorf("got %v, want a permanent error with code %s", err, mover.CodeName)
+	}
+	if text := fmt.Sprint(err); !strings.Contains(text, "body.source.name") || !strings.Contains(text, s.url) || strings.Contains(text, "secret") {
+		t.Errorf("%q: want the fault and the URL, and no ticket", text)
+	}
+}
+
+func TestOnlyTheRightCertificateOpensTheDoor(t *testing.T) {
+	s := start(t)
+	for _, c := range []struct{ role, site string }{{pki.DTN, "A"}, {pki.Agent, "B"}, {pki.Operator, "B"}} {
+		_, err := s.client(t, false, s.certificate(t, c.role, c.site)).Capabilities(t.Context())
+		if mover.CodeOf(err) != mover.CodeAuth || failure.IsPermanent(err) || !strings.Contains(fmt.Sprint(err), c.role+" of site "+c.site) {
+			t.Errorf("%s of site %s: %v, want code %s and who was refused", c.role, c.site, err, mover.CodeAuth)
+		}
+	}
+	if _, err := s.client(t, false).Capabilities(t.Context()); err == nil || !strings.Contains(err.Error(), "certificate required") {
+		t.Errorf("without a certificate: %v", err)
+	}
+	stranger, err := pki.NewCA("stranger", 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert, err := stranger.Issue(pki.Identity{Site: "A", Role: pki.Agent}, nil, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.client(t, false, cert).Capabilities(t.Context()); err == nil {
+		t.Error("another authority's certificate was accepted")
+	}
+}
