@@ -127,8 +127,8 @@ func texts(m map[string]any, at string, f *faults) map[string]string {
 // fieldsOf returns the keys of a struct type and the types of their values.
 func fieldsOf(t reflect.Type) map[string]reflect.Type {
 	m := make(map[string]reflect.Type, t.NumField())
-	for i := range t.NumField() {
-		m[t.Field(i).Tag.Get("mapstructure")] = t.Field(i).Type
+	for field := range t.Fields() {
+		m[field.Tag.Get("mapstructure")] = field.Type
 	}
 	return m
 }
@@ -168,10 +168,10 @@ func distance(a, b string) int {
 
 // overlay sets the single values of t that the environment has.
 func overlay(v *viper.Viper, env func(string) string, t reflect.Type, at []string, f *faults) {
-	for i := range t.NumField() {
-		key, field := append(slices.Clone(at), t.Field(i).Tag.Get("mapstructure")), t.Field(i).Type
-		if field.Kind() == reflect.Struct {
-			overlay(v, env, field, key, f)
+	for field := range t.Fields() {
+		key := append(slices.Clone(at), field.Tag.Get("mapstructure"))
+		if field.Type.Kind() == reflect.Struct {
+			overlay(v, env, field.Type, key, f)
 			continue
 		}
 		name := "GLANCE_DTN_" + strings.ToUpper(strings.Join(key, "__"))
@@ -179,7 +179,7 @@ func overlay(v *viper.Viper, env func(string) string, t reflect.Type, at []strin
 		if text == "" {
 			continue
 		}
-		value, err := fromText(text, field)
+		value, err := fromText(text, field.Type)
 		if err != nil {
 			f.add(strings.Join(key, "."), "set by %s: %v", name, err)
 			continue
