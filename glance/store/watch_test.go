@@ -251,7 +251,7 @@ func TestTheLoopWaitsUntilAnImageIsQuiet(t *testing.T) {
 		if h := hints(); h != nil {
 			t.Errorf("got %v while writes go on", h)
 		}
-		time.Sleep(1)
+		time.Sleep(1 * time.Nanosecond)
 		if h := hints(); !reflect.DeepEqual(h, []glance.Hint{{ID: id1, From: "inotify"}}) {
 			t.Errorf("got %v, want one hint", h)
 		}

@@ -157,7 +157,7 @@ func TestACopyKeepsHoles(t *testing.T) {
 	s := newSite(t, Copy)
 	data := make([]byte, 32<<20)
 	copy(data[16<<20:], random(100))
-	f := s.put(t, nil)
+	s.put(t, nil)
 	store, err := os.OpenFile(filepath.Join(s.store, image), os.O_WRONLY, 0)
 	if err != nil {
 		t.Fatal(err)
@@ -166,7 +166,7 @@ func TestACopyKeepsHoles(t *testing.T) {
 	if err := errors.Join(err, store.Truncate(int64(len(data))), store.Close()); err != nil {
 		t.Fatal(err)
 	}
-	f = fileOf(data)
+	f := fileOf(data)
 	s.free = func(*os.File) (int64, error) { return 2 << 20, nil } // enough for what is not a hole
 	s.stage(t, f, "copy")
 	var st unix.Stat_t
