@@ -74,6 +74,9 @@ func (s *Server) routes() http.Handler {
 	submit := op(http.MethodPost, "/v1/transfers", "submit-transfer", "Submit a transfer; the same key and body again is the same transfer (200)")
 	submit.DefaultStatus = http.StatusAccepted
 	huma.Register(api, submit, s.submit)
+	known := *submit.Responses["202"]
+	known.Description = "Known already"
+	submit.Responses["200"] = &known
 	huma.Register(api, op(http.MethodGet, "/v1/transfers", "list-transfers", "List transfers, oldest first"), s.list)
 	huma.Register(api, op(http.MethodGet, "/v1/transfers/{id}", "get-transfer", "Get a transfer"), s.get)
 	huma.Register(api, op(http.MethodDelete, "/v1/transfers/{id}", "cancel-transfer",
