@@ -26,7 +26,7 @@ const module = "github.com/glance-dtn/glance-dtn"
 // keepers names, for each third-party import, the folders that may have it. A
 // module is wrapped where it is kept, so that it can be replaced in one place.
 var keepers = map[string][]string{
-	"github.com/cenkalti/backoff/v5":     {"agent", "agent/jobs", "mover/client"},
+	"github.com/cenkalti/backoff/v5":     {"agent/jobs"},
 	"github.com/coreos/go-systemd/v22":   {"cmd"},
 	"github.com/danielgtaylor/huma/v2":   {"agent/api", "mover/dtn"},
 	"github.com/fsnotify/fsnotify":       {"glance/store"},
@@ -34,9 +34,8 @@ var keepers = map[string][]string{
 	"github.com/golang-jwt/jwt/v5":       {"mover/ticket"},
 	"github.com/gophercloud/gophercloud": {"glance/catalog"},
 	"github.com/jedib0t/go-pretty/v6":    {"cmd"},
-	"github.com/prometheus":              {"agent/api", "mover/dtn", "cmd"},
+	"github.com/prometheus":              {"agent/api", "cmd", "mover/dtn"},
 	"github.com/spf13/cobra":             {"cmd"},
-	"github.com/spf13/pflag":             {"cmd"},
 	"github.com/spf13/viper":             {"agent/config"},
 	"github.com/vbauerster/mpb/v8":       {"cmd"},
 	"github.com/zeebo/blake3":            {"mover/stream"},
@@ -46,7 +45,6 @@ var keepers = map[string][]string{
 	"golang.org/x/sync":                  {"agent", "cmd", "glance", "mover"},
 	"golang.org/x/sys":                   {"agent", "cmd", "glance", "internal", "mover"},
 	"golang.org/x/term":                  {"cmd"},
-	"golang.org/x/time":                  {"agent", "glance", "mover"},
 	"google.golang.org/grpc":             {"agent/jobs"},
 }
 
