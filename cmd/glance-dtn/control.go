@@ -1,0 +1,87 @@
+package main
+
+import (
+	"context"
+	"iter"
+	"net"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/glance-dtn/glance-dtn/agent"
+	"github.com/glance-dtn/glance-dtn/agent/api"
+)
+
+// control is what the commands ask of an agent: of a daemon through its socket,
+// or of the one that --once runs in this process.
+type control interface {
+	Push(ctx context.Context, image string, to []string) ([]agent.Job, error)
+	Pull(ctx context.Context, image string, from string) (agent.Job, error)
+	Replicate(ctx context.Context, m agent.Match, to []string, dryRun bool) ([]agent.Comparison, error)
+	Compare(ctx context.Context, peers []string, m agent.Match) ([]agent.Comparison, error)
+	Overview(ctx context.Context) (agent.Overview, error)
+	Jobs(ctx context.Context) iter.Seq2[agent.Job, error]
+	Job(ctx context.Context, id agent.JobID) (agent.Job, error)
+	Watch(ctx context.Context) iter.Seq2[agent.Event, error]
+	Cancel(ctx context.Context, id agent.JobID) (agent.Job, error)
+	Retry(ctx context.Context, id agent.JobID) (agent.Job, error)
+}
+
+// daemon is the agent on the control socket, whether it runs or not.
+func (c *cli) daemon() control { return api.NewControlClient(c.socket) }
+
+// answers reports whether somebody listens on the control socket.
+func answers(socket string) bool {
+	conn, err := net.DialTimeout("unix", socket, time.Second)
+	if err != nil {
+		return false
+	}
+	conn.Close()
+	return true
+}
+
+// completionTime bounds what the shell waits for when the user presses Tab.
+const completionTime = 2 * time.Second
+
+// completeSites offers the agent's peers.
+func (c *cli) completeSites(cmd *cobra.Command, _ []string, prefix string) ([]string, cobra.ShellCompDirective) {
+	ctx, cancel := context.WithTimeout(cmd.Context(), completionTime)
+	defer cancel()
+	o, err := c.daemon().Overview(ctx)
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	var names []string
+	for _, p := range o.Peers {
+		if strings.HasPrefix(p.Name, prefix) {
+			names = append(names, p.Name)
+		}
+	}
+	return names, cobra.ShellCompDirectiveNoFileComp
+}
+
+// completeJobs offers the jobs that keep holds of, each with what it is about.
+func (c *cli) completeJobs(keep func(agent.Job) bool) cobra.CompletionFunc {
+	return func(cmd *cobra.Command, _ []string, prefix string) ([]string, cobra.ShellCompDirective) {
+		ctx, cancel := context.WithTimeout(cmd.Context(), completionTime)
+		defer cancel()
+		var ids []string
+		for j, err := range c.daemon().Jobs(ctx) {
+			if err != nil {
+				break
+			}
+			if keep(j) && strings.HasPrefix(string(j.ID), prefix) {
+				ids = append(ids, cobra.CompletionWithDesc(string(j.ID), route(j)+", "+string(j.State)))
+			}
+		}
+		return ids, cobra.ShellCompDirectiveNoFileComp
+	}
+}
+
+// complete gives a flag its completion; the flag exists.
+func complete(cmd *cobra.Command, flag string, f cobra.CompletionFunc) {
+	if err := cmd.RegisterFlagCompletionFunc(flag, f); err != nil {
+		panic(err)
+	}
+}

@@ -1,0 +1,46 @@
+package main
+
+import (
+	"fmt"
+	"time"
+)
+
+// size returns n bytes for a person: 1.0 GiB.
+func size(n int64) string {
+	if n < 1024 {
+		return fmt.Sprintf("%d B", n)
+	}
+	v, unit := float64(n)/1024, 0
+	for v >= 1023.95 && unit < 4 {
+		v, unit = v/1024, unit+1
+	}
+	return fmt.Sprintf("%.1f %ciB", v, "KMGTP"[unit])
+}
+
+// rate returns the speed of n bytes in d in decimal units, as networks count: 131 MB/s.
+func rate(n int64, d time.Duration) string {
+	if d <= 0 {
+		return "- MB/s"
+	}
+	v := float64(n) / d.Seconds() / 1e6
+	switch {
+	case v >= 1000:
+		return fmt.Sprintf("%.2f GB/s", v/1000)
+	case v >= 10:
+		return fmt.Sprintf("%.0f MB/s", v)
+	}
+	return fmt.Sprintf("%.1f MB/s", v)
+}
+
+// span returns d in the units that matter: 8.2 s, 3 min 12 s, 2 h 5 min, 4 d 1 h.
+func span(d time.Duration) string {
+	switch {
+	case d < time.Minute:
+		return fmt.Sprintf("%.1f s", d.Seconds())
+	case d < time.Hour:
+		return fmt.Sprintf("%d min %d s", d/time.Minute, d%time.Minute/time.Second)
+	case d < 24*time.Hour:
+		return fmt.Sprintf("%d h %d min", d/time.Hour, d%time.Hour/time.Minute)
+	}
+	return fmt.Sprintf("%d d %d h", d/(24*time.Hour), d%(24*time.Hour)/time.Hour)
+}

@@ -1,0 +1,104 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+
+	"github.com/jedib0t/go-pretty/v6/table"
+	"github.com/jedib0t/go-pretty/v6/text"
+	"go.yaml.in/yaml/v3"
+
+	"github.com/glance-dtn/glance-dtn/agent"
+)
+
+// print writes a command's result to stdout: v itself as JSON or YAML, or what
+// human writes.
+func (c *cli) print(v any, human func() error) error {
+	if c.format == "table" {
+		return human()
+	}
+	data, err := json.MarshalIndent(v, "", "  ")
+	if err != nil {
+		return err
+	}
+	if c.format == "yaml" {
+		data, err = asYAML(data)
+		if err != nil {
+			return err
+		}
+	}
+	_, err = fmt.Fprintf(c.out, "%s\n", bytes.TrimRight(data, "\n"))
+	return err
+}
+
+// asYAML rewrites JSON as block-style YAML with the same keys in the same order.
+func asYAML(data []byte) ([]byte, error) {
+	var doc yaml.Node
+	if err := yaml.Unmarshal(data, &doc); err != nil {
+		return nil, err
+	}
+	plain(&doc)
+	var b bytes.Buffer
+	e := yaml.NewEncoder(&b)
+	e.SetIndent(2)
+	if err := e.Encode(&doc); err != nil {
+		return nil, err
+	}
+	return b.Bytes(), e.Close()
+}
+
+// plain drops JSON's braces and quotes. The encoder still quotes a string that
+// would read as something else.
+func plain(n *yaml.Node) {
+	if len(n.Content) > 0 || n.Kind == yaml.ScalarNode {
+		n.Style = 0
+	}
+	for _, sub := range n.Content {
+		plain(sub)
+	}
+}
+
+// table writes rows under a header, columns aligned, without lines.
+func (c *cli) table(header table.Row, rows []table.Row) error {
+	t := table.NewWriter()
+	t.SetStyle(table.StyleDefault)
+	t.Style().Options = table.OptionsNoBordersAndSeparators
+	t.Style().Box.PaddingLeft = ""
+	t.Style().Box.PaddingRight = "  "
+	t.SuppressTrailingSpaces()
+	t.AppendHeader(header)
+	t.AppendRows(rows)
+	_, err := fmt.Fprintln(c.out, t.Render())
+	return err
+}
+
+// paint colours a word by what it asks of the reader: nothing, patience, or help.
+func (c *cli) paint(word string, mood text.Color) string {
+	if !c.colour() {
+		return word
+	}
+	return text.Colors{mood}.Sprint(word)
+}
+
+func stateColour(s agent.State) text.Color {
+	switch s {
+	case agent.Verified:
+		return text.FgGreen
+	case agent.Parked:
+		return text.FgRed
+	case agent.Cancelled, agent.Cancelling:
+		return text.Faint
+	}
+	return text.FgYellow
+}
+
+func relationColour(r agent.Relation) text.Color {
+	switch r {
+	case agent.Same:
+		return text.FgGreen
+	case agent.Conflict:
+		return text.FgRed
+	}
+	return text.FgYellow
+}

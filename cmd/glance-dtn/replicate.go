@@ -1,0 +1,118 @@
+package main
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/jedib0t/go-pretty/v6/table"
+	"github.com/spf13/cobra"
+
+	"github.com/glance-dtn/glance-dtn/agent"
+)
+
+func (c *cli) replicate() *cobra.Command {
+	var to []string
+	var all, dryRun bool
+	var sel selection
+	var w waiting
+	cmd := &cobra.Command{
+		Use:   "replicate (--all | SELECTION) --to SITE[,SITE]",
+		Short: "Send every selected image that a site does not have",
+		Long: `replicate compares the selected images with what the sites have, and sends what
+is missing. Flags of different kinds must all hold; of several values of one kind
+one must hold.
+
+With --once it works without an agent: from cron, or before one is set up. An
+agent that answers is used all the same.`,
+		Example: `  glance-dtn replicate --visibility public --to B --dry-run
+  glance-dtn replicate --tag golden --name 'debian-.*' --to B,C --wait
+  glance-dtn replicate --all --to B --once --config /etc/glance-dtn/agent.yaml`,
+		Args: args(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if all != sel.empty() {
+				return usagef("say which images: either --all, or --name, --id, --tag, --visibility, --property")
+			}
+			m, err := sel.match()
+			if err != nil {
+				return err
+			}
+			s, err := c.open(cmd.Context(), w)
+			if err != nil {
+				return err
+			}
+			return s.use(cmd.Context(), func(ctx context.Context) error {
+				rows, err := s.Replicate(ctx, m, to, dryRun)
+				if err != nil {
+					return err
+				}
+				return c.replicated(ctx, s, rows, dryRun, w)
+			})
+		},
+	}
+	f := cmd.Flags()
+	f.StringSliceVar(&to, "to", nil, "`SITE`s to send them to")
+	f.BoolVar(&all, "all", false, "all images of this site")
+	f.BoolVar(&dryRun, "dry-run", false, "say what would be sent, and send nothing")
+	required(cmd, "to")
+	complete(cmd, "to", c.completeSites)
+	sel.flags(cmd)
+	w.flags(cmd)
+	w.onceFlags(cmd)
+	return cmd
+}
+
+func (c *cli) replicated(ctx context.Context, s *session, rows []agent.Comparison, dryRun bool, w waiting) error {
+	var ids []agent.JobID
+	var t tally
+	for _, r := range rows {
+		if r.Planned && r.Job != "" {
+			ids = append(ids, r.Job)
+		}
+		t.add(r.Relation != agent.Conflict, r.Relation == agent.Conflict)
+	}
+	if !dryRun && (w.wait || w.once) && len(ids) > 0 {
+		err := c.work(ctx, s, ids, w.timeout)
+		if err == nil && t.parked > 0 { // what was sent has arrived, the conflicts stay
+			c.warnConflicts(rows)
+			return withCode(exitPartly)
+		}
+		return err
+	}
+	if err := c.print(rows, func() error { return c.plan(rows, dryRun) }); err != nil || dryRun {
+		return err
+	}
+	return withCode(t.code())
+}
+
+// plan lists what is, or would be, sent, and what stands in the way.
+func (c *cli) plan(rows []agent.Comparison, dryRun bool) error {
+	var lines []table.Row
+	planned, bytes := 0, int64(0)
+	for _, r := range rows {
+		if r.Planned {
+			planned, bytes = planned+1, bytes+r.Size
+		}
+		if r.Planned || r.Relation == agent.Conflict {
+			lines = append(lines, table.Row{r.Name, r.ID, size(r.Size), r.Peer, c.paint(string(r.Relation), relationColour(r.Relation)), comparisonNote(r)})
+		}
+	}
+	if len(lines) > 0 {
+		if err := c.table(table.Row{"Image", "ID", "Size", "Site", "There", "Note"}, lines); err != nil {
+			return err
+		}
+	}
+	verb := "are sent"
+	if dryRun {
+		verb = "would be sent"
+	}
+	_, err := fmt.Fprintf(c.out, "%d of %d %s, %s\n", planned, len(rows), verb, size(bytes))
+	return err
+}
+
+func (c *cli) warnConflicts(rows []agent.Comparison) {
+	for _, r := range rows {
+		if r.Relation == agent.Conflict {
+			printError(c.err, fmt.Errorf("image %s (%s) is at %s with other content: %s; rename or delete one of them", r.Name, r.ID, r.Peer, r.Detail))
+		}
+	}
+}

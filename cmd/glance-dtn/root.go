@@ -1,0 +1,128 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/term"
+)
+
+// Where things are unless a flag or the environment says otherwise.
+const (
+	defaultControl     = "/run/glance-dtn/agent.sock"
+	defaultAgentConfig = "/etc/glance-dtn/agent.yaml"
+	defaultDTNConfig   = "/etc/glance-dtn/dtn.yaml"
+)
+
+// cli is one invocation: where it writes and what the global flags say.
+type cli struct {
+	out, err io.Writer
+	format   string // table, json, yaml
+	socket   string
+	noColor  bool
+}
+
+func newCLI(out, err io.Writer) *cli { return &cli{out: out, err: err} }
+
+// execute runs one command and returns its exit code. What went wrong is on
+// stderr when it returns.
+func (c *cli) execute(ctx context.Context, args []string) int {
+	root := c.root()
+	root.SetArgs(args)
+	cmd, err := root.ExecuteContextC(ctx)
+	return c.report(ctx, cmd, err)
+}
+
+func (c *cli) root() *cobra.Command {
+	root := &cobra.Command{
+		Use:   "glance-dtn",
+		Short: "Keep OpenStack images the same at several sites",
+		Long: `glance-dtn brings images from one site's Glance to another's through the sites'
+data transfer nodes (DTNs), in three legs: local copy, API call, local copy.
+
+Exit codes: 0 done, 1 failed, 2 usage, 3 partly done, 4 needs a person, 130 interrupted.`,
+		Args:              noSuchCommand,
+		RunE:              func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+		SilenceErrors:     true,
+		SilenceUsage:      true,
+		DisableAutoGenTag: true,
+
+		SuggestionsMinimumDistance: 2,
+		PersistentPreRunE:          func(*cobra.Command, []string) error { return c.checkFormat() },
+	}
+	root.SetOut(c.out)
+	root.SetErr(c.err)
+	f := root.PersistentFlags()
+	f.StringVarP(&c.format, "output", "o", "table", "how results are printed: table, json or yaml")
+	f.StringVar(&c.socket, "control", envOr("GLANCE_DTN_CONTROL", defaultControl), "control socket of the agent ($GLANCE_DTN_CONTROL)")
+	f.BoolVar(&c.noColor, "no-color", os.Getenv("NO_COLOR") != "", "no colours ($NO_COLOR)")
+	complete(root, "output", cobra.FixedCompletions([]string{"table", "json", "yaml"}, cobra.ShellCompDirectiveNoFileComp))
+
+	root.AddGroup(
+		&cobra.Group{ID: "images", Title: "Images and jobs:"},
+		&cobra.Group{ID: "daemons", Title: "Daemons and their certificates:"},
+	)
+	for group, cmds := range map[string][]*cobra.Command{
+		"images":  {c.push(), c.pull(), c.replicate(), c.compare(), c.status(), c.jobs(), c.cancel(), c.retry()},
+		"daemons": {c.agent(), c.dtn(), c.pki()},
+		"":        {c.man(), c.version()},
+	} {
+		for _, cmd := range cmds {
+			cmd.GroupID = group
+			root.AddCommand(cmd)
+		}
+	}
+	markRunErrors(root)
+	return root
+}
+
+func noSuchCommand(cmd *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return nil
+	}
+	text := fmt.Sprintf("there is no command %q", args[0])
+	if near := cmd.SuggestionsFor(args[0]); len(near) > 0 {
+		text += "; did you mean " + strings.Join(near, " or ") + "?"
+	}
+	return fmt.Errorf("%s", text)
+}
+
+// args wants one argument of each name; a last name that ends in "..." stands for one or more.
+func args(names ...string) cobra.PositionalArgs {
+	return func(_ *cobra.Command, got []string) error {
+		if len(got) < len(names) {
+			return fmt.Errorf("%s is missing", strings.TrimSuffix(names[len(got)], "..."))
+		}
+		if len(got) > len(names) && !strings.HasSuffix(strings.Join(names, ""), "...") {
+			return fmt.Errorf("unexpected argument %q", got[len(names)])
+		}
+		return nil
+	}
+}
+
+func (c *cli) checkFormat() error {
+	switch c.format {
+	case "table", "json", "yaml":
+		return nil
+	}
+	return fmt.Errorf("-o %s: the formats are table, json and yaml", c.format)
+}
+
+// colour reports whether a table on stdout is coloured.
+func (c *cli) colour() bool { return !c.noColor && isTerminal(c.out) }
+
+func isTerminal(w io.Writer) bool {
+	f, ok := w.(*os.File)
+	return ok && term.IsTerminal(int(f.Fd()))
+}
+
+func envOr(key, otherwise string) string {
+	if v := os.Getenv(key); v != "" {
+		return v
+	}
+	return otherwise
+}

@@ -1,0 +1,111 @@
+package main
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/jedib0t/go-pretty/v6/table"
+	"github.com/spf13/cobra"
+
+	"github.com/glance-dtn/glance-dtn/agent"
+)
+
+func (c *cli) status() *cobra.Command {
+	return &cobra.Command{
+		Use:   "status",
+		Short: "Show images × sites, and what is wrong",
+		Long: `status shows how each image of this site stands at each other site, the sites
+that do not answer, and where Glance's datadir and Glance disagree.`,
+		Args: args(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			o, err := c.daemon().Overview(cmd.Context())
+			if err != nil {
+				return err
+			}
+			return c.print(o, func() error { return c.overview(o) })
+		},
+	}
+}
+
+func (c *cli) overview(o agent.Overview) error {
+	if len(o.Images) == 0 {
+		fmt.Fprintf(c.out, "site %s has no image\n", o.Site)
+	} else if err := c.imageTable(o); err != nil {
+		return err
+	}
+	if jobs := jobCounts(o.Jobs); jobs != "" {
+		fmt.Fprintf(c.out, "\njobs: %s\n", jobs)
+	}
+	for _, p := range o.Peers {
+		if !p.OK {
+			fmt.Fprintf(c.out, "site %s does not answer: %s\n", c.paint(p.Name, relationColour(agent.Conflict)), p.Error)
+		}
+	}
+	for _, k := range o.Checks {
+		if !k.OK {
+			fmt.Fprintf(c.out, "%s: %s\n", c.paint(k.Name, relationColour(agent.Conflict)), k.Error)
+		}
+	}
+	for _, f := range o.Store {
+		fmt.Fprintf(c.out, "store: %s %s", f.Fault, f.ID)
+		if f.Path != "" {
+			fmt.Fprintf(c.out, " (%s)", f.Path)
+		}
+		fmt.Fprintf(c.out, ": %s\n", f.Note)
+	}
+	return nil
+}
+
+func (c *cli) imageTable(o agent.Overview) error {
+	header := table.Row{"Image", "ID", "Size", o.Site}
+	for _, p := range o.Peers {
+		header = append(header, p.Name)
+	}
+	header = append(header, "Note")
+	var rows []table.Row
+	for _, i := range o.Images {
+		row := table.Row{i.Name, i.ID, size(i.Size), string(i.Status)}
+		notes := []string{i.Note}
+		for _, p := range o.Peers {
+			s := i.Sites[p.Name]
+			row = append(row, c.standing(s))
+			if s.Reason != "" {
+				notes = append(notes, p.Name+": "+s.Reason)
+			}
+		}
+		notes = slices.DeleteFunc(notes, func(n string) bool { return n == "" })
+		rows = append(rows, append(row, strings.Join(notes, "; ")))
+	}
+	return c.table(header, rows)
+}
+
+// standing is one cell of images × sites: the job that runs, or else what is there.
+func (c *cli) standing(s agent.Standing) string {
+	switch {
+	case s.State == agent.Parked || s.State != "" && !s.State.Final():
+		cell := string(s.State)
+		if s.Percent > 0 {
+			cell += fmt.Sprintf(" %d %%", s.Percent)
+		}
+		return c.paint(cell, stateColour(s.State))
+	case s.Relation != "":
+		return c.paint(string(s.Relation), relationColour(s.Relation))
+	case s.State != "":
+		return c.paint(string(s.State), stateColour(s.State))
+	}
+	return "-"
+}
+
+// jobCounts lists how many jobs are in each state, in the order of a job's way.
+func jobCounts(jobs map[agent.State]int) string {
+	order := append(agent.Receive.Way()[:2:2], agent.Send.Way()...)
+	order = append(order, agent.Cancelling, agent.Cancelled, agent.Parked)
+	var parts []string
+	for _, s := range order {
+		if jobs[s] > 0 {
+			parts = append(parts, fmt.Sprintf("%d %s", jobs[s], s))
+		}
+	}
+	return strings.Join(parts, ", ")
+}
