@@ -107,12 +107,13 @@ func TestADTNThatDoesNotListenIsNamed(t *testing.T) {
 	}
 }
 
-// deaf is a client of a server that takes connections and says nothing. It works
-// in a bubble.
-func deaf(t *testing.T) *Client {
+// silent is a client of a server that says these words on each connection and then
+// nothing any more. It works in a bubble.
+func silent(t *testing.T, words string) *Client {
 	tr := &http.Transport{DialContext: func(context.Context, string, string) (net.Conn, error) {
 		ours, theirs := net.Pipe()
 		go io.Copy(io.Discard, theirs)
+		go io.WriteString(theirs, words)
 		return ours, nil
 	}}
 	c, err := New("http://dtn-a.example.org:7443", &http.Client{Transport: tr, Timeout: time.Nanosecond})
@@ -124,7 +125,7 @@ func deaf(t *testing.T) *Client {
 
 func TestASilentDTNIsGivenUp(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		c, start := deaf(t), time.Now()
+		c, start := silent(t, ""), time.Now()
 		_, err := c.Capabilities(t.Context())
 		if waited := time.Since(start); waited != callTimeout || err == nil ||
 			!strings.Contains(err.Error(), c.base) || !strings.Contains(err.Error(), "no answer within 30s") {
@@ -138,7 +139,7 @@ func TestASilentEventStreamIsOpenedAgain(t *testing.T) {
 		ctx, cancel := context.WithCancelCause(t.Context())
 		defer cancel(nil)
 		enough := errors.New("seen enough")
-		c, start := deaf(t), time.Now()
+		c, start := silent(t, ""), time.Now()
 		var told []error
 		for _, err := range c.Follow(ctx, "x") {
 			if told = append(told, err); len(told) == 3 {
@@ -150,6 +151,24 @@ func TestASilentEventStreamIsOpenedAgain(t *testing.T) {
 		}
 		if got, want := time.Since(start), 3*c.quiet+2*c.pause; got != want {
 			t.Errorf("took %v, want %v", got, want)
+		}
+	})
+}
+
+func TestAnEventStreamThatFallsSilentIsOpenedAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := silent(t, "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n"+event(mover.Running))
+		start := time.Now()
+		for s, err := range c.Follow(t.Context(), "x") {
+			if err == nil && s.State == mover.Running {
+				time.Sleep(time.Hour) // a slow listener is not a silent stream
+				start = time.Now()
+				continue
+			}
+			if waited := time.Since(start); waited != c.quiet || !strings.Contains(err.Error(), "no event within 15s") {
+				t.Errorf("%v after %v, want it to be given up after %v", err, waited, c.quiet)
+			}
+			break
 		}
 	})
 }
