@@ -109,6 +109,9 @@ func LoadCA(dir string) (*CA, error) {
 	return &CA{cert: pair.Leaf, key: key}, nil
 }
 
+// Certificate is the CA's own.
+func (ca *CA) Certificate() *x509.Certificate { return ca.cert }
+
 // Pool holds the CA's certificate alone.
 func (ca *CA) Pool() *x509.CertPool {
 	p := x509.NewCertPool()

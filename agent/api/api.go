@@ -1,0 +1,161 @@
+// Package api is how others talk to an agent: the control API for the operator's
+// commands on a unix socket, the peer API for other sites' agents over mutual TLS,
+// the Go clients of both, and the plain listener for metrics and health.
+//
+// What fails is told as a Problem, from which the clients make errors that
+// errors.Is knows again. Long answers are JSON lines, one item a line; an error on
+// the way is a line {"problem": …, "item": …}.
+package api
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"iter"
+	"log/slog"
+	"net/http"
+	"reflect"
+	"time"
+
+	"github.com/danielgtaylor/huma/v2"
+	"github.com/danielgtaylor/huma/v2/adapters/humago"
+
+	"github.com/glance-dtn/glance-dtn/agent"
+	"github.com/glance-dtn/glance-dtn/glance"
+)
+
+// Agent is what is served: *agent.Agent, whose methods are documented there.
+type Agent interface {
+	Offer(ctx context.Context, from string, o agent.Offer) (agent.Grant, error)
+	Delivery(ctx context.Context, from string, id agent.JobID) (agent.Delivery, error)
+	CancelDelivery(ctx context.Context, from string, id agent.JobID) error
+	Inventory(ctx context.Context) iter.Seq2[glance.Image, error]
+	Request(ctx context.Context, from, image string) (agent.Job, error)
+
+	Push(ctx context.Context, image string, to []string) ([]agent.Job, error)
+	Pull(ctx context.Context, image, from string) (agent.Job, error)
+	Replicate(ctx context.Context, m agent.Match, to []string, dryRun bool) ([]agent.Comparison, error)
+	Compare(ctx context.Context, peers []string, m agent.Match) ([]agent.Comparison, error)
+	Overview(ctx context.Context) (agent.Overview, error)
+	Jobs(ctx context.Context) iter.Seq2[agent.Job, error]
+	Job(ctx context.Context, id agent.JobID) (agent.Job, error)
+	Watch(ctx context.Context) iter.Seq2[agent.Event, error]
+	Cancel(ctx context.Context, id agent.JobID) (agent.Job, error)
+	Retry(ctx context.Context, id agent.JobID) (agent.Job, error)
+	Checks(ctx context.Context) []agent.Check
+}
+
+var _ Agent = (*agent.Agent)(nil)
+
+const (
+	maxBody  = 1 << 20          // of a request
+	bodyTime = 30 * time.Second // for reading it
+)
+
+// newServer returns a server that gives handlers answerTime. A stream's deadline
+// moves on with each item. What the server itself has to say is logged as a warning.
+func newServer(h http.Handler, answerTime time.Duration, log *slog.Logger) *http.Server {
+	return &http.Server{
+		Handler:           h,
+		ReadHeaderTimeout: 10 * time.Second,
+		ReadTimeout:       time.Minute,
+		WriteTimeout:      answerTime,
+		IdleTimeout:       2 * time.Minute,
+		MaxHeaderBytes:    64 << 10,
+		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelWarn),
+	}
+}
+
+// routes is a mux with a huma API on it.
+type routes struct {
+	mux *http.ServeMux
+	api huma.API
+}
+
+func newRoutes(title string) routes {
+	conf := huma.DefaultConfig(title, "1")
+	conf.OpenAPIPath, conf.DocsPath, conf.SchemasPath = "", "", ""
+	conf.CreateHooks = nil // no $schema in bodies
+	conf.Transformers = []huma.Transformer{frameworkProblem}
+	conf.RejectUnknownQueryParameters = true
+	mux := http.NewServeMux()
+	return routes{mux, humago.New(mux, conf)}
+}
+
+func (r routes) op(method, path, id, summary string) huma.Operation {
+	return huma.Operation{
+		Method: method, Path: path, OperationID: id, Summary: summary,
+		MaxBodyBytes: maxBody, BodyReadTimeout: bodyTime,
+		Responses: map[string]*huma.Response{"default": {
+			Description: "Problem details",
+			Content: map[string]*huma.MediaType{
+				problemMedia: {Schema: r.api.OpenAPI().Components.Schemas.Schema(reflect.TypeFor[Problem](), true, "")},
+			},
+		}},
+	}
+}
+
+// streaming documents what an operation streams.
+func (r routes) streaming(op huma.Operation, media string, item reflect.Type) huma.Operation {
+	op.Responses["200"] = &huma.Response{
+		Description: "A stream",
+		Content:     map[string]*huma.MediaType{media: {Schema: r.api.OpenAPI().Components.Schemas.Schema(item, true, "")}},
+	}
+	return op
+}
+
+// handler serves the operations and their description. It is rendered once, here:
+// the framework would do so at the first request, without a lock.
+func (r routes) handler() http.Handler {
+	doc := r.api.OpenAPI()
+	delete(doc.Components.Schemas.Map(), "ErrorModel") // replaced by Problem
+	delete(doc.Components.Schemas.Map(), "ErrorDetail")
+	asJSON, err := doc.MarshalJSON()
+	asYAML, yamlErr := doc.YAML()
+	if err := errors.Join(err, yamlErr); err != nil {
+		panic(err) // like a route that cannot be registered: wrong at every start
+	}
+	for path, content := range map[string][]byte{"json": asJSON, "yaml": asYAML} {
+		r.mux.HandleFunc("GET /openapi."+path, func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Type", "application/openapi+"+path)
+			_, _ = w.Write(content)
+		})
+	}
+	return r.mux
+}
+
+// The shapes of inputs and outputs.
+type (
+	noInput        struct{}
+	output[T any]  struct{ Body T }
+	streamResponse = huma.StreamResponse
+)
+
+func answer[T any](v T, err error) (*output[T], error) {
+	if err != nil {
+		return nil, problemOf(err)
+	}
+	return &output[T]{v}, nil
+}
+
+func answerJSON(w http.ResponseWriter, status int, media string, v any) {
+	w.Header().Set("Content-Type", media)
+	w.WriteHeader(status)
+	_ = json.NewEncoder(w).Encode(v) // the caller has gone: there is nobody to tell
+}
+
+// withoutTicket is what leaves the agent of a job: its ticket is for the DTN alone.
+func withoutTicket(j agent.Job) agent.Job {
+	j.Offer.Ticket = ""
+	return j
+}
+
+func withoutTickets(seq iter.Seq2[agent.Job, error]) iter.Seq2[agent.Job, error] {
+	return func(yield func(agent.Job, error) bool) {
+		for j, err := range seq {
+			if !yield(withoutTicket(j), err) {
+				return
+			}
+		}
+	}
+}

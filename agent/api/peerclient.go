@@ -1,0 +1,68 @@
+package api
+
+import (
+	"context"
+	"fmt"
+	"iter"
+	"net/http"
+	"net/url"
+	"strings"
+	"time"
+
+	"github.com/glance-dtn/glance-dtn/agent"
+	"github.com/glance-dtn/glance-dtn/glance"
+)
+
+// peerPatience is how long a peer may take for an answer, and be silent in a stream.
+const peerPatience = time.Minute
+
+// PeerClient asks another site's agent. Its errors name the site and its URL.
+type PeerClient struct{ c *client }
+
+var _ agent.Peer = (*PeerClient)(nil)
+
+// NewPeerClient returns a client of the site's agent at baseURL. hc shows our
+// certificate and knows whom to expect: keyring.Transport(pki.Identity{Site: site, Role: pki.Agent}).
+func NewPeerClient(site, baseURL string, hc *http.Client) *PeerClient {
+	return &PeerClient{&client{
+		base:    strings.TrimRight(baseURL, "/"),
+		hc:      hc,
+		timeout: peerPatience,
+		say: func(err error) error {
+			if err == nil {
+				return nil
+			}
+			return fmt.Errorf("site %s (%s): %w", site, baseURL, err)
+		},
+	}}
+}
+
+// Offer asks the peer to take an image. It may be repeated.
+func (p *PeerClient) Offer(ctx context.Context, o agent.Offer) (agent.Grant, error) {
+	return ask[agent.Grant](ctx, p.c, http.MethodPost, "/v1/offers", o)
+}
+
+// Delivery returns the state of the peer's job; agent.ErrNoJob.
+func (p *PeerClient) Delivery(ctx context.Context, id agent.JobID) (agent.Delivery, error) {
+	return ask[agent.Delivery](ctx, p.c, http.MethodGet, deliveryPath(id), nil)
+}
+
+// CancelDelivery asks the peer to undo its job; nil when there is none.
+func (p *PeerClient) CancelDelivery(ctx context.Context, id agent.JobID) error {
+	return p.c.call(ctx, http.MethodDelete, deliveryPath(id), nil, nil)
+}
+
+// Inventory yields the peer's images.
+func (p *PeerClient) Inventory(ctx context.Context) iter.Seq2[glance.Image, error] {
+	return getLines[glance.Image](ctx, p.c, "/v1/inventory")
+}
+
+// Request asks the peer to send us an image, named by id or by unique name. It
+// returns the peer's job.
+func (p *PeerClient) Request(ctx context.Context, image string) (agent.Job, error) {
+	var in requestInput
+	in.Body.Image = image
+	return ask[agent.Job](ctx, p.c, http.MethodPost, "/v1/requests", in.Body)
+}
+
+func deliveryPath(id agent.JobID) string { return "/v1/deliveries/" + url.PathEscape(string(id)) }
