@@ -133,13 +133,12 @@ func (c *Catalog) Data(ctx context.Context, id glance.ImageID) (io.ReadCloser, e
 		return nil, err
 	}
 	dog.pause()
-	return &download{resp.Body, ctx, cancel, dog, doing}, nil
+	return &download{resp.Body, cancel, dog, doing}, nil
 }
 
 // download is an image's bytes as they come.
 type download struct {
 	body   io.ReadCloser
-	ctx    context.Context
 	cancel context.CancelCauseFunc
 	dog    *watchdog
 	doing  string
@@ -150,7 +149,7 @@ func (d *download) Read(p []byte) (int, error) {
 	n, err := d.body.Read(p)
 	d.dog.pause()
 	if err != nil && err != io.EOF {
-		err = fmt.Errorf("%s: %w", d.doing, causeOf(d.ctx, err))
+		err = fmt.Errorf("%s: %w", d.doing, err)
 	}
 	return n, err
 }

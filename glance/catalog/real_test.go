@@ -1,23 +1,20 @@
 package catalog
 
 import (
-	"bufio"
 	"os"
+	"os/exec"
 	"strings"
 	"testing"
 )
 
-// TestReal needs a Keystone and a Glance, and an admin: named by the OS_*
-// variables, or by such lines of export in the file $GLANCE_DTN_SANDBOX_ENV. It
-// runs when GLANCE_DTN_REAL is set, and then fails when there is none.
+// TestReal holds the same of Debian's Keystone and Glance. It runs when
+// GLANCE_DTN_REAL is set, against what the OS_* variables name, or such lines of
+// export in the file $GLANCE_DTN_SANDBOX_ENV, or else a sandbox of its own.
 func TestReal(t *testing.T) {
 	if os.Getenv("GLANCE_DTN_REAL") == "" {
 		t.Skip("GLANCE_DTN_REAL is not set")
 	}
 	env := realEnv(t)
-	if env("OS_AUTH_URL")+env("OS_ENDPOINT") == "" {
-		t.Fatal("GLANCE_DTN_REAL is set, but neither GLANCE_DTN_SANDBOX_ENV nor OS_* says where Glance is; see deploy/sandbox")
-	}
 	c, err := Open(t.Context(), Options{Env: env})
 	if err != nil {
 		t.Fatal(err)
@@ -32,28 +29,45 @@ func TestReal(t *testing.T) {
 	behave(t, c, expire)
 }
 
-// realEnv reads lines such as: export OS_USERNAME=admin OS_PASSWORD='x'.
+// realEnv returns the variables that say where Glance is, and who is admin.
 func realEnv(t *testing.T) func(string) string {
 	t.Helper()
-	name := os.Getenv("GLANCE_DTN_SANDBOX_ENV")
-	if name == "" {
+	if name := os.Getenv("GLANCE_DTN_SANDBOX_ENV"); name != "" {
+		text, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return exports(string(text))
+	}
+	if os.Getenv("OS_AUTH_URL")+os.Getenv("OS_ENDPOINT") != "" {
 		return os.Getenv
 	}
-	f, err := os.Open(name)
+	dir := t.TempDir()
+	t.Cleanup(func() { sandbox(t, "down", dir) })
+	sandbox(t, "up", dir)
+	return exports(sandbox(t, "env", dir, "A"))
+}
+
+func sandbox(t *testing.T, args ...string) string {
+	t.Helper()
+	cmd := exec.Command("../../deploy/sandbox/sandbox", args...)
+	cmd.Env = append(os.Environ(), "SANDBOX_PARTS=openstack")
+	var trouble strings.Builder
+	cmd.Stderr = &trouble
+	out, err := cmd.Output()
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("sandbox %q: %v\n%s", args, err, trouble.String())
 	}
-	defer f.Close()
+	return string(out)
+}
+
+// exports reads lines such as: export OS_USERNAME=admin OS_PASSWORD='x'.
+func exports(text string) func(string) string {
 	vars := map[string]string{}
-	lines := bufio.NewScanner(f)
-	for lines.Scan() {
-		for word := range strings.FieldsSeq(strings.TrimPrefix(lines.Text(), "export ")) {
-			k, v, _ := strings.Cut(word, "=")
+	for word := range strings.FieldsSeq(text) {
+		if k, v, assigned := strings.Cut(word, "="); assigned {
 			vars[k] = strings.Trim(v, `'"`)
 		}
-	}
-	if err := lines.Err(); err != nil {
-		t.Fatal(err)
 	}
 	return func(k string) string { return vars[k] }
 }

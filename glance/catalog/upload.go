@@ -64,7 +64,7 @@ func (c *Catalog) Upload(ctx context.Context, id glance.ImageID, r io.Reader, si
 	case readErr != nil:
 		return fmt.Errorf("%s: read what to upload: %w", doing, readErr)
 	case err != nil:
-		return causeOf(ctx, err)
+		return err
 	case left > 0:
 		return fmt.Errorf("%s: Glance answered %s with %d of %d bytes not sent", doing, resp.Status, left, size)
 	}
@@ -162,12 +162,4 @@ type stalledError struct{ limit time.Duration }
 
 func (e *stalledError) Error() string {
 	return fmt.Sprintf("Glance moved no byte for %v; is its store's mount hung, or the image's file shorter than it says?", e.limit)
-}
-
-// causeOf returns err, and in its place what a watchdog said.
-func causeOf(ctx context.Context, err error) error {
-	if s, ok := errors.AsType[*stalledError](context.Cause(ctx)); ok {
-		return s
-	}
-	return err
 }

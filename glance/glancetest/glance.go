@@ -232,8 +232,9 @@ func (g *Glance) list(w http.ResponseWriter, r *http.Request) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	q := r.URL.Query()
+	key, _, _ := strings.Cut(cmp.Or(q.Get("sort"), "created_at"), ":") // ascending; by id where it is the same
 	all := slices.SortedFunc(maps.Values(g.images), func(a, b attributes) int {
-		return cmp.Or(strings.Compare(a["created_at"].(string), b["created_at"].(string)), strings.Compare(a["id"].(string), b["id"].(string)))
+		return cmp.Or(strings.Compare(a[key].(string), b[key].(string)), strings.Compare(a["id"].(string), b["id"].(string)))
 	})
 	all = slices.DeleteFunc(all, func(a attributes) bool { return !selected(a, q) })
 	if m := q.Get("marker"); m != "" {
