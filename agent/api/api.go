@@ -149,13 +149,3 @@ func withoutTicket(j agent.Job) agent.Job {
 	j.Offer.Ticket = ""
 	return j
 }
-
-func withoutTickets(seq iter.Seq2[agent.Job, error]) iter.Seq2[agent.Job, error] {
-	return func(yield func(agent.Job, error) bool) {
-		for j, err := range seq {
-			if !yield(withoutTicket(j), err) {
-				return
-			}
-		}
-	}
-}

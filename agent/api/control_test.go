@@ -16,6 +16,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/glance-dtn/glance-dtn/agent"
 	"github.com/glance-dtn/glance-dtn/glance"
@@ -427,6 +428,50 @@ func TestWatchEndsWithItsContextAndWithoutError(t *testing.T) {
 	if n := <-f.watching; n != 0 {
 		t.Errorf("%d watchers are left", n)
 	}
+}
+
+func TestWatchAnswersBeforeTheFirstEvent(t *testing.T) {
+	f, c := startControl(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	res, err := c.c.send(ctx, http.MethodGet, "/v1/events", nil)
+	noError(t, err)
+	if n := <-f.watching; n != 1 {
+		t.Errorf("%d watchers when the answer has begun, want 1", n)
+	}
+	cancel()
+	_ = res.Body.Close()
+	<-f.watching
+}
+
+func TestStreamsOutlastTheTimeOfAnAnswer(t *testing.T) {
+	f, path := newFake(), socketPath(t)
+	l, err := ListenControl(path)
+	noError(t, err)
+	serve(t, newServer(controlRoutes(f), time.Nanosecond, slog.New(slog.DiscardHandler)), l)
+	c := NewControlClient(path)
+	if _, err := c.Overview(t.Context()); err == nil {
+		t.Fatal("an ordinary answer came in spite of its time")
+	}
+	for _, err := range c.Jobs(t.Context()) {
+		t.Errorf("Jobs: %v, want nothing", err)
+	}
+	for id := range 1000 {
+		f.put(agent.Job{ID: agent.JobID(fmt.Sprintf("%04d", id)), Image: image(1, "x")})
+	}
+	n := 0
+	for _, err := range c.Jobs(t.Context()) {
+		noError(t, err)
+		n++
+	}
+	if n != 1000 {
+		t.Errorf("%d jobs, want 1000", n)
+	}
+	watched(t, f, c, func(context.Context) { f.tell(agent.Event{Gone: "0001"}) }, func(ev agent.Event, err error) bool {
+		if err != nil || ev.Gone != "0001" {
+			t.Errorf("got %+v, %v; want a job gone", ev, err)
+		}
+		return false
+	})
 }
 
 func TestNoAgentSaysWhatToDo(t *testing.T) {

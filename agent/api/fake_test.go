@@ -127,14 +127,18 @@ func (f *fakeAgent) CancelDelivery(ctx context.Context, from string, id agent.Jo
 }
 
 func (f *fakeAgent) Inventory(context.Context) iter.Seq2[glance.Image, error] {
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	return sequence(f, f.images)
 }
 
 // sequence yields items, with an error beside those that the fake says are broken.
+// The caller holds the lock.
 func sequence[T any](f *fakeAgent, items []T) iter.Seq2[T, error] {
+	fail := f.fail
 	return func(yield func(T, error) bool) {
-		if f.fail != nil {
-			yield(*new(T), f.fail)
+		if fail != nil {
+			yield(*new(T), fail)
 			return
 		}
 		for i, item := range items {

@@ -1,11 +1,13 @@
 package api
 
 import (
+	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -14,6 +16,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/glance-dtn/glance-dtn/agent"
@@ -264,6 +267,34 @@ func TestSilentPeerIsGivenUp(t *testing.T) {
 			t.Errorf("%s: got %v, want %v of site B", what, err, errTooSlow)
 		}
 	}
+}
+
+// pipe is a transport whose answer a test writes.
+type pipe struct{ *io.PipeReader }
+
+func (p pipe) RoundTrip(r *http.Request) (*http.Response, error) {
+	context.AfterFunc(r.Context(), func() { _ = p.CloseWithError(r.Context().Err()) })
+	return &http.Response{StatusCode: http.StatusOK, Body: p}, nil
+}
+
+func TestSlowInventoryIsWaitedForAsLongAsItGoesOn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r, w := io.Pipe()
+		go func() {
+			for range 4 {
+				time.Sleep(peerPatience - time.Second)
+				_, _ = io.WriteString(w, "{}\n")
+			}
+		}()
+		n := 0
+		var last error
+		for _, err := range NewPeerClient("B", "https://b.example.org", &http.Client{Transport: pipe{r}}).Inventory(t.Context()) {
+			n, last = n+1, err
+		}
+		if n != 5 || !errors.Is(last, errTooSlow) {
+			t.Errorf("%d items, the last with %v; want 4 images and %v", n, last, errTooSlow)
+		}
+	})
 }
 
 func TestPeerThatIsDownIsNamed(t *testing.T) {

@@ -38,12 +38,22 @@ func newPatient(hc huma.Context) *patient {
 	return &patient{ResponseWriter: w, control: http.NewResponseController(w)}
 }
 
+func (p *patient) extend() error { return p.control.SetWriteDeadline(time.Now().Add(writeTime)) }
+
 func (p *patient) Write(b []byte) (int, error) {
 	p.begun = true
-	if err := p.control.SetWriteDeadline(time.Now().Add(writeTime)); err != nil {
+	if err := p.extend(); err != nil {
 		return 0, err
 	}
 	return p.ResponseWriter.Write(b)
+}
+
+// send brings what was written on its way.
+func (p *patient) send() error {
+	if err := p.extend(); err != nil {
+		return err
+	}
+	return p.control.Flush()
 }
 
 // lines answers with seq as JSON lines. An error that is all of seq is an answer
@@ -71,6 +81,7 @@ func lines[T any](seq iter.Seq2[T, error]) *streamResponse {
 		if first != nil {
 			answerJSON(w, first.Problem.Status, problemMedia, first.Problem)
 		}
+		_ = w.send() // the client has gone: there is nobody to tell
 	}}
 }
 
@@ -83,7 +94,7 @@ func events[T any](seq iter.Seq2[T, error]) *streamResponse {
 		w.Header().Set("Content-Type", eventsMedia)
 		w.Header().Set("Cache-Control", "no-store")
 		w.WriteHeader(http.StatusOK)
-		if w.control.Flush() != nil {
+		if w.send() != nil {
 			return
 		}
 		for item, err := range seq {
@@ -95,7 +106,7 @@ func events[T any](seq iter.Seq2[T, error]) *streamResponse {
 			if err == nil {
 				_, err = fmt.Fprintf(w, "%sdata: %s\n\n", name, b)
 			}
-			if err != nil || w.control.Flush() != nil {
+			if err != nil || w.send() != nil {
 				return // the client has gone
 			}
 		}
