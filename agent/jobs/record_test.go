@@ -9,6 +9,7 @@ import (
 )
 
 func TestRecordsThatThisAgentWouldSpoilAreRefused(t *testing.T) {
+	t.Parallel()
 	good, mark, err := encode(sample(1))
 	if err != nil {
 		t.Fatal(err)

@@ -1,6 +1,7 @@
 package jobs
 
 import (
+	"context"
 	"errors"
 	"os"
 	"path/filepath"
@@ -16,6 +17,7 @@ import (
 )
 
 func TestAJobComesBackAsItWasStored(t *testing.T) {
+	t.Parallel()
 	onEtcd(t, func(t *testing.T, open cluster) {
 		s := open(t, claimTTL)
 		want := sample(1)
@@ -42,6 +44,7 @@ func TestAJobComesBackAsItWasStored(t *testing.T) {
 }
 
 func TestChangesCompareTheRevision(t *testing.T) {
+	t.Parallel()
 	onEtcd(t, func(t *testing.T, open cluster) {
 		s, other, ctx := open(t, claimTTL), open(t, claimTTL), t.Context()
 		j := create(t, s, 1)
@@ -76,6 +79,7 @@ func TestChangesCompareTheRevision(t *testing.T) {
 }
 
 func TestAllYieldsInOrderOfCreation(t *testing.T) {
+	t.Parallel()
 	onEtcd(t, func(t *testing.T, open cluster) {
 		s := open(t, claimTTL)
 		var want []agent.JobID
@@ -103,6 +107,7 @@ func TestAllYieldsInOrderOfCreation(t *testing.T) {
 }
 
 func TestAllGoesOnAfterARecordThatCannotBeRead(t *testing.T) {
+	t.Parallel()
 	s := embedded(t)(t, claimTTL)
 	first := create(t, s, 1)
 	if _, err := s.etcd.Put(t.Context(), s.job("newer"), `{"v":2}`); err != nil {
@@ -122,6 +127,7 @@ func TestAllGoesOnAfterARecordThatCannotBeRead(t *testing.T) {
 }
 
 func TestAChangeWhoseAnswerWasLostIsDoneOnce(t *testing.T) {
+	t.Parallel()
 	open := embedded(t)
 	s, sure := open(t, claimTTL), open(t, claimTTL)
 	lost := 0
@@ -163,6 +169,7 @@ func TestAChangeWhoseAnswerWasLostIsDoneOnce(t *testing.T) {
 }
 
 func TestAClosedStoreSaysSo(t *testing.T) {
+	t.Parallel()
 	s, err := OpenEmbedded(t.Context(), t.TempDir(), quiet)
 	if err != nil {
 		t.Fatal(err)
@@ -189,6 +196,7 @@ func TestAClosedStoreSaysSo(t *testing.T) {
 }
 
 func TestOneProcessAtATimeHasADirectory(t *testing.T) {
+	t.Parallel()
 	dir := filepath.Join(t.TempDir(), "state", "agent")
 	s, err := OpenEmbedded(t.Context(), dir, quiet)
 	if err != nil {
@@ -206,8 +214,11 @@ func TestOneProcessAtATimeHasADirectory(t *testing.T) {
 }
 
 func TestAnEtcdThatIsNotThereIsNamed(t *testing.T) {
+	t.Parallel()
 	endpoint := "unix://" + filepath.Join(t.TempDir(), "none")
-	_, err := OpenRemote(t.Context(), Options{Endpoints: []string{endpoint}, Prefix: "/x"})
+	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+	defer cancel()
+	_, err := OpenRemote(ctx, Options{Endpoints: []string{endpoint}, Prefix: "/x"})
 	if err == nil || !strings.Contains(err.Error(), endpoint) || !strings.Contains(err.Error(), "state.endpoints") {
 		t.Errorf("got error %v", err)
 	}

@@ -27,6 +27,7 @@ func until(t *testing.T, watch iter.Seq2[agent.Event, error], done func(e agent.
 }
 
 func TestWatchThenAllMissesNothing(t *testing.T) {
+	t.Parallel()
 	onEtcd(t, func(t *testing.T, open cluster) {
 		const writers, each = 4, 25
 		s := open(t, claimTTL)
@@ -61,6 +62,7 @@ func TestWatchThenAllMissesNothing(t *testing.T) {
 }
 
 func TestWatchYieldsEveryKindOfChange(t *testing.T) {
+	t.Parallel()
 	onEtcd(t, func(t *testing.T, open cluster) {
 		s, ctx := open(t, claimTTL), t.Context()
 		old := create(t, s, 0)
@@ -104,6 +106,7 @@ func TestWatchYieldsEveryKindOfChange(t *testing.T) {
 }
 
 func TestASlowReaderGetsTheLatest(t *testing.T) {
+	t.Parallel()
 	s := embedded(t)(t, claimTTL)
 	ctx := t.Context()
 	first, j := create(t, s, 0), create(t, s, 1)
@@ -134,6 +137,7 @@ func TestASlowReaderGetsTheLatest(t *testing.T) {
 }
 
 func TestAWatchThatFellBehindTellsWhatIsThere(t *testing.T) {
+	t.Parallel()
 	onEtcd(t, func(t *testing.T, open cluster) {
 		s, ctx := open(t, claimTTL), t.Context()
 		kept, removed := create(t, s, 1), create(t, s, 2)
@@ -166,6 +170,7 @@ func TestAWatchThatFellBehindTellsWhatIsThere(t *testing.T) {
 }
 
 func TestAWatchReportsARecordThatCannotBeReadAndGoesOn(t *testing.T) {
+	t.Parallel()
 	s := embedded(t)(t, claimTTL)
 	watch := s.Watch(t.Context())
 	if _, err := s.etcd.Put(t.Context(), s.job("newer"), `{"v":2}`); err != nil {
@@ -186,6 +191,7 @@ func TestAWatchReportsARecordThatCannotBeReadAndGoesOn(t *testing.T) {
 }
 
 func TestAWatchEndsWithItsContext(t *testing.T) {
+	t.Parallel()
 	s := embedded(t)(t, claimTTL)
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
