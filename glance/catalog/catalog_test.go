@@ -493,6 +493,21 @@ func TestUploadWithATokenThatEndsJustBefore(t *testing.T) {
 	}
 }
 
+// A proxy may take the whole body before Glance sees the request, so what can be
+// known before is asked before.
+func TestUploadLooksFirst(t *testing.T) {
+	c, g, k := site(t)
+	g.Add(t, glance.Image{ID: numbered(1)}, []byte("data"))
+	g.Add(t, glance.Image{ID: numbered(2)}, nil)
+	if err := c.Upload(t.Context(), numbered(1), zeros{}, 1<<20); !errors.Is(err, glance.ErrNotQueued) || g.Count(glancetest.Upload) != 0 {
+		t.Errorf("active image: %v after %d uploads; want ErrNotQueued after none", err, g.Count(glancetest.Upload))
+	}
+	k.Expire()
+	if err := c.Upload(t.Context(), numbered(2), zeros{}, 1<<20); err != nil || g.Count(glancetest.Upload) != 1 {
+		t.Errorf("ended token: %v after %d uploads; want one", err, g.Count(glancetest.Upload))
+	}
+}
+
 func TestUploadRefusedMidway(t *testing.T) {
 	c, g, _ := site(t)
 	g.Add(t, glance.Image{ID: numbered(1)}, nil)

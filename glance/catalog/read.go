@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"iter"
+	"maps"
 	"net/http"
 	"net/url"
 	"strings"
@@ -70,9 +71,7 @@ func (c *Catalog) list(ctx context.Context, doing string, filter url.Values) ite
 	return func(yield func(glance.Image, error) bool) {
 		for _, hidden := range []string{"false", "true"} {
 			q := url.Values{"limit": {"1000"}, "sort": {"created_at:asc,id:asc"}, "visibility": {"all"}, "os_hidden": {hidden}}
-			for k, v := range filter {
-				q[k] = v
-			}
+			maps.Copy(q, filter)
 			if !c.pages(ctx, request{doing: doing, method: http.MethodGet, path: "images", query: q}, yield) {
 				return
 			}
