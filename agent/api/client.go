@@ -3,12 +3,14 @@ package api
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"iter"
+	"math"
 	"net/http"
 	"net/url"
 	"strings"
@@ -120,12 +122,9 @@ func getLines[T any](ctx context.Context, c *client, path string) iter.Seq2[T, e
 	return func(yield func(T, error) bool) {
 		ctx, cancel := context.WithCancelCause(ctx)
 		defer cancel(nil)
-		heard := func() {}
-		if c.timeout > 0 {
-			silence := time.AfterFunc(c.timeout, func() { cancel(errTooSlow) })
-			defer silence.Stop()
-			heard = func() { silence.Reset(c.timeout) }
-		}
+		patience := cmp.Or(c.timeout, math.MaxInt64)
+		silence := time.AfterFunc(patience, func() { cancel(errTooSlow) })
+		defer silence.Stop()
 		res, err := c.send(ctx, http.MethodGet, path, nil)
 		if err != nil {
 			yield(*new(T), c.say(err))
@@ -133,7 +132,7 @@ func getLines[T any](ctx context.Context, c *client, path string) iter.Seq2[T, e
 		}
 		defer res.Body.Close()
 		for line, err := range linesOf(res.Body) {
-			heard()
+			silence.Stop()
 			if err != nil {
 				yield(*new(T), c.say(causeOf(ctx, err)))
 				return
@@ -141,6 +140,7 @@ func getLines[T any](ctx context.Context, c *client, path string) iter.Seq2[T, e
 			if item, err := decode[T](line); !yield(item, c.say(err)) {
 				return
 			}
+			silence.Reset(patience) // whoever ranges may be as slow as it likes
 		}
 	}
 }
@@ -152,8 +152,8 @@ func decode[T any](line []byte) (item T, err error) {
 		return item, err
 	}
 	both := problemLine{Item: &item}
-	if err := json.Unmarshal(line, &both); err != nil {
-		return item, err
+	if err := json.Unmarshal(line, &both); err != nil || both.Problem == nil {
+		return item, fmt.Errorf("%.200q is no problem", line)
 	}
 	return item, both.Problem.err()
 }

@@ -288,12 +288,13 @@ func TestJobsAreFilteredByStateAndKind(t *testing.T) {
 	f.put(agent.Job{ID: "3", Kind: agent.Send, State: agent.Moved})
 	for query, want := range map[string]string{"": "123", "?state=parked": "12", "?kind=send": "13", "?state=parked&kind=send": "1", "?state=verified": ""} {
 		res, body := raw(t, c.c.hc, "GET", c.c.base+"/v1/jobs"+query, "")
-		got := ""
+		var ids []string
 		for d := json.NewDecoder(strings.NewReader(body)); d.More(); {
 			var j agent.Job
 			noError(t, d.Decode(&j))
-			got += string(j.ID)
+			ids = append(ids, string(j.ID))
 		}
+		got := strings.Join(ids, "")
 		if media := res.Header.Get("Content-Type"); got != want || res.StatusCode != 200 || media != linesMedia {
 			t.Errorf("jobs%s: %d %s %s, want jobs %s", query, res.StatusCode, media, got, want)
 		}

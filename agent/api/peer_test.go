@@ -290,6 +290,9 @@ func TestSlowInventoryIsWaitedForAsLongAsItGoesOn(t *testing.T) {
 		var last error
 		for _, err := range NewPeerClient("B", "https://b.example.org", &http.Client{Transport: pipe{r}}).Inventory(t.Context()) {
 			n, last = n+1, err
+			if n == 2 {
+				time.Sleep(2 * peerPatience) // our own slowness is not the peer's
+			}
 		}
 		if n != 5 || !errors.Is(last, errTooSlow) {
 			t.Errorf("%d items, the last with %v; want 4 images and %v", n, last, errTooSlow)
@@ -306,4 +309,16 @@ func TestPeerThatIsDownIsNamed(t *testing.T) {
 	if want := "site B (" + url + "): dial tcp"; err == nil || !strings.HasPrefix(err.Error(), want) {
 		t.Errorf("got %v, want %s…", err, want)
 	}
+}
+
+func FuzzDecode(f *testing.F) {
+	for _, line := range []string{`{"id":"x"}`, `{"problem":{"type":"urn:glance-dtn:problem:no-job","detail":"d"},"item":{"id":"x"}}`,
+		`{"problem":null}`, `{"problem":{},"item":null}`, `null`, ``, `{"problem":`} {
+		f.Add([]byte(line))
+	}
+	f.Fuzz(func(t *testing.T, line []byte) {
+		if i, err := decode[agent.Job](line); strings.HasPrefix(string(line), problemLineStart) && err == nil {
+			t.Errorf("%q is a problem, and was taken for %+v", line, i)
+		}
+	})
 }

@@ -94,9 +94,7 @@ func events[T any](seq iter.Seq2[T, error]) *streamResponse {
 		w.Header().Set("Content-Type", eventsMedia)
 		w.Header().Set("Cache-Control", "no-store")
 		w.WriteHeader(http.StatusOK)
-		if w.send() != nil {
-			return
-		}
+		_ = w.send() // a client that has gone is noticed below, where seq is brought to its end
 		for item, err := range seq {
 			name, data := "", any(item)
 			if err != nil {
