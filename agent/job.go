@@ -155,7 +155,9 @@ type Store interface {
 	Create(ctx context.Context, j Job) error
 	// Get returns a job with its Rev; ErrNoJob.
 	Get(ctx context.Context, id JobID) (Job, error)
-	// All yields every job with its Rev, in order of creation.
+	// All yields every job with its Rev, in order of creation. A record that cannot
+	// be read is yielded as an error with a Job that has only its ID, and the
+	// sequence goes on; after an error with an empty Job it ends. Watch does the same.
 	All(ctx context.Context) iter.Seq2[Job, error]
 	// Update replaces a job that nobody works on, or a worker's between its
 	// steps, when its Rev is still the stored one; ErrStale otherwise. It is how a
@@ -163,10 +165,10 @@ type Store interface {
 	Update(ctx context.Context, j Job) (Job, error)
 	// Delete removes a job in a final state; ErrStale when it changed meanwhile.
 	Delete(ctx context.Context, j Job) error
-	// Watch yields every job as it is now, then every job that is created,
-	// changed or deleted and every report of progress, without a gap, until ctx
-	// ends. A slow reader may miss progress and intermediate states, never the latest
-	// state of a job; it may see one twice.
+	// Watch yields every job that is created, changed or deleted after the call, and
+	// every report of progress, until ctx ends: whoever calls Watch and then All
+	// misses nothing. A slow reader may miss progress and intermediate states, never
+	// the latest state of a job; it may see one twice.
 	Watch(ctx context.Context) iter.Seq2[Event, error]
 	// Claim takes the job and one of its slot's places for this worker, or
 	// returns ErrBusy. Slot is a name such as "send/B"; limit is how many claims of

@@ -246,10 +246,7 @@ func (a *Agent) Overview(ctx context.Context) (Overview, error) {
 		return o, err
 	}
 	sends := map[glance.ImageID]map[string]Job{}
-	for j, err := range a.Store.All(ctx) {
-		if err != nil {
-			return o, err
-		}
+	if err := a.eachJob(ctx, func(j Job) error {
 		o.Jobs[j.State]++
 		if j.Kind == Send {
 			if sends[j.Image.ID] == nil {
@@ -257,6 +254,9 @@ func (a *Agent) Overview(ctx context.Context) (Overview, error) {
 			}
 			sends[j.Image.ID][j.Peer] = j
 		}
+		return nil
+	}); err != nil {
+		return o, err
 	}
 	for _, i := range local {
 		st := ImageState{ID: i.ID, Name: i.Name, Status: i.Status, Size: i.Size, Sites: map[string]Standing{}}

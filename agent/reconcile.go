@@ -281,41 +281,37 @@ func (a *Agent) ensureMissing(ctx context.Context, img glance.Image, site string
 
 // cancelGone undoes the Send jobs in flight whose image is not here any more.
 func (a *Agent) cancelGone(ctx context.Context, here func(glance.ImageID) bool) error {
-	for j, err := range a.Store.All(ctx) {
-		if err != nil {
-			return err
-		}
+	return a.eachJob(ctx, func(j Job) error {
 		if j.Kind != Send || j.State.Final() || j.State == Cancelling || here(j.Image.ID) {
-			continue
+			return nil
 		}
 		if _, err := a.Catalog.Image(ctx, j.Image.ID); !errors.Is(err, ErrNoImage) {
-			continue // it was made after the listing, or Glance does not answer
+			return nil // it was made after the listing, or Glance does not answer
 		}
-		if _, err := a.cancel(ctx, j, errGoneHere.Error()); err != nil && !errors.Is(err, ErrBadState) {
-			return err
+		_, err := a.cancel(ctx, j, errGoneHere.Error())
+		if errors.Is(err, ErrBadState) {
+			err = nil
 		}
-	}
-	return nil
+		return err
+	})
 }
 
 // purge forgets jobs that ended longer than Keep ago.
 func (a *Agent) purge(ctx context.Context) error {
 	keep := a.settings.Load().Keep
-	for j, err := range a.Store.All(ctx) {
-		if err != nil {
-			return err
-		}
+	return a.eachJob(ctx, func(j Job) error {
 		if (j.State != Verified && j.State != Cancelled) || time.Since(j.Updated) < keep {
-			continue
+			return nil
 		}
 		if err := a.removeShell(ctx, j); err != nil {
 			return err
 		}
-		if err := a.Store.Delete(ctx, j); err != nil && !errors.Is(err, ErrStale) {
-			return err
+		err := a.Store.Delete(ctx, j)
+		if errors.Is(err, ErrStale) {
+			err = nil
 		}
-	}
-	return nil
+		return err
+	})
 }
 
 // sweep removes staged files whose job has ended or is not known: a crash between

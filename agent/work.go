@@ -134,7 +134,18 @@ func (a *Agent) feed(ctx context.Context, ch chan<- Event) error {
 			return false
 		}
 	}
-	for e, err := range a.Store.Watch(ctx) {
+	events := a.Store.Watch(ctx) // before the listing, so that nothing falls between
+	if err := a.eachJob(ctx, func(j Job) error {
+		send(Event{Job: &j})
+		return ctx.Err()
+	}); err != nil {
+		return err
+	}
+	for e, err := range events {
+		if e.Job != nil && err != nil {
+			a.unreadable(e.Job.ID, err)
+			continue
+		}
 		if err != nil {
 			return err
 		}
@@ -143,6 +154,28 @@ func (a *Agent) feed(ctx context.Context, ch chan<- Event) error {
 		}
 	}
 	return ctx.Err()
+}
+
+// eachJob calls f for every job of the Store until it returns an error. A record that
+// cannot be read is left to a person; it holds nothing else up.
+func (a *Agent) eachJob(ctx context.Context, f func(Job) error) error {
+	for j, err := range a.Store.All(ctx) {
+		if err != nil && j.ID != "" {
+			a.unreadable(j.ID, err)
+			continue
+		}
+		if err == nil {
+			err = f(j)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (a *Agent) unreadable(id JobID, err error) {
+	a.Log.Error("a job's record cannot be read; it is left alone", "job", id, "err", err)
 }
 
 func (a *Agent) note(w *workers, e Event) {

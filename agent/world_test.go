@@ -810,14 +810,9 @@ func (s storeOf) Delete(_ context.Context, j Job) (err error) {
 }
 
 func (s storeOf) Watch(ctx context.Context) iter.Seq2[Event, error] {
+	ch := make(chan Event, 100000)
+	s.w.locked(func() { s.subs[ch] = ctx })
 	return func(yield func(Event, error) bool) {
-		ch := make(chan Event, 100000)
-		s.w.locked(func() {
-			for _, j := range s.jobs {
-				ch <- Event{Job: &j}
-			}
-			s.subs[ch] = ctx
-		})
 		defer s.w.locked(func() { delete(s.subs, ch) })
 		for {
 			select {
