@@ -11,8 +11,8 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"testing"
-	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
 
@@ -33,48 +33,77 @@ func TestScripts(t *testing.T) {
 		Dir:           filepath.Join("testdata", "script"),
 		UpdateScripts: *update,
 		Setup:         setup,
-		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"exits":      exits,
-			"eventually": eventually,
-		},
+		Cmds:          map[string]func(*testscript.TestScript, bool, []string){"exits": exits},
 	})
 }
 
 func setup(env *testscript.Env) error {
 	env.Setenv("TZ", "UTC")
-	dir, err := os.MkdirTemp("", "gdtn") // a socket's path is short
-	if err != nil {
-		return err
-	}
-	env.Defer(func() { os.RemoveAll(dir) })
-	socket := filepath.Join(dir, "s")
-	env.Setenv("SOCKET", socket)
 	data, err := os.ReadFile(filepath.Join(env.WorkDir, "agent.json"))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	} else if err != nil {
 		return err
 	}
-	f := &fakeAgent{seen: make(chan agent.JobID, 100)}
-	if err := json.Unmarshal(data, f); err != nil {
-		return err
-	}
-	l, err := api.ListenControl(socket)
+	socket, stop, err := serveFake(data)
 	if err != nil {
 		return err
 	}
-	s := api.ControlServer(f, slog.New(slog.DiscardHandler))
-	ended := make(chan error, 1)
-	go func() { ended <- s.Serve(l) }()
+	env.Setenv("GLANCE_DTN_CONTROL", socket)
 	env.Defer(func() {
-		s.Close()
-		if err := <-ended; !errors.Is(err, http.ErrServerClosed) {
+		if err := stop(); err != nil {
 			env.T().Log("control server: ", err)
 			env.T().FailNow()
 		}
 	})
-	env.Setenv("GLANCE_DTN_CONTROL", socket)
 	return nil
+}
+
+// serveFake serves a fakeAgent with this scenario until stop is called.
+func serveFake(scenario []byte) (socket string, stop func() error, err error) {
+	f := &fakeAgent{seen: make(chan agent.JobID, 100)}
+	if err := json.Unmarshal(scenario, f); err != nil {
+		return "", nil, err
+	}
+	dir, err := os.MkdirTemp("", "gdtn") // a socket's path is short
+	if err != nil {
+		return "", nil, err
+	}
+	socket = filepath.Join(dir, "s")
+	l, err := api.ListenControl(socket)
+	if err != nil {
+		return "", nil, errors.Join(err, os.RemoveAll(dir))
+	}
+	s := api.ControlServer(f, slog.New(slog.DiscardHandler))
+	ended := make(chan error, 1)
+	go func() { ended <- s.Serve(l) }()
+	return socket, func() error {
+		err := s.Close()
+		if served := <-ended; !errors.Is(served, http.ErrServerClosed) {
+			err = errors.Join(err, served)
+		}
+		return errors.Join(err, os.RemoveAll(dir))
+	}, nil
+}
+
+// An interrupt ends the waiting and says so; the job stays with the agent.
+func TestInterruptEndsTheWaiting(t *testing.T) {
+	socket, stop, err := serveFake([]byte(`{"stays": true, "overall": {"peers": [{"name": "B", "ok": true}]},
+		"images": [{"id": "11111111-1111-4111-8111-111111111111", "name": "debian-12"}]}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := stop(); err != nil {
+			t.Error(err)
+		}
+	}()
+	p := start(t, []string{"TZ=UTC"}, "push", "debian-12", "--to", "B", "--wait", "--control", socket)
+	p.logged("12:00:00      0.0 s  debian-12 → B  pending")
+	p.signal(os.Interrupt)
+	if code, log := p.ends(); code != exitInterrupted || !strings.Contains(log, "glance-dtn: interrupted") {
+		t.Errorf("exit code %d, stderr\n%s", code, log)
+	}
 }
 
 // exits runs a command and wants this exit code: exits CODE COMMAND ARG...
@@ -93,21 +122,5 @@ func exits(ts *testscript.TestScript, neg bool, args []string) {
 	}
 	if got != want {
 		ts.Fatalf("exit code %d, want %d", got, want)
-	}
-}
-
-// eventually runs a command until it succeeds: eventually COMMAND ARG...
-func eventually(ts *testscript.TestScript, neg bool, args []string) {
-	if neg || len(args) == 0 {
-		ts.Fatalf("usage: eventually COMMAND ARG...")
-	}
-	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(50 * time.Millisecond) {
-		err := ts.Exec(args[0], args[1:]...)
-		if err == nil {
-			return
-		}
-		if time.Now().After(deadline) {
-			ts.Fatalf("%v: %v", args, err)
-		}
 	}
 }

@@ -42,7 +42,7 @@ func began(j agent.Job) time.Time {
 	return j.Created
 }
 
-// verdict says in one line what became of a job, and what to do if that is not the end.
+// verdict says what became of a job, and what a person has to do.
 func verdict(j agent.Job) string {
 	switch j.State {
 	case agent.Verified:
@@ -56,7 +56,7 @@ func verdict(j agent.Job) string {
 	if j.Reason != "" {
 		text += ": " + j.Reason
 	}
-	return text + "\n  it goes on by itself: glance-dtn jobs --watch " + string(j.ID)
+	return text
 }
 
 // goOn says how a parked job goes on once its cause is cured.
@@ -137,20 +137,24 @@ func (t tally) code() int {
 
 // waitFor follows the jobs and prints what became of them. The error carries the exit code.
 func (c *cli) waitFor(ctx context.Context, from control, ids []agent.JobID, timeout time.Duration) error {
+	rest := "it goes on by itself: glance-dtn jobs --watch "
+	if s, ok := from.(*session); ok && s.runJobs != nil {
+		rest = "it goes on when an agent runs, or with: glance-dtn push --once; its job is "
+	}
 	followed, cancel := ctx, func() {}
 	if timeout > 0 {
 		followed, cancel = context.WithTimeoutCause(ctx, timeout, errTimeout)
 	}
 	defer cancel()
 	jobs, err := follow(followed, from, ids, c.newView(len(ids)))
-	if perr := c.print(jobs, func() error { return writeVerdicts(c.out, jobs) }); perr != nil {
+	if perr := c.print(jobs, func() error { return writeVerdicts(c.out, jobs, rest) }); perr != nil {
 		return perr
 	}
 	switch {
 	case ctx.Err() != nil:
 		return errInterrupted
 	case errors.Is(err, errTimeout):
-		return &codeError{code: max(codeFor(jobs), exitFailed), err: fmt.Errorf("%w of %s: the agent goes on with what is not done", errTimeout, timeout)}
+		return &codeError{code: max(codeFor(jobs), exitFailed), err: fmt.Errorf("%w of %s", errTimeout, timeout)}
 	case err != nil:
 		return err
 	}
@@ -159,9 +163,14 @@ func (c *cli) waitFor(ctx context.Context, from control, ids []agent.JobID, time
 
 var errTimeout = errors.New("not done within --timeout")
 
-func writeVerdicts(w io.Writer, jobs []agent.Job) error {
+// writeVerdicts adds rest, and the id, to the verdict of a job that has not ended.
+func writeVerdicts(w io.Writer, jobs []agent.Job, rest string) error {
 	for _, j := range jobs {
-		if _, err := fmt.Fprintln(w, verdict(j)); err != nil {
+		text := verdict(j)
+		if !j.State.Final() {
+			text += "\n  " + rest + string(j.ID)
+		}
+		if _, err := fmt.Fprintln(w, text); err != nil {
 			return err
 		}
 	}

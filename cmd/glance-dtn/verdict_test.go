@@ -40,7 +40,7 @@ func TestVerdictSaysWhatBecameOfAJobAndWhatToDo(t *testing.T) {
 		{"received", here, name + " is active here, sha512 001122334455…, 1.0 GiB in 1.0 s (1.07 GB/s)"},
 		{"parked", parked, name + " → B is parked: site B refuses: quota; raise it\n  then: glance-dtn retry 0123456789abcdef0123"},
 		{"cancelled", begun.Enter(agent.Cancelled, at, ""), name + " → B is cancelled"},
-		{"waits", waits, name + " → B is pending: site B does not answer\n  it goes on by itself: glance-dtn jobs --watch 0123456789abcdef0123"},
+		{"waits", waits, name + " → B is pending: site B does not answer"},
 	} {
 		if got := verdict(c.job); got != c.want {
 			t.Errorf("%s:\ngot  %q\nwant %q", c.what, got, c.want)

@@ -34,10 +34,7 @@ type told struct {
 }
 
 func (l *lines) job(j agent.Job) {
-	t, known := l.told[j.ID]
-	if !known && j.State.Final() { // nothing happened while we looked
-		return
-	}
+	t := l.told[j.ID]
 	for _, h := range lastRun(j) {
 		if h.At.After(t.until) {
 			l.line(h.At, j, string(h.State), h.Note)
