@@ -114,7 +114,7 @@ func (r *Rig) moveCtx(ctx context.Context, t *testing.T, req mover.Request, repo
 // stage writes a file of random bytes and returns a request with a fresh ticket for it.
 func (r *Rig) stage(t *testing.T, base string, size int64) mover.Request {
 	t.Helper()
-	return r.request(t, r.file(t, base, io.LimitReader(mathrand.NewChaCha8([32]byte([]byte(rand.Text()+rand.Text())[:32])), size)))
+	return r.request(t, r.file(t, base, io.LimitReader(mathrand.NewChaCha8([32]byte([]byte(rand.Text() + rand.Text())[:32])), size)))
 }
 
 // file writes a staged file.

@@ -3,6 +3,7 @@ package stream
 import (
 	"cmp"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"hash"
@@ -45,7 +46,7 @@ type arrival struct {
 	fault    error  // of the disk; the next session tries again
 	lastErr  string // why the first connection of the session ended
 	session  session
-	conns    map[*conn]bool
+	conns    map[*tls.Conn]bool
 	followed bool                // the goroutine runs; data and journal are open
 	data     *os.File            // the part
 	journal  *os.File            // its proven blocks
@@ -67,7 +68,7 @@ func newArrival(export, state *os.Root, spawn func(func()), r record) *arrival {
 	a := &arrival{
 		record: r, export: export, state: state, spawn: spawn,
 		blocks: blockCount(r.File.Size), part: dir + "." + base + ".part",
-		conns: map[*conn]bool{}, writing: map[uint32]bool{},
+		conns: map[*tls.Conn]bool{}, writing: map[uint32]bool{},
 	}
 	a.changed.L = &a.mu
 	a.forget()
@@ -140,7 +141,7 @@ func (a *arrival) missing() int64 {
 // enter lets c use the arrival: as the first connection of s, which ends an
 // earlier session, or as one more of it. It returns the blocks that need not be
 // sent, or that the file has arrived: then c has not entered.
-func (a *arrival) enter(s session, join bool, c *conn) (have bitmap, done bool, err error) {
+func (a *arrival) enter(s session, join bool, c *tls.Conn) (have bitmap, done bool, err error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	switch {
@@ -180,7 +181,7 @@ func (a *arrival) is(s session) bool {
 }
 
 // leave counts out a connection that ended with err; nil: by the sender. It may be repeated.
-func (a *arrival) leave(c *conn, err error) {
+func (a *arrival) leave(c *tls.Conn, err error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	delete(a.conns, c)
@@ -194,7 +195,7 @@ func (a *arrival) leave(c *conn, err error) {
 // disconnect cuts every connection. The caller holds mu.
 func (a *arrival) disconnect() {
 	for c := range a.conns {
-		_ = c.raw.Conn.Close()
+		cut(c)
 	}
 }
 

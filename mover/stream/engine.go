@@ -116,7 +116,7 @@ type move struct {
 
 // lane is one connection of a move. Its queue's mutex guards flight and quit.
 type lane struct {
-	conn    *conn
+	conn    *tls.Conn
 	window  int
 	flight  map[uint32]bool // sent or about to be, not answered
 	quit    bool            // takes no more blocks
@@ -189,10 +189,10 @@ func (m *move) open(ctx context.Context, join bool) (*lane, answer, error) {
 	if err != nil {
 		return nil, answer{}, err
 	}
-	context.AfterFunc(ctx, func() { _ = c.raw.Conn.Close() })
+	context.AfterFunc(ctx, func() { cut(c) })
 	a, err := m.greet(c, join)
 	if err != nil {
-		_ = c.raw.Conn.Close() // ctx may have closed it already
+		cut(c) // ctx may have closed it already
 		return nil, answer{}, fmt.Errorf("open a session: %w", err)
 	}
 	return &lane{
@@ -201,7 +201,7 @@ func (m *move) open(ctx context.Context, join bool) (*lane, answer, error) {
 	}, a, nil
 }
 
-func (m *move) greet(c *conn, join bool) (answer, error) {
+func (m *move) greet(c *tls.Conn, join bool) (answer, error) {
 	_ = c.SetDeadline(time.Now().Add(m.stall))
 	h := hello{
 		Version: version, Ticket: m.request.Destination.Ticket, Session: m.session, Join: join,
@@ -236,7 +236,7 @@ func (m *move) drive(l *lane) {
 		readErr = m.receive(l)
 		m.queue.quit(l)
 		close(l.done)
-		_ = l.conn.raw.Conn.Close()
+		cut(l.conn)
 	})
 	sendErr := m.send(l)
 	if sendErr != nil { // perhaps the receiver said why
@@ -263,7 +263,7 @@ func (m *move) send(l *lane) error {
 			return err
 		}
 		header{kindBlock, i, n, blake3.Sum256(b[headerSize:])}.put(b)
-		if err := l.conn.writeFrame(b); err != nil {
+		if _, err := l.conn.Write(b); err != nil {
 			return err
 		}
 	}
@@ -275,8 +275,11 @@ func (m *move) receive(l *lane) error {
 	var progress uint32
 	for {
 		msg, err := readMessage(l.conn)
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			return fmt.Errorf("no progress at the receiver for %v", m.stall)
+		}
 		if err != nil {
-			return fmt.Errorf("no more answers: %w", err)
+			return fmt.Errorf("the connection ended: %w", err)
 		}
 		switch msg.kind {
 		case kindProven, kindAgain:

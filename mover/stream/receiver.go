@@ -217,8 +217,8 @@ func checkName(name string) error {
 }
 
 // Serve takes senders' connections from l until ctx is done, then cuts those that
-// are left and returns nil once nothing of them runs. It closes l. It does not stay
-// behind when accepting fails for good: it returns the error.
+// are left and returns nil once nothing of them runs. It closes l. It returns an
+// error when it can accept no more. It is called once at a time.
 func (r *Receiver) Serve(ctx context.Context, l net.Listener) error {
 	ours, cancel := context.WithCancel(ctx)
 	stop := context.AfterFunc(ours, func() { _ = l.Close() })
@@ -228,8 +228,8 @@ func (r *Receiver) Serve(ctx context.Context, l net.Listener) error {
 	slots := make(chan struct{}, r.opts.Conns)
 	for {
 		nc, err := l.Accept()
-		if ctx.Err() != nil {
-			return closeIf(nc)
+		if err != nil && ctx.Err() != nil {
+			return nil
 		}
 		if err != nil {
 			return fmt.Errorf("accept on %v: %w", l.Addr(), err)
@@ -248,21 +248,14 @@ func (r *Receiver) Serve(ctx context.Context, l net.Listener) error {
 	}
 }
 
-func closeIf(c net.Conn) error {
-	if c == nil {
-		return nil
-	}
-	return c.Close()
-}
-
 // handle serves one connection.
 func (r *Receiver) handle(ctx context.Context, nc net.Conn) {
 	defer nc.Close()
 	stop := context.AfterFunc(ctx, func() { _ = nc.Close() })
 	defer stop()
 	_ = nc.SetDeadline(time.Now().Add(r.opts.Handshake))
-	c, err := accept(ctx, nc, r.opts.TLS)
-	if err != nil {
+	c := tls.Server(nc, r.opts.TLS)
+	if err := c.HandshakeContext(ctx); err != nil {
 		r.log.Warn("connection refused", "peer", nc.RemoteAddr().String(), "err", err)
 		return
 	}
@@ -273,7 +266,7 @@ func (r *Receiver) handle(ctx context.Context, nc net.Conn) {
 	_ = c.SetDeadline(time.Now().Add(r.opts.Idle))
 	if a == nil {
 		_, _ = c.Write(reply.bytes()) // the sender asks again when it gets none
-		c.linger()
+		linger(c)
 		return
 	}
 	if _, err = c.Write(reply.bytes()); err == nil {
@@ -287,13 +280,13 @@ func (r *Receiver) handle(ctx context.Context, nc net.Conn) {
 	}
 	a.leave(c, err)
 	if err != nil {
-		c.linger()
+		linger(c)
 	}
 }
 
 // greet reads the hello and answers it. It returns the arrival that c has entered;
 // none when it is refused or there is nothing to do.
-func (r *Receiver) greet(c *conn) (*arrival, answer, error) {
+func (r *Receiver) greet(c *tls.Conn) (*arrival, answer, error) {
 	site, err := dtnOf(c.ConnectionState())
 	if err != nil {
 		return nil, answer{}, mover.Coded(mover.CodeAuth, err)
@@ -317,7 +310,9 @@ func (r *Receiver) greet(c *conn) (*arrival, answer, error) {
 	if err != nil || done {
 		return nil, answer{Block: mover.BlockSize, Done: done}, err
 	}
-	r.log.Info("sender connected", "site", site, "file", a.File.Name, "bytes", a.File.Size, "join", h.Join)
+	if !h.Join {
+		r.log.Info("file arrives", "site", site, "file", a.File.Name, "bytes", a.File.Size)
+	}
 	return a, answer{Block: mover.BlockSize, Have: have}, nil
 }
 
@@ -332,7 +327,7 @@ func (r *Receiver) joined(s session) *arrival {
 }
 
 // receive serves frames until the sender has no more.
-func (r *Receiver) receive(ctx context.Context, c *conn, a *arrival) error {
+func (r *Receiver) receive(ctx context.Context, c *tls.Conn, a *arrival) error {
 	frame := frames.Get().(*[frameSize]byte)
 	defer frames.Put(frame)
 	for {
@@ -369,7 +364,7 @@ func (r *Receiver) receive(ctx context.Context, c *conn, a *arrival) error {
 
 // commit completes a, telling the sender meanwhile that it is alive. It returns
 // the answer.
-func (r *Receiver) commit(ctx context.Context, c *conn, a *arrival) ([]byte, error) {
+func (r *Receiver) commit(ctx context.Context, c *tls.Conn, a *arrival) ([]byte, error) {
 	_ = c.SetDeadline(time.Time{})
 	stop := r.keepBusy(c, a)
 	done, have, err := a.finish(ctx)
@@ -391,7 +386,7 @@ func (r *Receiver) commit(ctx context.Context, c *conn, a *arrival) ([]byte, err
 }
 
 // keepBusy tells the sender now and then that a's commit goes on, until stop is called.
-func (r *Receiver) keepBusy(c *conn, a *arrival) (stop func()) {
+func (r *Receiver) keepBusy(c *tls.Conn, a *arrival) (stop func()) {
 	quit := make(chan struct{})
 	var telling sync.WaitGroup
 	telling.Go(func() {

@@ -1,9 +1,14 @@
-package stream_test
+package stream
 
 import (
 	"context"
+	"crypto/rand"
+	"crypto/sha512"
 	"crypto/tls"
+	"errors"
+	"io"
 	"math"
+	mathrand "math/rand/v2"
 	"net"
 	"os"
 	"path/filepath"
@@ -12,10 +17,10 @@ import (
 	"testing"
 	"time"
 
+	"github.com/glance-dtn/glance-dtn/internal/digest"
 	"github.com/glance-dtn/glance-dtn/internal/pki"
 	"github.com/glance-dtn/glance-dtn/mover"
 	"github.com/glance-dtn/glance-dtn/mover/movertest"
-	"github.com/glance-dtn/glance-dtn/mover/stream"
 	"github.com/glance-dtn/glance-dtn/mover/ticket"
 )
 
@@ -28,16 +33,36 @@ type rig struct {
 	rig   movertest.Rig
 	ca    *pki.CA
 	state string
-	opts  stream.ReceiverOptions
+	opts  ReceiverOptions
 	free  atomic.Int64
 	wires *wires
+	pipes pipes // in place of TCP, when not nil
 
 	mu       sync.Mutex // guards what follows
-	receiver *stream.Receiver
+	receiver *Receiver
 	stop     func()
 }
 
 func newRig(t testing.TB) *rig {
+	t.Helper()
+	r := prepare(t)
+	r.start(t, "127.0.0.1:0")
+	return r
+}
+
+// newPipeRig makes a rig that lives in a synctest bubble: pipes stand for TCP. Its
+// receiver has not started.
+func newPipeRig(t testing.TB) *rig {
+	t.Helper()
+	r := prepare(t)
+	r.pipes = make(pipes)
+	r.rig.Address = r.pipes.Addr().String()
+	r.wires.pipes = r.pipes
+	return r
+}
+
+// prepare makes a rig without a receiver.
+func prepare(t testing.TB) *rig {
 	t.Helper()
 	ca, err := pki.NewCA("test", time.Hour)
 	if err != nil {
@@ -52,7 +77,7 @@ func newRig(t testing.TB) *rig {
 		}
 	}
 	agent := r.issue(t, "B", pki.Agent)
-	r.opts = stream.ReceiverOptions{
+	r.opts = ReceiverOptions{
 		TLS:  serverTLS(ca, r.issue(t, "B", pki.DTN)),
 		Free: func() (int64, error) { return r.free.Load(), nil },
 		Check: func(token, _ string) (mover.Ticket, error) {
@@ -71,7 +96,7 @@ func newRig(t testing.TB) *rig {
 		Drop:    func(name string) error { return r.recv().Drop(name) },
 		Own:     []string{"github.com/glance-dtn/glance-dtn/mover/stream.(*Receiver).Serve"},
 	}
-	r.start(t, "127.0.0.1:0")
+	r.stop = func() {}
 	t.Cleanup(func() { r.stop() })
 	return r
 }
@@ -89,8 +114,8 @@ func serverTLS(ca *pki.CA, cert tls.Certificate) *tls.Config {
 	return &tls.Config{Certificates: []tls.Certificate{cert}, ClientCAs: ca.Pool(), ClientAuth: tls.RequireAndVerifyClientCert, MinVersion: tls.VersionTLS13}
 }
 
-func (r *rig) engine(t testing.TB, export string, cert tls.Certificate) *stream.Engine {
-	return &stream.Engine{
+func (r *rig) engine(t testing.TB, export string, cert tls.Certificate) *Engine {
+	return &Engine{
 		Root: openRoot(t, export),
 		TLS:  func() *tls.Config { return &tls.Config{Certificates: []tls.Certificate{cert}, RootCAs: r.ca.Pool()} },
 		Dial: r.wires.dial,
@@ -107,16 +132,45 @@ func openRoot(t testing.TB, dir string) *os.Root {
 	return root
 }
 
-// start serves on address, which it keeps over restarts.
-func (r *rig) start(t testing.TB, address string) {
+// stage writes n random bytes to site A's outbox.
+func (r *rig) stage(t testing.TB, base string, n int64) mover.File {
 	t.Helper()
-	recv, err := stream.NewReceiver(openRoot(t, r.rig.Destination), openRoot(t, r.state), r.opts)
+	f, err := os.Create(filepath.Join(r.rig.Source, mover.Outbox, base))
 	if err != nil {
 		t.Fatal(err)
 	}
-	l, err := net.Listen("tcp", address)
+	h := sha512.New()
+	_, err = io.CopyN(io.MultiWriter(f, h), mathrand.NewChaCha8([32]byte{byte(n)}), n)
+	if err = errors.Join(err, f.Close()); err != nil {
+		t.Fatal(err)
+	}
+	return mover.File{Name: mover.Outbox + "/" + base, Size: n, Digest: digest.Of("sha512", h)}
+}
+
+// request asks for f's move with a fresh ticket.
+func (r *rig) request(t testing.TB, f mover.File) mover.Request {
+	t.Helper()
+	in := f
+	in.Name = mover.Inbox + "/" + filepath.Base(f.Name)
+	token, err := r.rig.Sign(mover.Ticket{ID: rand.Text(), Site: "B", From: "A", File: in, Expires: time.Now().Add(time.Hour)})
 	if err != nil {
 		t.Fatal(err)
+	}
+	return mover.Request{Source: f, Destination: mover.Destination{Address: r.rig.Address, Ticket: token}}
+}
+
+// start serves on address, which it keeps over restarts.
+func (r *rig) start(t testing.TB, address string) {
+	t.Helper()
+	recv, err := NewReceiver(openRoot(t, r.rig.Destination), openRoot(t, r.state), r.opts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var l net.Listener = r.pipes
+	if r.pipes == nil {
+		if l, err = net.Listen("tcp", address); err != nil {
+			t.Fatal(err)
+		}
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	served := make(chan error, 1)
@@ -125,12 +179,12 @@ func (r *rig) start(t testing.TB, address string) {
 	defer r.mu.Unlock()
 	r.rig.Address = l.Addr().String()
 	r.receiver = recv
-	r.stop = func() {
+	r.stop = sync.OnceFunc(func() {
 		cancel()
 		if err := <-served; err != nil {
 			t.Errorf("Serve = %v", err)
 		}
-	}
+	})
 }
 
 func (r *rig) restart(t testing.TB) {
@@ -139,7 +193,7 @@ func (r *rig) restart(t testing.TB) {
 	r.start(t, r.rig.Address)
 }
 
-func (r *rig) recv() *stream.Receiver {
+func (r *rig) recv() *Receiver {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.receiver
@@ -147,7 +201,8 @@ func (r *rig) recv() *stream.Receiver {
 
 // wires count and cut the engine's connections.
 type wires struct {
-	sent atomic.Int64
+	sent  atomic.Int64
+	pipes pipes
 
 	mu   sync.Mutex // guards open
 	open []net.Conn
@@ -165,6 +220,9 @@ func (w wire) Write(b []byte) (int, error) {
 }
 
 func (w *wires) dial(ctx context.Context, network, address string) (net.Conn, error) {
+	if w.pipes != nil {
+		return w.pipes.dial(ctx)
+	}
 	c, err := new(net.Dialer).DialContext(ctx, network, address)
 	if err != nil {
 		return nil, err
@@ -184,3 +242,25 @@ func (w *wires) cut() {
 	w.open = nil
 }
 
+// pipes are a network for a bubble.
+type pipes chan net.Conn
+
+func (p pipes) dial(ctx context.Context) (net.Conn, error) {
+	ours, theirs := net.Pipe()
+	select {
+	case p <- theirs:
+		return ours, nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+func (p pipes) Accept() (net.Conn, error) {
+	if c, ok := <-p; ok {
+		return c, nil
+	}
+	return nil, net.ErrClosed
+}
+
+func (p pipes) Close() error   { close(p); return nil }
+func (p pipes) Addr() net.Addr { return &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: 9} }

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math/bits"
 
 	"github.com/glance-dtn/glance-dtn/internal/digest"
 	"github.com/glance-dtn/glance-dtn/mover"
@@ -207,10 +206,3 @@ func newBitmap(n uint32) bitmap { return make(bitmap, (n+7)/8) }
 func (b bitmap) has(i uint32) bool { return int(i/8) < len(b) && b[i/8]&(1<<(i%8)) != 0 }
 func (b bitmap) add(i uint32)      { b[i/8] |= 1 << (i % 8) }
 func (b bitmap) remove(i uint32)   { b[i/8] &^= 1 << (i % 8) }
-
-func (b bitmap) count() (n int) {
-	for _, x := range b {
-		n += bits.OnesCount8(x)
-	}
-	return n
-}

@@ -1,0 +1,486 @@
+package stream
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"crypto/tls"
+	"errors"
+	"io"
+	"io/fs"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/zeebo/blake3"
+
+	"github.com/glance-dtn/glance-dtn/internal/digest"
+	"github.com/glance-dtn/glance-dtn/internal/pki"
+	"github.com/glance-dtn/glance-dtn/mover"
+)
+
+// sender speaks the protocol by hand.
+type sender struct {
+	t *testing.T
+	*tls.Conn
+	source *os.File
+	file   mover.File
+}
+
+func (r *rig) connect(t *testing.T, req mover.Request, cert tls.Certificate) *sender {
+	t.Helper()
+	nc, err := r.wires.dial(t.Context(), "tcp", r.rig.Address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := tls.Client(nc, &tls.Config{Certificates: []tls.Certificate{cert}, RootCAs: r.ca.Pool(), ServerName: "127.0.0.1"})
+	if err := c.HandshakeContext(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	src, err := os.Open(filepath.Join(r.rig.Source, req.Source.Name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = c.SetDeadline(time.Now().Add(time.Minute))
+	t.Cleanup(func() { c.Close(); src.Close() })
+	return &sender{t, c, src, req.Source}
+}
+
+// open connects as site A's DTN and opens a session, or joins the one of that name.
+func (r *rig) open(t *testing.T, req mover.Request, session string, join bool) (*sender, answer) {
+	t.Helper()
+	s := r.connect(t, req, r.issue(t, "A", pki.DTN))
+	h := hello{Version: version, Ticket: req.Destination.Ticket, Session: session, Join: join, Size: req.Source.Size, Digest: req.Source.Digest}
+	return s, s.ask(h.bytes())
+}
+
+// ask sends b and reads the answer, past signs of life.
+func (s *sender) ask(b []byte) answer {
+	s.t.Helper()
+	if _, err := s.Write(b); err != nil {
+		s.t.Fatal(err)
+	}
+	for {
+		m, err := readMessage(s)
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		if m.kind == kindBusy {
+			continue
+		}
+		if m.kind != kindAnswer {
+			s.t.Fatalf("got %+v, want an answer", m)
+		}
+		a, err := readAnswer(s, m.value)
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		return a
+	}
+}
+
+func (s *sender) block(i uint32) []byte {
+	s.t.Helper()
+	n := blockLen(s.file.Size, i)
+	b := make([]byte, headerSize+n)
+	if err := readBlock(s.source, b[headerSize:], blockStart(i)); err != nil {
+		s.t.Fatal(err)
+	}
+	header{kindBlock, i, n, blake3.Sum256(b[headerSize:])}.put(b)
+	return b
+}
+
+// send sends a frame and returns the message it gets.
+func (s *sender) send(b []byte) message {
+	s.t.Helper()
+	if _, err := s.Write(b); err != nil {
+		s.t.Fatal(err)
+	}
+	m, err := readMessage(s)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return m
+}
+
+func (s *sender) commit() answer {
+	b := make([]byte, headerSize)
+	header{kind: kindCommit}.put(b)
+	return s.ask(b)
+}
+
+// ends checks that the receiver closes the connection.
+func (s *sender) ends() {
+	s.t.Helper()
+	if n, err := s.Read(make([]byte, 1)); err == nil {
+		s.t.Errorf("the connection goes on: %d bytes", n)
+	}
+}
+
+func TestDamagedBlockIsAskedForAgainAndNotWritten(t *testing.T) {
+	r := newRig(t)
+	req := r.request(t, r.stage(t, "image", 2*mover.BlockSize))
+	s, _ := r.open(t, req, "s", false)
+	bad := s.block(1)
+	bad[len(bad)-1] ^= 1
+	if m := s.send(bad); m != (message{kindAgain, 1}) {
+		t.Errorf("damaged: got %+v", m)
+	}
+	if m := s.send(s.block(0)); m != (message{kindProven, 0}) {
+		t.Errorf("whole: got %+v", m)
+	}
+	part, err := os.ReadFile(filepath.Join(r.rig.Destination, "inbox/.image.part"))
+	if err != nil || len(part) != 2*mover.BlockSize || !bytes.Equal(part[mover.BlockSize:], make([]byte, mover.BlockSize)) {
+		t.Errorf("the part has %d bytes (%v), some of them damaged", len(part), err)
+	}
+	if a := s.commit(); a.Done || !a.Have.has(0) || a.Have.has(1) {
+		t.Errorf("early commit: %+v, want block 1 asked for", a)
+	}
+	s.send(s.block(1))
+	if a := s.commit(); !a.Done {
+		t.Errorf("commit: %+v", a)
+	}
+}
+
+func TestArrivalTellsHowFarItIs(t *testing.T) {
+	r := newRig(t)
+	req := r.request(t, r.stage(t, "image", 3*mover.BlockSize+5))
+	s, _ := r.open(t, req, "s", false)
+	for _, c := range []struct {
+		block         uint32
+		proven, moved int64
+	}{{0, mover.BlockSize, mover.BlockSize}, {3, mover.BlockSize, mover.BlockSize + 5}, {2, mover.BlockSize, 2*mover.BlockSize + 5}, {1, 3*mover.BlockSize + 5, 3*mover.BlockSize + 5}} {
+		s.send(s.block(c.block))
+		a, err := r.recv().Arrival("inbox/image")
+		if err != nil || a.State != mover.Arriving || a.Proven != c.proven || a.Moved != c.moved || a.Path != "inbox/.image.part" {
+			t.Errorf("after block %d: %+v, %v; want %d proven, %d moved", c.block, a, err, c.proven, c.moved)
+		}
+		if p := r.recv().Promised(); p != req.Source.Size-c.moved {
+			t.Errorf("after block %d: %d bytes promised", c.block, p)
+		}
+	}
+	s.commit()
+	for range 2 {
+		all := r.recv().Arrivals()
+		if len(all) != 1 || all[0].State != mover.Arrived || all[0].Path != "inbox/image" || all[0].Proven != req.Source.Size {
+			t.Errorf("at the end: %+v", all)
+		}
+		r.restart(t)
+	}
+	if _, err := r.recv().Arrival("inbox/other"); !errors.Is(err, mover.ErrNoArrival) {
+		t.Errorf("an arrival that is not there: %v", err)
+	}
+}
+
+func TestNewSessionEndsTheOldOne(t *testing.T) {
+	r := newRig(t)
+	req := r.request(t, r.stage(t, "image", 2*mover.BlockSize))
+	old, _ := r.open(t, req, "old", false)
+	old.send(old.block(0))
+	s, a := r.open(t, req, "new", false)
+	if !a.Have.has(0) || a.Have.has(1) {
+		t.Errorf("the new session is told %x", a.Have)
+	}
+	old.ends()
+	if _, a := r.open(t, req, "old", true); a.Code != mover.CodeOther || !strings.Contains(a.Error, "over") {
+		t.Errorf("joining the old session: %+v", a)
+	}
+	more, a := r.open(t, req, "new", true)
+	if a.Code != "" {
+		t.Fatalf("joining the new session: %+v", a)
+	}
+	more.send(more.block(1))
+	if a := s.commit(); !a.Done {
+		t.Errorf("commit: %+v", a)
+	}
+}
+
+func TestOnlyDTNsWithACertificateMaySend(t *testing.T) {
+	r := newRig(t)
+	f := r.stage(t, "image", 1)
+	req := r.request(t, f)
+	stranger, err := pki.NewCA("other", time.Hour)
+	if err != nil {
+		t.Fatal(err)
+	}
+	other, err := stranger.Issue(pki.Identity{Site: "A", Role: pki.DTN}, []string{"127.0.0.1"}, time.Hour)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, c := range map[string]struct {
+		cert tls.Certificate
+		code mover.Code
+	}{
+		"an agent":            {r.issue(t, "A", pki.Agent), mover.CodeAuth},
+		"of another CA":       {other, mover.CodeAuth},
+		"without certificate": {tls.Certificate{}, mover.CodeAuth},
+		"of another site":     {r.issue(t, "C", pki.DTN), mover.CodeTicket},
+	} {
+		e := r.engine(t, r.rig.Source, c.cert)
+		if err := e.Move(t.Context(), req, func(int64) {}); err == nil || mover.CodeOf(err) != c.code {
+			t.Errorf("%s: %v (code %s), want code %s", name, err, mover.CodeOf(err), c.code)
+		}
+	}
+	if all := r.recv().Arrivals(); len(all) != 0 {
+		t.Errorf("arrivals: %+v", all)
+	}
+}
+
+func TestSenderRefusesAReceiverThatIsNoDTN(t *testing.T) {
+	r := newRig(t)
+	req := r.request(t, r.stage(t, "image", 1))
+	r.opts.TLS = serverTLS(r.ca, r.issue(t, "B", pki.Agent))
+	r.restart(t)
+	if err := r.rig.Engine.Move(t.Context(), req, func(int64) {}); mover.CodeOf(err) != mover.CodeAuth {
+		t.Errorf("got %v, want code %s", err, mover.CodeAuth)
+	}
+}
+
+func TestLimitsOfAListener(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newPipeRig(t)
+		r.opts.Conns = 2
+		r.start(t, "")
+		dial := func() net.Conn {
+			c, err := r.wires.dial(t.Context(), "", "")
+			if err != nil {
+				t.Fatal(err)
+			}
+			return c
+		}
+		closed := func(name string, c net.Conn, want time.Duration) {
+			t.Helper()
+			begin := time.Now()
+			_ = c.SetDeadline(begin.Add(time.Hour))
+			if _, err := io.Copy(io.Discard, c); errors.Is(err, os.ErrDeadlineExceeded) {
+				t.Errorf("%s: the connection stays open", name)
+			}
+			if d := time.Since(begin); d.Round(time.Second) != want {
+				t.Errorf("%s: closed after %v, want %v", name, d, want)
+			}
+		}
+		first, second := dial(), dial()
+		closed("one too many", dial(), 0)
+		closed("no handshake", first, DefaultHandshake)
+		closed("no handshake", second, 0)
+
+		req := r.request(t, r.stage(t, "image", mover.BlockSize))
+		closed("no hello", r.connect(t, req, r.issue(t, "A", pki.DTN)), DefaultHandshake)
+		s, _ := r.open(t, req, "s", false)
+		closed("no frame", s, DefaultIdle)
+	})
+}
+
+func TestProtocolErrorsEndTheSession(t *testing.T) {
+	r := newRig(t)
+	req := r.request(t, r.stage(t, "image", 2*mover.BlockSize))
+	for want, h := range map[string]header{
+		"unknown kind":           {kind: 77},
+		"block 2 of a file":      {kind: kindBlock, index: 2, length: 1},
+		"instead of 1048576":     {kind: kindBlock, index: 0, length: 1 << 30},
+		"commit carries a block": {kind: kindCommit, index: 1},
+	} {
+		s, _ := r.open(t, req, rand.Text(), false)
+		b := make([]byte, headerSize)
+		h.put(b)
+		if a := s.ask(b); a.Code != mover.CodeOther || !strings.Contains(a.Error, want) {
+			t.Errorf("%+v: %+v, want %q", h, a, want)
+		}
+		s.ends()
+	}
+	s := r.connect(t, req, r.issue(t, "A", pki.DTN))
+	if a := s.ask([]byte("\x7f\xff\xff\xff")); !strings.Contains(a.Error, "at most") {
+		t.Errorf("a hello without end: %+v", a)
+	}
+}
+
+// TestPowerCut spoils what a power cut may: written data that was journaled, the
+// journal's end, and the size of the part.
+func TestPowerCut(t *testing.T) {
+	r := newRig(t)
+	req := r.request(t, r.stage(t, "image", 8*mover.BlockSize+9))
+	s, _ := r.open(t, req, "s", false)
+	for _, i := range []uint32{0, 1, 2, 5, 6} {
+		s.send(s.block(i))
+	}
+	r.stop()
+	part, journal := filepath.Join(r.rig.Destination, "inbox/.image.part"), filepath.Join(r.state, "arrivals/image.blocks")
+	f, err := os.OpenFile(part, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = f.WriteAt(make([]byte, 4096), mover.BlockSize+100)                         // block 1
+	if err = errors.Join(err, f.Truncate(5*mover.BlockSize+1), f.Close()); err != nil { // blocks 5 and 6
+		t.Fatal(err)
+	}
+	j, err := os.OpenFile(journal, os.O_APPEND|os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = j.Write(bytes.Repeat([]byte{0}, recordSize+7)) // a false digest for block 0, and a torn record
+	if err = errors.Join(err, j.Close()); err != nil {
+		t.Fatal(err)
+	}
+	r.start(t, r.rig.Address)
+	if a, err := r.recv().Arrival("inbox/image"); err != nil || a.Proven != 0 {
+		t.Errorf("before anything is proven again: %+v, %v", a, err)
+	}
+	moved := int64(0)
+	before := r.wires.sent.Load()
+	if err := r.rig.Engine.Move(t.Context(), req, func(n int64) { moved = n }); err != nil {
+		t.Fatal(err)
+	}
+	if sent := r.wires.sent.Load() - before; moved != req.Source.Size || sent > 8*mover.BlockSize {
+		t.Errorf("%d bytes reported, %d sent; block 2 was whole", moved, sent)
+	}
+	got, err := os.ReadFile(filepath.Join(r.rig.Destination, "inbox/image"))
+	want, _ := os.ReadFile(filepath.Join(r.rig.Source, "outbox/image"))
+	if err != nil || !bytes.Equal(got, want) {
+		t.Errorf("%d wrong bytes arrived: %v", len(got), err)
+	}
+	if _, err := os.Lstat(journal); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the journal is left behind: %v", err)
+	}
+}
+
+func TestRestartSweepsPartsThatNobodyKnows(t *testing.T) {
+	r := newRig(t)
+	inbox := filepath.Join(r.rig.Destination, mover.Inbox)
+	for _, name := range []string{".stray.part", ".other", "plain.part"} {
+		if err := os.WriteFile(filepath.Join(inbox, name), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r.restart(t)
+	left, err := os.ReadDir(inbox)
+	if err != nil || len(left) != 2 || left[0].Name() != ".other" || left[1].Name() != "plain.part" {
+		t.Errorf("left: %v, %v", left, err)
+	}
+}
+
+// TestStaleFileIsNotTaken holds that a file of the same name and size that the
+// receiver does not know of is never mistaken for the arrival.
+func TestStaleFileIsNotTaken(t *testing.T) {
+	r := newRig(t)
+	req := r.request(t, r.stage(t, "image", 3))
+	final := filepath.Join(r.rig.Destination, "inbox/image")
+	if err := os.WriteFile(final, []byte("old"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	r.open(t, req, "s", false)
+	r.restart(t)
+	if a, err := r.recv().Arrival("inbox/image"); err != nil || a.State != mover.Arriving {
+		t.Errorf("got %+v, %v", a, err)
+	}
+}
+
+func TestLinkInTheInboxIsNotFollowed(t *testing.T) {
+	r := newRig(t)
+	req := r.request(t, r.stage(t, "image", mover.BlockSize))
+	r.open(t, req, "s", false)
+	r.stop()
+	victim := filepath.Join(r.rig.Destination, "victim")
+	part := filepath.Join(r.rig.Destination, "inbox/.image.part")
+	if err := errors.Join(os.WriteFile(victim, []byte("victim"), 0o600), os.Remove(part), os.Symlink("../victim", part)); err != nil {
+		t.Fatal(err)
+	}
+	r.start(t, r.rig.Address)
+	if err := r.rig.Engine.Move(t.Context(), req, func(int64) {}); mover.CodeOf(err) != mover.CodeName {
+		t.Errorf("got %v, want code %s", err, mover.CodeName)
+	}
+	if b, _ := os.ReadFile(victim); string(b) != "victim" {
+		t.Errorf("the victim holds %d other bytes", len(b))
+	}
+}
+
+func TestTicketCannotReplaceOtherContent(t *testing.T) {
+	r := newRig(t)
+	first := r.request(t, r.stage(t, "image", 5))
+	if err := r.rig.Engine.Move(t.Context(), first, func(int64) {}); err != nil {
+		t.Fatal(err)
+	}
+	second := r.request(t, r.stage(t, "image", 6))
+	err := r.rig.Engine.Move(t.Context(), second, func(int64) {})
+	if mover.CodeOf(err) != mover.CodeTicket || !strings.Contains(err.Error(), "drop it first") {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestFullDiskHasItsCode(t *testing.T) {
+	for _, e := range []error{syscall.ENOSPC, syscall.EDQUOT} {
+		if code := mover.CodeOf(noSpace(&fs.PathError{Op: "write", Err: e})); code != mover.CodeSpace {
+			t.Errorf("%v: code %s", e, code)
+		}
+	}
+	if code := mover.CodeOf(noSpace(syscall.EIO)); code != mover.CodeOther {
+		t.Errorf("EIO: code %s", code)
+	}
+}
+
+// TestSpentTicketIsKeptUntilItExpires needs no connection: admit decides.
+func TestSpentTicketIsKeptUntilItExpires(t *testing.T) {
+	dir := t.TempDir()
+	synctest.Test(t, func(t *testing.T) {
+		f := mover.File{Name: "inbox/x", Size: 1, Digest: digest.Digest{Algo: "md5", Value: strings.Repeat("0", 32)}}
+		end := time.Now().Add(time.Hour)
+		opts := ReceiverOptions{Check: func(id, from string) (mover.Ticket, error) {
+			if time.Now().After(end) {
+				return mover.Ticket{}, errors.New("expired")
+			}
+			return mover.Ticket{ID: id, Site: "B", From: from, File: f, Expires: end}, nil
+		}}
+		again := func() *Receiver {
+			t.Helper()
+			r, err := NewReceiver(openRoot(t, dir), openRoot(t, dir), opts)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return r
+		}
+		admit := func(r *Receiver) error {
+			_, err := r.admit(session{"s", "ticket-1", "A"}, hello{Size: f.Size, Digest: f.Digest})
+			return err
+		}
+		r := again()
+		if err := errors.Join(admit(r), admit(r), r.Drop(f.Name)); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Hour - time.Second)
+		for _, r := range []*Receiver{r, again()} {
+			if err := admit(r); mover.CodeOf(err) != mover.CodeTicket || !strings.Contains(err.Error(), "used up") {
+				t.Errorf("before the end: %v", err)
+			}
+		}
+		time.Sleep(2 * time.Minute)
+		if err := admit(r); mover.CodeOf(err) != mover.CodeTicket || !strings.Contains(err.Error(), "expired") {
+			t.Errorf("after the end: %v", err)
+		}
+		end = end.Add(time.Hour)
+		if err := admit(r); err != nil { // another ticket by now
+			t.Error(err)
+		}
+		if n := len(again().tickets); n != 1 {
+			t.Errorf("%d tickets are remembered, want the last alone", n)
+		}
+	})
+}
+
+func TestServeEndsWithItsListener(t *testing.T) {
+	r, err := NewReceiver(openRoot(t, t.TempDir()), openRoot(t, t.TempDir()), ReceiverOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.Close()
+	if err := r.Serve(context.Background(), l); err == nil {
+		t.Error("Serve = nil on a closed listener")
+	}
+}

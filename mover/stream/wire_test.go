@@ -1,0 +1,115 @@
+package stream
+
+import (
+	"bytes"
+	"encoding/binary"
+	"encoding/json"
+	"maps"
+	"strings"
+	"testing"
+
+	"github.com/glance-dtn/glance-dtn/mover"
+)
+
+func TestBlocksCoverTheFile(t *testing.T) {
+	for _, size := range []int64{0, 1, mover.BlockSize - 1, mover.BlockSize, mover.BlockSize + 1, 5*mover.BlockSize + 7, maxBlocks * mover.BlockSize} {
+		n := blockCount(size)
+		if n == 0 {
+			if size != 0 {
+				t.Errorf("%d bytes are no block", size)
+			}
+			continue
+		}
+		last := blockLen(size, n-1)
+		if end := blockStart(n-1) + int64(last); last == 0 || end != size {
+			t.Errorf("%d blocks of a file of %d bytes end at %d", n, size, end)
+		}
+	}
+}
+
+// FuzzHeader holds that a header that is accepted names a block inside the file, and
+// is written back as it was read.
+func FuzzHeader(f *testing.F) {
+	for _, h := range []header{{kind: kindBlock, index: 2, length: 5, digest: [32]byte{1}}, {kind: kindCommit}, {kind: 9}} {
+		b := make([]byte, headerSize)
+		h.put(b)
+		f.Add(b, int64(2*mover.BlockSize+5))
+	}
+	f.Fuzz(func(t *testing.T, b []byte, size int64) {
+		if len(b) != headerSize || size < 0 || size > maxBlocks*mover.BlockSize {
+			t.Skip()
+		}
+		h, err := parseHeader(b, size)
+		if err != nil {
+			return
+		}
+		if h.kind == kindBlock && (h.length == 0 || h.length > mover.BlockSize || blockStart(h.index)+int64(h.length) > size) {
+			t.Errorf("%+v of a file of %d bytes", h, size)
+		}
+		again := make([]byte, headerSize)
+		if h.put(again); !bytes.Equal(b, again) {
+			t.Errorf("%x was read as %+v", b, h)
+		}
+	})
+}
+
+// FuzzHello holds that a hello is read as it was written, and nothing long is held.
+func FuzzHello(f *testing.F) {
+	f.Add(hello{Version: version, Ticket: "t", Session: "s", Join: true, Size: 3}.bytes())
+	f.Add(binary.BigEndian.AppendUint32(nil, maxHello+1))
+	f.Add([]byte("\x00\x00\x00\x02{}"))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		h, err := readHello(bytes.NewReader(b))
+		if err != nil {
+			return
+		}
+		if again, err := readHello(bytes.NewReader(h.bytes())); again != h || err != nil {
+			t.Errorf("%+v was read again as %+v, %v", h, again, err)
+		}
+	})
+}
+
+func TestHelloOfAnotherReleaseSaysSo(t *testing.T) {
+	_, err := readHello(bytes.NewReader(hello{Version: version + 1}.bytes()))
+	if err == nil || !strings.Contains(err.Error(), "same release") {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestLongMessagesAreNotRead(t *testing.T) {
+	if _, err := readHello(bytes.NewReader(binary.BigEndian.AppendUint32(nil, maxHello+1))); err == nil || !strings.Contains(err.Error(), "at most") {
+		t.Errorf("hello: %v", err)
+	}
+	if _, err := readAnswer(strings.NewReader(""), maxAnswer+1); err == nil || !strings.Contains(err.Error(), "at most") {
+		t.Errorf("answer: %v", err)
+	}
+}
+
+func TestAnswerToTheLongestFileFits(t *testing.T) {
+	have := newBitmap(maxBlocks)
+	for i := range have {
+		have[i] = 0xff
+	}
+	b := answer{Block: mover.BlockSize, Have: have}.bytes()
+	if len(b) > maxAnswer {
+		t.Errorf("%d bytes, at most %d are read", len(b), maxAnswer)
+	}
+	var a answer
+	if err := json.Unmarshal(b[messageSize:], &a); err != nil || !a.Have.has(maxBlocks-1) {
+		t.Errorf("the last block is missing: %v", err)
+	}
+}
+
+// FuzzJournal holds that whatever is found in a journal claims only blocks of the file.
+func FuzzJournal(f *testing.F) {
+	one := journalRecord(3, [32]byte{7})
+	f.Add(one, uint32(4))
+	f.Add(append(one, one[:20]...), uint32(3))
+	f.Fuzz(func(t *testing.T, b []byte, n uint32) {
+		for i := range maps.Keys(parseJournal(b, n)) {
+			if i >= n {
+				t.Errorf("block %d of %d", i, n)
+			}
+		}
+	})
+}
