@@ -4,19 +4,29 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net/url"
 	"os"
 	"path/filepath"
+	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.etcd.io/etcd/server/v3/embed"
 	"go.etcd.io/etcd/server/v3/etcdserver/api/v3client"
 	"golang.org/x/sys/unix"
+
+	"github.com/glance-dtn/glance-dtn/internal/durable"
 )
 
-// embeddedPrefix is where the jobs lie in an etcd of our own.
-const embeddedPrefix = "/glance-dtn/"
+const (
+	embeddedPrefix = "/glance-dtn/" // where the jobs lie in an etcd of our own
+
+	dataDir = "etcd"     // etcd's data under the store's directory
+	newDir  = "etcd.new" // data that is not complete yet
+
+	startup = time.Minute // how long etcd may take to start; a second is usual
+)
 
 // OpenEmbedded opens the store in dir with an etcd member inside this process. It
 // listens nowhere. dir is made when it is missing. One process at a time can have a
@@ -40,7 +50,10 @@ func openEmbedded(ctx context.Context, dir string, log *slog.Logger) (_ *Store, 
 			err = errors.Join(err, lock.Close())
 		}
 	}()
-	etcd, err := startEtcd(ctx, filepath.Join(dir, "etcd"), log)
+	if err := makeData(ctx, dir, log); err != nil {
+		return nil, err
+	}
+	etcd, err := startEtcd(ctx, filepath.Join(dir, dataDir), log)
 	if err != nil {
 		return nil, err
 	}
@@ -79,6 +92,38 @@ func lockDir(dir string) (*os.File, error) {
 	return f, nil
 }
 
+// makeData makes etcd's data in dir unless it is there. An etcd that is killed
+// while it makes its first files may leave some with which it never starts again
+// (https://github.com/etcd-io/etcd/issues/12578), so they get their place when
+// they are complete.
+func makeData(ctx context.Context, dir string, log *slog.Logger) error {
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	if _, err := root.Stat(dataDir); !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if err := root.RemoveAll(newDir); err != nil {
+		return err
+	}
+	etcd, err := startEtcd(ctx, filepath.Join(dir, newDir), log)
+	if err != nil {
+		return err
+	}
+	etcd.Close()
+	for _, sub := range []string{"/member/snap", "/member/wal", "/member", ""} {
+		if err := durable.SyncDir(root, newDir+sub); err != nil {
+			return err
+		}
+	}
+	if err := root.Rename(newDir, dataDir); err != nil {
+		return err
+	}
+	return durable.SyncDir(root, ".")
+}
+
 // startEtcd starts a cluster of one member that listens nowhere, and waits until
 // it serves.
 func startEtcd(ctx context.Context, dir string, log *slog.Logger) (*embed.Etcd, error) {
@@ -99,18 +144,21 @@ func startEtcd(ctx context.Context, dir string, log *slog.Logger) (*embed.Etcd, 
 	logger, level := zapLogger(log)
 	cfg.ZapLoggerBuilder = embed.NewZapLoggerBuilder(logger)
 
+	ctx, cancel := context.WithTimeoutCause(ctx, startup, fmt.Errorf("it is not ready after %v; when its disk is not just slow, "+
+		"move %s away: the agent finds its work again", startup, dir))
+	defer cancel()
 	e, err := embed.StartEtcd(cfg)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("start etcd: %w", err)
 	}
 	select {
 	case <-e.Server.ReadyNotify():
 		level.SetLevel(laterLevel)
 		return e, nil
 	case <-e.Server.StopNotify():
-		err = errors.New("etcd stopped while it was starting")
+		err = errors.New("start etcd: it stopped; its log says why")
 	case <-ctx.Done():
-		err = fmt.Errorf("wait for etcd: %w", context.Cause(ctx))
+		err = fmt.Errorf("start etcd: %w", context.Cause(ctx))
 	}
 	e.Close()
 	return nil, err

@@ -12,6 +12,8 @@ import (
 
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.etcd.io/etcd/server/v3/storage/wal"
+	"go.uber.org/zap"
 
 	"github.com/glance-dtn/glance-dtn/agent"
 )
@@ -211,6 +213,32 @@ func TestOneProcessAtATimeHasADirectory(t *testing.T) {
 	if err != nil || info.Mode().Perm() != 0o700 {
 		t.Errorf("directory has mode %v, want 0700 (%v)", info.Mode(), err)
 	}
+}
+
+func TestADirectoryThatWasNeverCompleteIsMadeAnew(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	stopped, cancel := context.WithCancel(t.Context())
+	cancel()
+	_, err := OpenEmbedded(stopped, dir, quiet)
+	wantErr(t, "open that was stopped", err, context.Canceled)
+	if err := os.RemoveAll(filepath.Join(dir, newDir)); err != nil {
+		t.Fatal(err)
+	}
+	// The log as etcd creates it, without the first entries: it would wait for a leader for ever.
+	log, err := wal.Create(zap.NewNop(), filepath.Join(dir, newDir, "member", "wal"), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := log.Close(); err != nil {
+		t.Fatal(err)
+	}
+	s, err := OpenEmbedded(t.Context(), dir, quiet)
+	if err != nil {
+		t.Fatal(err)
+	}
+	create(t, s, 1)
+	closeStore(t, s)
 }
 
 func TestAnEtcdThatIsNotThereIsNamed(t *testing.T) {
