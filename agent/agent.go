@@ -136,18 +136,13 @@ func (a *Agent) Reload(s Settings) error {
 // Run reconciles and works until ctx ends. It returns early only when the Store
 // fails for good.
 func (a *Agent) Run(ctx context.Context) error {
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	var wg sync.WaitGroup
-	wg.Go(func() { a.reconcileLoop(ctx) })
-	wg.Go(func() {
-		if err := a.runWorkers(ctx, nil); err != nil && ctx.Err() == nil {
-			cancel(fmt.Errorf("job store: %w", err))
-		}
-	})
-	wg.Wait()
-	if err := context.Cause(ctx); !errors.Is(err, context.Canceled) {
-		return err
+	ctx, cancel := context.WithCancel(ctx)
+	var reconciling sync.WaitGroup
+	reconciling.Go(func() { a.reconcileLoop(ctx) })
+	defer reconciling.Wait()
+	defer cancel()
+	if err := a.runWorkers(ctx, nil); ctx.Err() == nil {
+		return fmt.Errorf("job store: %w", err)
 	}
 	return nil
 }

@@ -100,7 +100,7 @@ type Job struct {
 	LocalCopy glance.ImageID   `json:"local_copy,omitempty" doc:"an image here with the same content: nothing has to come over the network"`
 
 	Created time.Time `json:"created"`
-	Updated time.Time `json:"updated"`
+	Updated time.Time `json:"updated" doc:"the last attempt included"`
 	History []Change  `json:"history,omitempty"`
 
 	Rev int64 `json:"-"` // the store's revision; Update compares it
@@ -119,6 +119,14 @@ func (j Job) Enter(s State, now time.Time, note string) Job {
 		j.History = slices.Delete(j.History, 1, n-historyLength+1)
 	}
 	return j
+}
+
+// Since is when the job entered its state.
+func (j Job) Since() time.Time {
+	if n := len(j.History); n > 0 {
+		return j.History[n-1].At
+	}
+	return j.Created
 }
 
 // FileName is the name of the job's file, in the outbox of the one site or the

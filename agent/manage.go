@@ -164,8 +164,13 @@ func (a *Agent) Replicate(ctx context.Context, m Match, to []string, dryRun bool
 	return all, nil
 }
 
-// Inventory yields this site's images, for a peer that compares.
-func (a *Agent) Inventory(ctx context.Context) iter.Seq2[glance.Image, error] {
+// Inventory yields this site's images to a peer that compares; ErrForbidden to others.
+func (a *Agent) Inventory(ctx context.Context, from string) iter.Seq2[glance.Image, error] {
+	if _, err := a.peer(from); err != nil {
+		return func(yield func(glance.Image, error) bool) {
+			yield(glance.Image{}, fmt.Errorf("%w: %w", ErrForbidden, err))
+		}
+	}
 	return a.Catalog.Images(ctx, time.Time{})
 }
 

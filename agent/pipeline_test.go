@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/glance-dtn/glance-dtn/glance"
+	"github.com/glance-dtn/glance-dtn/internal/digest"
 )
 
 func TestPushDelivers(t *testing.T) {
@@ -562,9 +563,51 @@ func TestStrangerIsRefused(t *testing.T) {
 		id := w.a.upload("x", content(3_000_000))
 		jobs, _ := w.a.agent.Push(t.Context(), string(id), []string{"B"})
 		w.a.await(jobs[0].ID, Staged)
+		if _, err := collect(w.b.agent.Inventory(t.Context(), "C")); !errors.Is(err, ErrForbidden) {
+			t.Errorf("the inventory for an unknown site: %v, want ErrForbidden", err)
+		}
 		if _, err := w.b.agent.Delivery(t.Context(), "C", NewJobID(Receive, id, w.a.images[id].Hash, "A")); !errors.Is(err, ErrNoJob) {
 			t.Errorf("another site's delivery: %v, want ErrNoJob", err)
 		}
 		w.a.await(jobs[0].ID, Verified)
 	})
+}
+
+// glance-api dies while it takes the data: its image stays in saving for ever.
+func TestImageStuckInSavingIsParkedOrRenamed(t *testing.T) {
+	for _, policy := range []string{OnDeletedPark, OnDeletedNewID} {
+		t.Run(policy, func(t *testing.T) {
+			run(t, func(t *testing.T, w *world) {
+				w.b.settings.OnDeletedID = policy
+				w.b.halt()
+				w.b.boot()
+				data := content(300_000)
+				id := w.a.upload("x", data)
+				struck := false
+				w.fault = func(o op, after bool) fate {
+					if o.name == "catalog.Upload" && after && !struck {
+						struck = true
+						w.locked(func() {
+							r := w.b.images[id]
+							r.Status, r.Size, r.Hash, r.data = glance.Saving, 0, digest.Digest{}, nil
+						})
+						return fail
+					}
+					return live
+				}
+				jobs, _ := w.a.agent.Push(t.Context(), string(id), []string{"B"})
+				j := w.a.await(jobs[0].ID, Parked, Verified)
+				if policy == OnDeletedPark {
+					if j.State != Parked || !strings.Contains(j.Reason, "stuck in saving") {
+						t.Errorf("job is %s: %q, want parked and what to do", j.State, j.Reason)
+					}
+					return
+				}
+				r := w.b.images[j.DeliverAs]
+				if j.State != Verified || j.DeliverAs == id || r == nil || string(r.data) != string(data) || len(w.b.images) != 1 {
+					t.Errorf("job is %s: %q, delivered as %s: %+v", j.State, j.Reason, j.DeliverAs, r)
+				}
+			})
+		})
+	}
 }

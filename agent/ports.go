@@ -31,7 +31,8 @@ type Catalog interface {
 	Create(ctx context.Context, i glance.Image) (glance.Image, error)
 	// Upload gives a queued image its data: exactly size bytes of r, sent with
 	// that Content-Length. When r fails first, the connection is cut and Glance puts
-	// the image back to queued. It never sends r twice. ErrNotQueued, ErrNoImage, ErrQuota.
+	// the image back to queued. It never sends r twice. r must
+	// end when its own context does: Upload waits for a Read that is under way. ErrNotQueued, ErrNoImage, ErrQuota.
 	Upload(ctx context.Context, id glance.ImageID, r io.Reader, size int64) error
 	// Finish sets what may not be set before the content is proven: visibility,
 	// hidden, protected, and removes PropJob. It may be repeated.

@@ -24,9 +24,11 @@ func (a *Agent) Offer(ctx context.Context, from string, o Offer) (Grant, error) 
 		return Grant{}, fmt.Errorf("%w: %w", ErrForbidden, err)
 	}
 	img := o.Image
-	if _, err := glance.ParseImageID(string(img.ID)); err != nil {
+	imageID, err := glance.ParseImageID(string(img.ID))
+	if err != nil {
 		return Grant{Verdict: Refuse, Reason: err.Error()}, nil
 	}
+	img.ID = imageID
 	if err := img.Hash.Validate(); err != nil {
 		return Grant{Verdict: Refuse, Reason: fmt.Sprintf("os_hash_value of image %s: %v", img.ID, err)}, nil
 	}
@@ -150,7 +152,7 @@ func (a *Agent) awaitArrival(ctx context.Context, j Job, _ func(int64, int64)) (
 		if !errors.Is(err, mover.ErrNoArrival) {
 			return j, fmt.Errorf("ask the DTN of site %s: %w", a.Site, err)
 		}
-		if time.Since(j.Updated) > 2*ticketLife {
+		if time.Since(j.Since()) > 2*ticketLife {
 			return cancelling(j, fmt.Sprintf("site %s never sent it", j.Peer)), nil
 		}
 	}
@@ -230,7 +232,7 @@ func (a *Agent) shell(ctx context.Context, j Job) (glance.Image, Job, error) {
 		return img, j, nil
 	case ours && img.Status == glance.Active:
 		return img, j, nil // with wrong content: deliver deals with it
-	case ours && time.Since(j.Updated) < a.settings.Load().Stuck:
+	case ours && time.Since(j.Since()) < a.settings.Load().Stuck:
 		return glance.Image{}, j, failure.After(pollMax, fmt.Errorf("image %s is still %s at site %s from an upload that broke off; waiting until Glance puts it back to queued", img.ID, img.Status, a.Site))
 	case ours && a.settings.Load().OnDeletedID == OnDeletedNewID:
 		if err := a.Catalog.Delete(ctx, img.ID); err != nil {

@@ -300,7 +300,7 @@ func (a *Agent) cancelGone(ctx context.Context, here func(glance.ImageID) bool) 
 func (a *Agent) purge(ctx context.Context) error {
 	keep := a.settings.Load().Keep
 	return a.eachJob(ctx, func(j Job) error {
-		if (j.State != Verified && j.State != Cancelled) || time.Since(j.Updated) < keep {
+		if (j.State != Verified && j.State != Cancelled) || time.Since(j.Since()) < keep {
 			return nil
 		}
 		if err := a.removeShell(ctx, j); err != nil {

@@ -339,8 +339,10 @@ func (a *Agent) logChange(old, j Job) {
 	switch {
 	case j.State == Parked:
 		a.Log.Error("a job needs a person", append(attrs, "err", j.Reason, "next", "glance-dtn retry "+string(j.ID))...)
-	case j.Attempts > 0 && j.Reason != "":
+	case j.Attempts > old.Attempts:
 		a.Log.Warn("a leg failed and will be repeated", append(attrs, "attempts", j.Attempts, "err", j.Reason, "at", j.NotBefore)...)
+	case j.Reason != "" && j.Reason != old.Reason:
+		a.Log.Info("a job waits", append(attrs, "err", j.Reason, "at", j.NotBefore)...)
 	case old.State != j.State:
 		note := ""
 		if n := len(j.History); n > 0 {

@@ -157,11 +157,11 @@ func (s *site) halt() {
 	<-s.ended
 }
 
-// call is where every mechanism begins and ends. It returns whether the effect may
-// happen, and a function that turns the effect's error into what the caller sees.
-func (s *site) call(name string) (pre error, post func(error) error) {
+// call is where every mechanism begins and ends. With an error the effect must not
+// happen; otherwise post turns the effect's error into what the caller sees.
+func (s *site) call(name string) (post func(error) error, pre error) {
 	if s.alive.Err() != nil {
-		return errDead, nil
+		return nil, errDead
 	}
 	w := s.w
 	w.mu.Lock()
@@ -184,14 +184,14 @@ func (s *site) call(name string) (pre error, post func(error) error) {
 		return nil
 	}
 	if err := decide(false); err != nil {
-		return err, nil
+		return nil, err
 	}
-	return nil, func(err error) error {
+	return func(err error) error {
 		if aerr := decide(true); aerr != nil {
 			return aerr
 		}
 		return err
-	}
+	}, nil
 }
 
 func (w *world) locked(f func()) {
@@ -234,7 +234,7 @@ func content(n int) []byte {
 type catalogOf struct{ *site }
 
 func (c catalogOf) Image(_ context.Context, id glance.ImageID) (img glance.Image, err error) {
-	pre, post := c.call("catalog.Image")
+	post, pre := c.call("catalog.Image")
 	if pre != nil {
 		return img, pre
 	}
@@ -255,7 +255,7 @@ func clone(i glance.Image) glance.Image {
 
 func (c catalogOf) Images(_ context.Context, since time.Time) iter.Seq2[glance.Image, error] {
 	return func(yield func(glance.Image, error) bool) {
-		pre, post := c.call("catalog.Images")
+		post, pre := c.call("catalog.Images")
 		if pre != nil {
 			yield(glance.Image{}, pre)
 			return
@@ -281,7 +281,7 @@ func (c catalogOf) Images(_ context.Context, since time.Time) iter.Seq2[glance.I
 }
 
 func (c catalogOf) Holding(_ context.Context, i glance.Image) (out []glance.Image, err error) {
-	pre, post := c.call("catalog.Holding")
+	post, pre := c.call("catalog.Holding")
 	if pre != nil {
 		return nil, pre
 	}
@@ -296,7 +296,7 @@ func (c catalogOf) Holding(_ context.Context, i glance.Image) (out []glance.Imag
 }
 
 func (c catalogOf) Create(_ context.Context, i glance.Image) (img glance.Image, err error) {
-	pre, post := c.call("catalog.Create")
+	post, pre := c.call("catalog.Create")
 	if pre != nil {
 		return img, pre
 	}
@@ -314,7 +314,7 @@ func (c catalogOf) Create(_ context.Context, i glance.Image) (img glance.Image, 
 }
 
 func (c catalogOf) Upload(ctx context.Context, id glance.ImageID, r io.Reader, size int64) error {
-	pre, post := c.call("catalog.Upload")
+	post, pre := c.call("catalog.Upload")
 	if pre != nil {
 		return pre
 	}
@@ -368,7 +368,7 @@ func (c catalogOf) Upload(ctx context.Context, id glance.ImageID, r io.Reader, s
 }
 
 func (c catalogOf) Finish(_ context.Context, i glance.Image) (img glance.Image, err error) {
-	pre, post := c.call("catalog.Finish")
+	post, pre := c.call("catalog.Finish")
 	if pre != nil {
 		return img, pre
 	}
@@ -386,7 +386,7 @@ func (c catalogOf) Finish(_ context.Context, i glance.Image) (img glance.Image, 
 }
 
 func (c catalogOf) Delete(_ context.Context, id glance.ImageID) error {
-	pre, post := c.call("catalog.Delete")
+	post, pre := c.call("catalog.Delete")
 	if pre != nil {
 		return pre
 	}
@@ -403,7 +403,7 @@ func (s *site) remove(id glance.ImageID) {
 }
 
 func (c catalogOf) Data(_ context.Context, id glance.ImageID) (io.ReadCloser, error) {
-	pre, post := c.call("catalog.Data")
+	post, pre := c.call("catalog.Data")
 	if pre != nil {
 		return nil, pre
 	}
@@ -421,7 +421,7 @@ func (c catalogOf) Data(_ context.Context, id glance.ImageID) (io.ReadCloser, er
 type stagerOf struct{ *site }
 
 func (s stagerOf) Stage(_ context.Context, id glance.ImageID, f mover.File, report func(int64)) (string, error) {
-	pre, post := s.call("stager.Stage")
+	post, pre := s.call("stager.Stage")
 	if pre != nil {
 		return "", pre
 	}
@@ -444,7 +444,7 @@ func (s stagerOf) Stage(_ context.Context, id glance.ImageID, f mover.File, repo
 }
 
 func (s stagerOf) Unstage(_ context.Context, name string) error {
-	pre, post := s.call("stager.Unstage")
+	post, pre := s.call("stager.Unstage")
 	if pre != nil {
 		return pre
 	}
@@ -453,7 +453,7 @@ func (s stagerOf) Unstage(_ context.Context, name string) error {
 }
 
 func (s stagerOf) Staged(context.Context) (names []string, err error) {
-	pre, post := s.call("stager.Staged")
+	post, pre := s.call("stager.Staged")
 	if pre != nil {
 		return nil, pre
 	}
@@ -462,7 +462,7 @@ func (s stagerOf) Staged(context.Context) (names []string, err error) {
 }
 
 func (s stagerOf) Open(name string) (ReaderAtCloser, error) {
-	pre, post := s.call("stager.Open")
+	post, pre := s.call("stager.Open")
 	if pre != nil {
 		return nil, pre
 	}
@@ -490,7 +490,7 @@ func (o openArrival) Close() error { return nil }
 type moverOf struct{ *site }
 
 func (m moverOf) Submit(_ context.Context, r mover.Request) (mover.TransferID, error) {
-	pre, post := m.call("mover.Submit")
+	post, pre := m.call("mover.Submit")
 	if pre != nil {
 		return "", pre
 	}
@@ -572,7 +572,7 @@ func (s *site) run(ctx context.Context, mv *move) {
 }
 
 func (m moverOf) Status(_ context.Context, id mover.TransferID) (st mover.Status, err error) {
-	pre, post := m.call("mover.Status")
+	post, pre := m.call("mover.Status")
 	if pre != nil {
 		return st, pre
 	}
@@ -587,7 +587,7 @@ func (m moverOf) Status(_ context.Context, id mover.TransferID) (st mover.Status
 }
 
 func (m moverOf) Cancel(_ context.Context, id mover.TransferID) error {
-	pre, post := m.call("mover.Cancel")
+	post, pre := m.call("mover.Cancel")
 	if pre != nil {
 		return pre
 	}
@@ -602,7 +602,7 @@ func (m moverOf) Cancel(_ context.Context, id mover.TransferID) error {
 type landingOf struct{ *site }
 
 func (l landingOf) Arrival(_ context.Context, name string) (arr mover.Arrival, err error) {
-	pre, post := l.call("landing.Arrival")
+	post, pre := l.call("landing.Arrival")
 	if pre != nil {
 		return arr, pre
 	}
@@ -619,7 +619,7 @@ func (l landingOf) Arrival(_ context.Context, name string) (arr mover.Arrival, e
 }
 
 func (l landingOf) Drop(_ context.Context, name string) error {
-	pre, post := l.call("landing.Drop")
+	post, pre := l.call("landing.Drop")
 	if pre != nil {
 		return pre
 	}
@@ -628,7 +628,7 @@ func (l landingOf) Drop(_ context.Context, name string) error {
 }
 
 func (l landingOf) Capabilities(context.Context) (c mover.Capabilities, err error) {
-	pre, post := l.call("landing.Capabilities")
+	post, pre := l.call("landing.Capabilities")
 	if pre != nil {
 		return c, pre
 	}
@@ -656,7 +656,7 @@ func (p peerOf) remote() (*Agent, error) {
 
 // ask calls the other agent as over a network.
 func ask[T any](p peerOf, name string, f func(*Agent) (T, error)) (v T, err error) {
-	pre, post := p.call("peer." + name)
+	post, pre := p.call("peer." + name)
 	if pre != nil {
 		return v, pre
 	}
@@ -686,7 +686,7 @@ func (p peerOf) Request(ctx context.Context, image string) (Job, error) {
 
 func (p peerOf) Inventory(ctx context.Context) iter.Seq2[glance.Image, error] {
 	return func(yield func(glance.Image, error) bool) {
-		all, err := ask(p, "Inventory", func(a *Agent) ([]glance.Image, error) { return collect(a.Inventory(ctx)) })
+		all, err := ask(p, "Inventory", func(a *Agent) ([]glance.Image, error) { return collect(a.Inventory(ctx, p.name)) })
 		if err != nil {
 			yield(glance.Image{}, err)
 			return
@@ -721,7 +721,7 @@ func (s *site) tell(e Event) {
 }
 
 func (s storeOf) Create(_ context.Context, j Job) (err error) {
-	pre, post := s.call("store.Create")
+	post, pre := s.call("store.Create")
 	if pre != nil {
 		return pre
 	}
@@ -736,7 +736,7 @@ func (s storeOf) Create(_ context.Context, j Job) (err error) {
 }
 
 func (s storeOf) Get(_ context.Context, id JobID) (j Job, err error) {
-	pre, post := s.call("store.Get")
+	post, pre := s.call("store.Get")
 	if pre != nil {
 		return j, pre
 	}
@@ -751,7 +751,7 @@ func (s storeOf) Get(_ context.Context, id JobID) (j Job, err error) {
 
 func (s storeOf) All(context.Context) iter.Seq2[Job, error] {
 	return func(yield func(Job, error) bool) {
-		pre, post := s.call("store.All")
+		post, pre := s.call("store.All")
 		if pre != nil {
 			yield(Job{}, pre)
 			return
@@ -776,7 +776,7 @@ func (s storeOf) Update(_ context.Context, j Job) (Job, error) {
 }
 
 func (s *site) update(name string, j Job, c *claim) (out Job, err error) {
-	pre, post := s.call(name)
+	post, pre := s.call(name)
 	if pre != nil {
 		return j, pre
 	}
@@ -794,7 +794,7 @@ func (s *site) update(name string, j Job, c *claim) (out Job, err error) {
 }
 
 func (s storeOf) Delete(_ context.Context, j Job) (err error) {
-	pre, post := s.call("store.Delete")
+	post, pre := s.call("store.Delete")
 	if pre != nil {
 		return pre
 	}
@@ -837,7 +837,7 @@ type claim struct {
 }
 
 func (s storeOf) Claim(ctx context.Context, j Job, slot string, limit int) (Claim, error) {
-	pre, post := s.call("store.Claim")
+	post, pre := s.call("store.Claim")
 	if pre != nil {
 		return nil, pre
 	}

@@ -198,7 +198,8 @@ type Capabilities struct {
 // final name. It returns when that is so, when it failed, or when ctx is done,
 // and leaves no goroutine behind. A repeated Move of the same Request sends only
 // what is not yet proven there. It may be called at once for several requests.
-// report is called now and then, never concurrently, with the bytes proven so far.
+// report is called now and then, never concurrently, with the bytes proven so far;
+// the first call tells what an earlier attempt had brought there.
 type Engine interface {
 	Move(ctx context.Context, r Request, report func(moved int64)) error
 }

@@ -29,7 +29,7 @@ type Agent interface {
 	Offer(ctx context.Context, from string, o agent.Offer) (agent.Grant, error)
 	Delivery(ctx context.Context, from string, id agent.JobID) (agent.Delivery, error)
 	CancelDelivery(ctx context.Context, from string, id agent.JobID) error
-	Inventory(ctx context.Context) iter.Seq2[glance.Image, error]
+	Inventory(ctx context.Context, from string) iter.Seq2[glance.Image, error]
 	Request(ctx context.Context, from, image string) (agent.Job, error)
 
 	Push(ctx context.Context, image string, to []string) ([]agent.Job, error)

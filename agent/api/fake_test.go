@@ -126,7 +126,7 @@ func (f *fakeAgent) CancelDelivery(ctx context.Context, from string, id agent.Jo
 	return err
 }
 
-func (f *fakeAgent) Inventory(context.Context) iter.Seq2[glance.Image, error] {
+func (f *fakeAgent) Inventory(context.Context, string) iter.Seq2[glance.Image, error] {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return sequence(f, f.images)

@@ -68,7 +68,7 @@ func (p peer) cancelDelivery(ctx context.Context, in *deliveryInput) (*struct{},
 }
 
 func (p peer) inventory(ctx context.Context, _ *noInput) (*streamResponse, error) {
-	return lines(p.agent.Inventory(ctx)), nil
+	return lines(p.agent.Inventory(ctx, caller(ctx))), nil
 }
 
 func (p peer) request(ctx context.Context, in *requestInput) (*output[agent.Job], error) {

@@ -134,6 +134,8 @@ func startEtcd(ctx context.Context, dir string, log *slog.Logger) (*embed.Etcd, 
 	cfg.InitialCluster = cfg.InitialClusterFromName(cfg.Name)
 	cfg.EnableGRPCGateway = false
 
+	// The only member waits for its election and for nothing else.
+	cfg.TickMs, cfg.ElectionMs = 20, 200
 	// The log of changes is held in memory between two snapshots.
 	cfg.SnapshotCount, cfg.SnapshotCatchUpEntries = 1000, 100
 	cfg.AutoCompactionMode, cfg.AutoCompactionRetention = embed.CompactorModePeriodic, "10m"

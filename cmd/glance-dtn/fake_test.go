@@ -229,7 +229,7 @@ func (f *fakeAgent) CancelDelivery(context.Context, string, agent.JobID) error {
 	return agent.ErrForbidden
 }
 
-func (f *fakeAgent) Inventory(context.Context) iter.Seq2[glance.Image, error] {
+func (f *fakeAgent) Inventory(context.Context, string) iter.Seq2[glance.Image, error] {
 	return func(func(glance.Image, error) bool) {}
 }
 

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"math/rand/v2"
 	"net/http"
 	"os"
@@ -176,9 +177,7 @@ func (b *box) auth(t testing.TB) string {
 func (b *box) create(t testing.TB, site, name string, size int64, more map[string]any) (id string) {
 	t.Helper()
 	meta := map[string]any{"name": name, "disk_format": "raw", "container_format": "bare", "visibility": "public"}
-	for k, v := range more {
-		meta[k] = v
-	}
+	maps.Copy(meta, more)
 	text, err := json.Marshal(meta)
 	if err != nil {
 		t.Fatal(err)
@@ -272,20 +271,6 @@ func (b *box) await(t testing.TB, site string, id agent.JobID, states ...agent.S
 	}
 	t.Fatalf("job %s is %s (%s), want %v", id, j.State, j.Reason, states)
 	return j
-}
-
-// receive returns B's job for the image.
-func (b *box) receive(t testing.TB, image string) agent.JobID {
-	t.Helper()
-	for end := time.Now().Add(30 * time.Second); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
-		for j, err := range b.control["B"].Jobs(t.Context()) {
-			if err == nil && string(j.Image.ID) == image {
-				return j.ID
-			}
-		}
-	}
-	t.Fatalf("B has no job for image %s", image)
-	return ""
 }
 
 // wantDelivered fails unless B serves the image bit for bit, once, and neither export has a file left.
