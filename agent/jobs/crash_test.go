@@ -172,7 +172,7 @@ func TestTheJobOfAKilledWorkerIsFreeAfterItsLease(t *testing.T) {
 	_, err := s.Claim(t.Context(), j, "send/B", 1)
 	wantErr(t, "claim while the worker lives", err, agent.ErrBusy)
 	kill()
-	open(t, e, j).Release()
+	takeOver(t, e, j).Release()
 }
 
 func BenchmarkMemory(b *testing.B) {
