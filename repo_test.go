@@ -38,7 +38,7 @@ var keepers = map[string][]string{
 	"github.com/spf13/cobra":             {"cmd"},
 	"github.com/spf13/viper":             {"agent/config"},
 	"github.com/vbauerster/mpb/v8":       {"cmd"},
-	"github.com/zeebo/blake3":            {"mover/stream"},
+	"github.com/zeebo/blake3":            {"mover/client", "mover/stream"},
 	"go.etcd.io":                         {"agent/jobs"},
 	"go.uber.org/zap":                    {"agent/jobs"},
 	"go.yaml.in/yaml/v3":                 {"agent/config", "cmd"},

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"hash"
 	"io"
 	"time"
 
@@ -12,35 +11,84 @@ import (
 	"github.com/glance-dtn/glance-dtn/mover"
 )
 
+// content is what goes into Glance, and the proof that it is what it should be.
+type content struct {
+	io.Reader
+	io.Closer
+	proof func() error // to be asked when all has been read
+}
+
+// hashed is r with the whole content's own digest as its proof: a *digest.MismatchError.
+func hashed(r io.ReadCloser, want digest.Digest) (content, error) {
+	h, err := digest.New(want.Algo)
+	if err != nil {
+		return content{}, errors.Join(err, r.Close())
+	}
+	return content{io.TeeReader(r, h), r, func() error { return digest.Check(want, digest.Of(want.Algo, h)) }}, nil
+}
+
+// arriving is a file of the inbox. Where the DTN tells the digests of its blocks, each
+// block is compared with them, and the proof is that the DTN has found the whole to
+// have the right digest and has synced it; where it does not, we hash the file ourselves.
+func (a *Agent) arriving(ctx context.Context, f mover.File, whole bool) (content, error) {
+	r, err := a.follow(ctx, f, whole)
+	if err != nil {
+		return content{}, err
+	}
+	if r.check == nil {
+		return hashed(r, f.Digest)
+	}
+	return content{r, r, func() error {
+		_, err := r.wait(func(arr mover.Arrival) bool { return arr.State == mover.Arrived })
+		return err
+	}}, nil
+}
+
 // follower reads a file of the inbox while the DTN is still writing it. It reads only
-// ranges that the DTN has proven, each once, so that neither a gap nor a page that
+// blocks that the DTN has proven, each once, so that neither a gap nor a page that
 // NFS read too early can be seen.
 type follower struct {
 	ctx     context.Context
 	landing Landing
 	name    string
-	file    ReaderAtCloser
-	off     int64
 	size    int64
+	file    ReaderAtCloser
+	check   func(ctx context.Context, index int64, block []byte) error // nil: the DTN tells no digests
 	proven  int64
+	off     int64  // of the first byte not in rest
+	rest    []byte // read, and not handed out yet
+	block   []byte
 }
 
-// follow opens an arriving, or arrived, file. whole makes it wait until the file has
-// arrived in full first.
-func (a *Agent) follow(ctx context.Context, name string, size int64, whole bool) (*follower, error) {
-	f := &follower{ctx: ctx, landing: a.Landing, name: name, size: size}
+// follow opens an arriving, or arrived, file and reads its first block. whole makes it
+// wait until the file has arrived in full first.
+func (a *Agent) follow(ctx context.Context, file mover.File, whole bool) (*follower, error) {
+	f := &follower{ctx: ctx, landing: a.Landing, name: file.Name, size: file.Size, check: a.Landing.BlockCheck(file.Name),
+		block: make([]byte, min(file.Size, mover.BlockSize))}
 	arr, err := f.wait(func(arr mover.Arrival) bool { return arr.State == mover.Arrived || !whole })
 	if err != nil {
 		return nil, err
 	}
 	if f.file, err = a.Stager.Open(arr.Path); err != nil {
 		// It may have got its final name this moment.
-		if arr, err = a.Landing.Arrival(ctx, name); err == nil {
+		if arr, err = a.Landing.Arrival(ctx, file.Name); err == nil {
 			f.file, err = a.Stager.Open(arr.Path)
 		}
 	}
 	if err != nil {
-		return nil, fmt.Errorf("open %s on the export: %w; is the DTN's export the one that is mounted here?", name, err)
+		return nil, fmt.Errorf("open %s on the export: %w; is the DTN's export the one that is mounted here?", file.Name, err)
+	}
+	if f.size == 0 {
+		f.check = nil
+		return f, nil
+	}
+	err = f.fill()
+	if errors.Is(err, mover.ErrNoDigests) {
+		f.check, f.off = nil, 0
+		err = f.fill()
+	}
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
 	}
 	return f, nil
 }
@@ -71,24 +119,39 @@ func (f *follower) wait(ok func(mover.Arrival) bool) (mover.Arrival, error) {
 	return mover.Arrival{}, f.ctx.Err()
 }
 
-func (f *follower) Read(p []byte) (int, error) {
-	if f.off >= f.size {
-		return 0, io.EOF
+// fill reads the next block once it is proven, and compares it with its digest.
+func (f *follower) fill() error {
+	end := min(f.off+mover.BlockSize, f.size)
+	if f.proven < end {
+		if _, err := f.wait(func(mover.Arrival) bool { return f.proven >= end }); err != nil {
+			return err
+		}
 	}
-	if f.off >= f.proven {
-		if _, err := f.wait(func(mover.Arrival) bool { return f.proven > f.off }); err != nil {
+	block := f.block[:end-f.off]
+	if n, err := f.file.ReadAt(block, f.off); n < len(block) {
+		return fmt.Errorf("read %s at %d: %w", f.name, f.off, err)
+	}
+	if f.check != nil {
+		if err := f.check(f.ctx, f.off/mover.BlockSize, block); err != nil {
+			return err
+		}
+	}
+	f.rest, f.off = block, end
+	return nil
+}
+
+func (f *follower) Read(p []byte) (int, error) {
+	if len(f.rest) == 0 {
+		if f.off >= f.size {
+			return 0, io.EOF
+		}
+		if err := f.fill(); err != nil {
 			return 0, err
 		}
 	}
-	p = p[:min(int64(len(p)), f.proven-f.off)]
-	n, err := f.file.ReadAt(p, f.off)
-	f.off += int64(n)
-	if errors.Is(err, io.EOF) && f.off < f.size {
-		err = fmt.Errorf("%s is %d bytes long on the export, want %d", f.name, f.off, f.size)
-	} else if err == io.EOF {
-		err = nil
-	}
-	return n, err
+	n := copy(p, f.rest)
+	f.rest = f.rest[n:]
+	return n, nil
 }
 
 func (f *follower) Close() error { return f.file.Close() }
@@ -96,60 +159,51 @@ func (f *follower) Close() error { return f.file.Close() }
 // holdBack is how much of an image is kept from Glance until all of it is proven.
 const holdBack = 64 << 10
 
-// readSize is how much is read from the export at once, whatever the HTTP client asks for.
-const readSize = 1 << 20
-
-// proofReader passes size bytes of r on, and hands out the last holdBack of them only
-// when the whole has the digest it should have.
-type proofReader struct {
-	r      io.Reader
-	left   int64 // not read yet, without the tail
-	tail   []byte
+// heldReader passes size bytes of a content on, and hands out the last holdBack of
+// them only when the proof holds.
+type heldReader struct {
+	content
+	left   int64  // not read yet, without the tail
+	tail   []byte // what is held back
 	proven bool
-	want   digest.Digest
-	h      hash.Hash
-	size   int64
-	report func(int64)
+	passed int64
+	report func(passed int64)
 }
 
-func newProofReader(r io.Reader, size int64, want digest.Digest, report func(int64)) (*proofReader, error) {
-	h, err := digest.New(want.Algo)
-	if err != nil {
-		return nil, err
-	}
+func held(c content, size int64, report func(int64)) *heldReader {
 	tail := min(size, holdBack)
-	return &proofReader{r: r, left: size - tail, tail: make([]byte, tail), want: want, h: h, size: size, report: report}, nil
+	return &heldReader{content: c, left: size - tail, tail: make([]byte, tail), report: report}
 }
 
-// Read returns a *digest.MismatchError instead of the tail when the content is wrong.
-func (p *proofReader) Read(b []byte) (int, error) {
-	if p.left > 0 {
-		n, err := p.r.Read(b[:min(int64(len(b)), p.left)])
-		p.h.Write(b[:n])
-		p.left -= int64(n)
-		p.report(p.size - p.left - int64(len(p.tail)))
-		if err == io.EOF && p.left > 0 {
+// Read returns the proof's error instead of the tail.
+func (h *heldReader) Read(p []byte) (n int, err error) {
+	defer func() {
+		h.passed += int64(n)
+		h.report(h.passed)
+	}()
+	if h.left > 0 {
+		n, err := h.content.Read(p[:min(int64(len(p)), h.left)])
+		h.left -= int64(n)
+		if err == io.EOF && h.left > 0 {
 			err = io.ErrUnexpectedEOF
 		} else if err == io.EOF {
 			err = nil
 		}
 		return n, err
 	}
-	if !p.proven {
-		if _, err := io.ReadFull(p.r, p.tail); err != nil {
+	if !h.proven {
+		if _, err := io.ReadFull(h.content, h.tail); err != nil {
 			return 0, err
 		}
-		p.h.Write(p.tail)
-		if err := digest.Check(p.want, digest.Of(p.want.Algo, p.h)); err != nil {
+		if err := h.proof(); err != nil {
 			return 0, err
 		}
-		p.proven = true
+		h.proven = true
 	}
-	if len(p.tail) == 0 {
-		p.report(p.size)
+	if len(h.tail) == 0 {
 		return 0, io.EOF
 	}
-	n := copy(b, p.tail)
-	p.tail = p.tail[n:]
+	n = copy(p, h.tail)
+	h.tail = h.tail[n:]
 	return n, nil
 }

@@ -15,7 +15,7 @@ import (
 
 func TestPushDelivers(t *testing.T) {
 	run(t, func(t *testing.T, w *world) {
-		data := content(200_000)
+		data := bytesOf(200_000)
 		id := w.a.upload("debian", data)
 		jobs, err := w.a.agent.Push(t.Context(), "debian", []string{"B"})
 		if err != nil {
@@ -36,7 +36,7 @@ func TestPushDelivers(t *testing.T) {
 // The failure matrix: every call of every mechanism on the way of one image, failed
 // before or after its effect, or with its agent killed before or after.
 func TestEveryFailureEndsVerifiedOnce(t *testing.T) {
-	data := content(150_000)
+	data := bytesOf(150_000)
 	way := func(t *testing.T, fault func(op, bool) fate) []op {
 		var ops []op
 		run(t, func(t *testing.T, w *world) {
@@ -96,7 +96,7 @@ func TestHintedImageIsWaitedForUntilActive(t *testing.T) {
 		w.a.settings.Rules = []Rule{{Name: "all", To: []string{"B"}}}
 		w.a.halt()
 		w.a.boot()
-		data := content(5000)
+		data := bytesOf(5000)
 		id := w.a.upload("slow", data)
 		w.locked(func() { w.a.images[id].Status = glance.Saving })
 		w.a.agent.Hint(glance.Hint{ID: id})
@@ -116,7 +116,7 @@ func TestStuckImageIsReported(t *testing.T) {
 		w.a.settings.Rules = []Rule{{Name: "all", To: []string{"B"}}}
 		w.a.halt()
 		w.a.boot()
-		id := w.a.upload("stuck", content(10))
+		id := w.a.upload("stuck", bytesOf(10))
 		w.locked(func() { w.a.images[id].Status = glance.Saving })
 		time.Sleep(2 * time.Hour)
 		o, err := w.a.agent.Overview(t.Context())
@@ -136,7 +136,7 @@ func TestImageDeletedInFlightIsUndone(t *testing.T) {
 	for _, when := range []State{Offered, Staged, Moved} {
 		t.Run(string(when), func(t *testing.T) {
 			run(t, func(t *testing.T, w *world) {
-				data := content(3_000_000)
+				data := bytesOf(3_000_000)
 				id := w.a.upload("gone", data)
 				deleted := false
 				w.fault = func(o op, after bool) fate {
@@ -192,7 +192,7 @@ func TestDamagedSourceIsParked(t *testing.T) {
 	for name, damage := range tests {
 		t.Run(name, func(t *testing.T) {
 			run(t, func(t *testing.T, w *world) {
-				id := w.a.upload("bad", content(5000))
+				id := w.a.upload("bad", bytesOf(5000))
 				w.locked(func() { damage(w, id) })
 				jobs, err := w.a.agent.Push(t.Context(), string(id), []string{"B"})
 				if err != nil {
@@ -209,40 +209,42 @@ func TestDamagedSourceIsParked(t *testing.T) {
 	}
 }
 
-// The DTN hands over other bytes than it proved: Glance must never have them active.
+// The export hands over other bytes than the DTN proved: Glance must never have them active.
 func TestWrongBytesOnTheExportNeverBecomeActive(t *testing.T) {
-	for _, times := range []int{1, mismatchMax} {
-		t.Run(fmt.Sprint(times), func(t *testing.T) {
-			run(t, func(t *testing.T, w *world) {
-				w.b.corrupt = times
-				data := content(10_000) // arrives within one poll, so that the damage is before the upload
-				id := w.a.upload("debian", data)
-				w.fault = func(o op, after bool) fate {
-					w.locked(func() {
-						if r := w.b.images[id]; r != nil && r.Status == glance.Active && string(r.data) != string(data) {
-							t.Error("a wrong byte is active at B")
-						}
-					})
-					return live
-				}
-				jobs, err := w.a.agent.Push(t.Context(), string(id), []string{"B"})
-				if err != nil {
-					t.Fatal(err)
-				}
-				j := w.a.await(jobs[0].ID, Parked, Verified)
-				if times < mismatchMax {
-					w.wantDelivered(id, data)
-				} else if j.State != Parked || !strings.Contains(j.Reason, "NFS mount") {
-					t.Errorf("job is %s: %q, want parked", j.State, j.Reason)
-				}
+	for _, digests := range []bool{true, false} {
+		for _, times := range []int{1, mismatchMax} {
+			t.Run(fmt.Sprintf("digests %v, %d times", digests, times), func(t *testing.T) {
+				run(t, func(t *testing.T, w *world) {
+					w.b.corrupt, w.b.digests = times, digests
+					data := bytesOf(3_000_000)
+					id := w.a.upload("debian", data)
+					w.fault = func(o op, after bool) fate {
+						w.locked(func() {
+							if r := w.b.images[id]; r != nil && r.Status == glance.Active && string(r.data) != string(data) {
+								t.Error("a wrong byte is active at B")
+							}
+						})
+						return live
+					}
+					jobs, err := w.a.agent.Push(t.Context(), string(id), []string{"B"})
+					if err != nil {
+						t.Fatal(err)
+					}
+					j := w.a.await(jobs[0].ID, Parked, Verified)
+					if times < mismatchMax {
+						w.wantDelivered(id, data)
+					} else if j.State != Parked || !strings.Contains(j.Reason, "NFS mount") {
+						t.Errorf("job is %s: %q, want parked", j.State, j.Reason)
+					}
+				})
 			})
-		})
+		}
 	}
 }
 
 func TestPeerHasItAlready(t *testing.T) {
 	run(t, func(t *testing.T, w *world) {
-		data := content(5000)
+		data := bytesOf(5000)
 		id := w.a.upload("x", data)
 		w.b.images[id] = &record{Image: w.a.images[id].Image, data: data}
 		jobs, _ := w.a.agent.Push(t.Context(), string(id), []string{"B"})
@@ -255,7 +257,7 @@ func TestPeerHasItAlready(t *testing.T) {
 
 func TestSameContentUnderAnotherIDMovesNoByte(t *testing.T) {
 	run(t, func(t *testing.T, w *world) {
-		data := content(200_000)
+		data := bytesOf(200_000)
 		id := w.a.upload("copy", data)
 		w.b.upload("original", data)
 		jobs, _ := w.a.agent.Push(t.Context(), string(id), []string{"B"})
@@ -273,8 +275,8 @@ func TestConflictIsParked(t *testing.T) {
 	for _, status := range []glance.Status{glance.Active, glance.Queued} {
 		t.Run(string(status), func(t *testing.T) {
 			run(t, func(t *testing.T, w *world) {
-				id := w.a.upload("x", content(5000))
-				other := content(600)
+				id := w.a.upload("x", bytesOf(5000))
+				other := bytesOf(600)
 				w.b.images[id] = &record{Image: glance.Image{ID: id, Status: status, Size: 600, Hash: sum(other), Properties: map[string]string{}}, data: other}
 				jobs, _ := w.a.agent.Push(t.Context(), string(id), []string{"B"})
 				j := w.a.await(jobs[0].ID, Parked, Verified)
@@ -296,7 +298,7 @@ func TestDeletedIDIsParkedOrRenamed(t *testing.T) {
 				w.b.settings.OnDeletedID = policy
 				w.b.halt()
 				w.b.boot()
-				data := content(50_000)
+				data := bytesOf(50_000)
 				id := w.a.upload("x", data)
 				w.b.used[id] = true
 				jobs, _ := w.a.agent.Push(t.Context(), string(id), []string{"B"})
@@ -328,7 +330,7 @@ func TestDeletedIDIsParkedOrRenamed(t *testing.T) {
 func TestNoSpaceWaits(t *testing.T) {
 	run(t, func(t *testing.T, w *world) {
 		w.b.free = 100
-		data := content(5000)
+		data := bytesOf(5000)
 		id := w.a.upload("x", data)
 		jobs, _ := w.a.agent.Push(t.Context(), string(id), []string{"B"})
 		time.Sleep(3 * time.Minute)
@@ -346,7 +348,7 @@ func TestPeerDownAtEachLeg(t *testing.T) {
 	for _, when := range []State{Pending, Offered, Staged, Moved, Delivered} {
 		t.Run(string(when), func(t *testing.T) {
 			run(t, func(t *testing.T, w *world) {
-				data := content(500_000)
+				data := bytesOf(500_000)
 				id := w.a.upload("x", data)
 				down := func() {
 					w.b.down = true
@@ -382,7 +384,7 @@ func TestOperatorCancelAndRetry(t *testing.T) {
 	for _, when := range []State{Offered, Staged} {
 		t.Run(string(when), func(t *testing.T) {
 			run(t, func(t *testing.T, w *world) {
-				data := content(3_000_000)
+				data := bytesOf(3_000_000)
 				id := w.a.upload("x", data)
 				jobs, _ := w.a.agent.Push(t.Context(), string(id), []string{"B"})
 				w.a.await(jobs[0].ID, Offered, Staged)
@@ -411,7 +413,7 @@ func TestOperatorCancelAndRetry(t *testing.T) {
 
 func TestTicketExpiredIsRenewed(t *testing.T) {
 	run(t, func(t *testing.T, w *world) {
-		data := content(50_000)
+		data := bytesOf(50_000)
 		id := w.a.upload("x", data)
 		struck := false
 		w.fault = func(o op, after bool) fate {
@@ -438,7 +440,7 @@ func TestConcurrencyPerSite(t *testing.T) {
 	run(t, func(t *testing.T, w *world) {
 		var ids []JobID
 		for i := range 6 {
-			id := w.a.upload("x", content(100_000+i))
+			id := w.a.upload("x", bytesOf(100_000+i))
 			j, err := w.a.agent.Push(t.Context(), string(id), []string{"B"})
 			if err != nil {
 				t.Fatal(err)
@@ -471,8 +473,8 @@ func TestFullPassMakesWhatIsMissing(t *testing.T) {
 	run(t, func(t *testing.T, w *world) {
 		w.a.settings.Rules = []Rule{{Name: "debian", Match: Match{Names: []string{"debian.*"}}, To: []string{"B"}}}
 		w.a.halt()
-		data := content(900)
-		yes, no := w.a.upload("debian-12", data), w.a.upload("windows", content(901))
+		data := bytesOf(900)
+		yes, no := w.a.upload("debian-12", data), w.a.upload("windows", bytesOf(901))
 		w.a.boot()
 		w.a.await(NewJobID(Send, yes, sum(data), "B"), Verified)
 		if j := w.a.job(no); j.ID != "" {
@@ -487,7 +489,7 @@ func TestThousandImagesAndNothingToDo(t *testing.T) {
 		w.a.settings.Rules = []Rule{{Name: "all", To: []string{"B"}}}
 		w.a.halt()
 		for i := range 1000 {
-			data := content(100 + i)
+			data := bytesOf(100 + i)
 			id := w.a.upload(fmt.Sprint("image-", i), data)
 			w.b.images[id] = &record{Image: clone(w.a.images[id].Image), data: data}
 		}
@@ -517,7 +519,7 @@ func TestOneImageFoundOftenIsOneJob(t *testing.T) {
 		w.a.settings.Rules = []Rule{{Name: "all", To: []string{"B"}}, {Name: "again", To: []string{"B"}}}
 		w.a.halt()
 		w.a.boot()
-		data := content(70_000)
+		data := bytesOf(70_000)
 		id := w.a.upload("x", data)
 		for range 50 {
 			w.a.agent.Hint(glance.Hint{ID: id})
@@ -536,7 +538,7 @@ func TestOneImageFoundOftenIsOneJob(t *testing.T) {
 
 func TestPullNeedsPermission(t *testing.T) {
 	run(t, func(t *testing.T, w *world) {
-		data := content(1000)
+		data := bytesOf(1000)
 		id := w.a.upload("x", data)
 		if _, err := w.b.agent.Pull(t.Context(), "x", "A"); err != nil {
 			t.Fatal(err)
@@ -560,7 +562,7 @@ func TestStrangerIsRefused(t *testing.T) {
 		if _, err := w.b.agent.Offer(t.Context(), "C", Offer{}); !errors.Is(err, ErrForbidden) {
 			t.Errorf("an offer of an unknown site: %v, want ErrForbidden", err)
 		}
-		id := w.a.upload("x", content(3_000_000))
+		id := w.a.upload("x", bytesOf(3_000_000))
 		jobs, _ := w.a.agent.Push(t.Context(), string(id), []string{"B"})
 		w.a.await(jobs[0].ID, Staged)
 		if _, err := collect(w.b.agent.Inventory(t.Context(), "C")); !errors.Is(err, ErrForbidden) {
@@ -581,7 +583,7 @@ func TestImageStuckInSavingIsParkedOrRenamed(t *testing.T) {
 				w.b.settings.OnDeletedID = policy
 				w.b.halt()
 				w.b.boot()
-				data := content(300_000)
+				data := bytesOf(300_000)
 				id := w.a.upload("x", data)
 				struck := false
 				w.fault = func(o op, after bool) fate {

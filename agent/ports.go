@@ -86,6 +86,10 @@ type Mover interface {
 type Landing interface {
 	// Arrival returns what is known of a file in the inbox; mover.ErrNoArrival.
 	Arrival(ctx context.Context, name string) (mover.Arrival, error)
+	// BlockCheck returns a function that compares a block of an arrival, mover.BlockSize
+	// long but for the last, with what the DTN has proven: a *digest.MismatchError, or
+	// mover.ErrNoDigests. It is for one goroutine.
+	BlockCheck(name string) func(ctx context.Context, index int64, block []byte) error
 	// Drop removes an arrival, complete or not, and ends its session; nil when there is none.
 	Drop(ctx context.Context, name string) error
 	// Capabilities tells the data address and the free space.

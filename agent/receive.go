@@ -1,12 +1,10 @@
 package agent
 
 import (
-	"bufio"
 	"context"
 	"crypto/sha256"
 	"errors"
 	"fmt"
-	"io"
 	"maps"
 	"time"
 
@@ -36,7 +34,7 @@ func (a *Agent) Offer(ctx context.Context, from string, o Offer) (Grant, error) 
 		return Grant{Verdict: Refuse, Reason: fmt.Sprintf("image %s is %s with %d bytes: only an active image can be offered", img.ID, img.Status, img.Size)}, nil
 	}
 	id := NewJobID(Receive, img.ID, img.Hash, from)
-	held, conflict, err := a.standing(ctx, img, id)
+	here, conflict, err := a.standing(ctx, img, id)
 	if err != nil {
 		return Grant{}, err
 	}
@@ -48,11 +46,11 @@ func (a *Agent) Offer(ctx context.Context, from string, o Offer) (Grant, error) 
 	if err != nil && !errors.Is(err, ErrNoJob) {
 		return Grant{}, err
 	}
-	if held.present != "" && (!known || j.State.Final()) {
-		return Grant{Verdict: Have, ImageID: held.present}, nil
+	if here.present != "" && (!known || j.State.Final()) {
+		return Grant{Verdict: Have, ImageID: here.present}, nil
 	}
 	if !known || j.State.Final() {
-		if j, err = a.expect(ctx, j, Job{ID: id, Kind: Receive, Peer: from, Image: img, LocalCopy: held.elsewhere}); err != nil {
+		if j, err = a.expect(ctx, j, Job{ID: id, Kind: Receive, Peer: from, Image: img, LocalCopy: here.elsewhere}); err != nil {
 			return Grant{}, err
 		}
 	}
@@ -100,15 +98,15 @@ func (a *Agent) expect(ctx context.Context, old, j Job) (Job, error) {
 	return a.Store.Get(ctx, j.ID)
 }
 
-// held says where an offered image's content is at this site already.
-type held struct {
+// presence says where an offered image's content is at this site already.
+type presence struct {
 	present   glance.ImageID // this very image, perhaps under another id
 	elsewhere glance.ImageID // another image with the same bytes
 }
 
 // standing looks the offered image up in this site's Glance. conflict, when not
 // empty, says why it cannot be taken.
-func (a *Agent) standing(ctx context.Context, img glance.Image, job JobID) (h held, conflict string, err error) {
+func (a *Agent) standing(ctx context.Context, img glance.Image, job JobID) (h presence, conflict string, err error) {
 	mine, err := a.Catalog.Image(ctx, img.ID)
 	switch {
 	case errors.Is(err, ErrNoImage):
@@ -281,29 +279,29 @@ func renamed(j Job) Job {
 	return j
 }
 
-// upload sends the job's content to the queued image.
+// upload sends the job's content to the queued image: the arriving file, or the
+// image here that holds the same bytes.
 func (a *Agent) upload(ctx context.Context, j Job, id glance.ImageID, report func(int64, int64)) error {
-	src, err := a.content(ctx, j)
+	c, err := a.open(ctx, j)
 	if err != nil {
 		return err
 	}
-	defer src.Close()
-	body, err := newProofReader(bufio.NewReaderSize(src, readSize), j.Image.Size, j.Image.Hash, func(n int64) { report(n, j.Image.Size) })
-	if err != nil {
-		return err
-	}
-	return a.Catalog.Upload(ctx, id, body, j.Image.Size)
+	defer c.Close()
+	size := j.Image.Size
+	return a.Catalog.Upload(ctx, id, held(c, size, func(n int64) { report(n, size) }), size)
 }
 
-// content opens the content of a Receive job: the arriving file, or the image
-// here that holds the same bytes.
-func (a *Agent) content(ctx context.Context, j Job) (io.ReadCloser, error) {
+func (a *Agent) open(ctx context.Context, j Job) (content, error) {
 	if j.LocalCopy != "" {
-		return a.Catalog.Data(ctx, j.LocalCopy)
+		data, err := a.Catalog.Data(ctx, j.LocalCopy)
+		if err != nil {
+			return content{}, err
+		}
+		return hashed(data, j.Image.Hash)
 	}
 	// After a failure the upload waits for the whole file: a broken path must not
 	// keep Glance busy with uploads that never end.
-	return a.follow(ctx, j.FileName(), j.Image.Size, j.Attempts > 0)
+	return a.arriving(ctx, mover.File{Name: j.FileName(), Size: j.Image.Size, Digest: j.Image.Hash}, j.Attempts > 0)
 }
 
 // finishDelivery makes the image visible as its source is, and removes the arrival.

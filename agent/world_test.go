@@ -74,6 +74,7 @@ type site struct {
 	subs    map[chan Event]context.Context
 	counts  map[string]int
 	free    int64
+	digests bool // its DTN tells the digests of blocks
 	down    bool // its agent and DTN do not answer other sites
 	corrupt int  // so many arrivals come with a wrong byte, and the DTN does not notice
 
@@ -93,6 +94,8 @@ type arrival struct {
 	file  mover.File
 	data  []byte
 	state mover.ArrivalState
+
+	spoilt bool // whoever reads it from the export gets a wrong byte
 }
 
 type move struct {
@@ -112,7 +115,7 @@ func newSite(w *world, name string) *site {
 		w: w, name: name, images: map[glance.ImageID]*record{}, used: map[glance.ImageID]bool{},
 		files: map[string][]byte{}, outbox: map[string][]byte{}, inbox: map[string]*arrival{}, moves: map[mover.TransferID]*move{},
 		spent: map[string]bool{}, jobs: map[JobID]Job{}, claims: map[JobID]*claim{}, subs: map[chan Event]context.Context{},
-		counts: map[string]int{}, free: 1 << 40,
+		counts: map[string]int{}, free: 1 << 40, digests: true,
 	}
 }
 
@@ -222,7 +225,7 @@ func sum(b []byte) digest.Digest {
 	return digest.Digest{Algo: "sha512", Value: hex.EncodeToString(h[:])}
 }
 
-func content(n int) []byte {
+func bytesOf(n int) []byte {
 	b := make([]byte, n)
 	r := rand.NewChaCha8([32]byte{byte(n), byte(n >> 8)})
 	r.Read(b)
@@ -481,6 +484,9 @@ type openArrival struct {
 
 func (o openArrival) ReadAt(p []byte, off int64) (n int, err error) {
 	o.s.w.locked(func() { n, err = bytes.NewReader(o.a.data).ReadAt(p, off) })
+	if o.a.spoilt && off == 0 {
+		p[0] ^= 1
+	}
 	return n, err
 }
 func (o openArrival) Close() error { return nil }
@@ -542,7 +548,8 @@ func (s *site) run(ctx context.Context, mv *move) {
 				end(mover.CodeOther, errors.New("connection refused"))
 				over = true
 			case arr == nil:
-				dst.inbox[t.File.Name] = &arrival{file: t.File, state: mover.Arriving}
+				dst.inbox[t.File.Name] = &arrival{file: t.File, state: mover.Arriving, spoilt: dst.corrupt > 0}
+				dst.corrupt--
 			case len(arr.data) < len(src):
 				n := min(len(src), len(arr.data)+16<<10)
 				arr.data = append(arr.data, src[len(arr.data):n]...)
@@ -552,11 +559,6 @@ func (s *site) run(ctx context.Context, mv *move) {
 					delete(dst.inbox, t.File.Name)
 					end(mover.CodeContent, errors.New("wrong content"))
 				} else {
-					if dst.corrupt > 0 {
-						dst.corrupt--
-						arr.data = slices.Clone(arr.data)
-						arr.data[0] ^= 1
-					}
 					arr.state = mover.Arrived
 					end("", nil)
 				}
@@ -616,6 +618,29 @@ func (l landingOf) Arrival(_ context.Context, name string) (arr mover.Arrival, e
 		arr = mover.Arrival{File: a.file, State: a.state, Path: name + ".part", Proven: n, Moved: n}
 	})
 	return arr, post(err)
+}
+
+// BlockCheck knows the digests of what site A sends; a site whose digests is false tells none.
+func (l landingOf) BlockCheck(name string) func(context.Context, int64, []byte) error {
+	return func(_ context.Context, i int64, block []byte) (err error) {
+		pre2, pre := l.call("landing.BlockCheck")
+		if pre != nil {
+			return pre
+		}
+		l.w.locked(func() {
+			if !l.digests {
+				err = mover.ErrNoDigests
+				return
+			}
+			for _, data := range l.other().outbox {
+				if arr := l.inbox[name]; arr != nil && sum(data) == arr.file.Digest {
+					off := i * mover.BlockSize
+					err = digest.Check(sum(data[off:min(int64(len(data)), off+mover.BlockSize)]), sum(block))
+				}
+			}
+		})
+		return pre2(err)
+	}
 }
 
 func (l landingOf) Drop(_ context.Context, name string) error {

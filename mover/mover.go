@@ -150,6 +150,7 @@ var (
 	ErrNoTransfer  = errors.New("no such transfer")
 	ErrNoArrival   = errors.New("no such arrival")
 	ErrKeyConflict = errors.New("this key was used for another transfer")
+	ErrNoDigests   = errors.New("the DTN does not tell the digests of the file's blocks")
 )
 
 // Ticket is the right to send one file into one DTN's inbox. The destination's
@@ -181,6 +182,14 @@ type Arrival struct {
 	Moved  int64        `json:"moved" doc:"bytes proven in all"`
 	Error  string       `json:"error,omitempty" doc:"why the last session ended, if it did not complete"`
 	Since  time.Time    `json:"since"`
+}
+
+// Blocks are the BLAKE3-256 digests, in hex, of blocks of an arrival that its DTN
+// has proven, as many as it likes to tell at once from the block asked for on. A DTN
+// that does not know them (another engine brought the file, or it was restarted
+// since) tells none.
+type Blocks struct {
+	BLAKE3 []string `json:"blake3" nullable:"false"`
 }
 
 // Capabilities says what a DTN offers.

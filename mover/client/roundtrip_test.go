@@ -3,6 +3,7 @@ package client_test
 import (
 	"context"
 	"crypto/tls"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -15,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/zeebo/blake3"
 	"go.uber.org/goleak"
 
 	"github.com/glance-dtn/glance-dtn/internal/digest"
@@ -48,6 +50,7 @@ func (e engine) Move(ctx context.Context, r mover.Request, report func(int64)) e
 
 // inbox holds arrivals by name.
 type inbox struct {
+	sums []string // of each file
 	sync.Mutex
 	files map[string]mover.Arrival
 }
@@ -79,6 +82,14 @@ func (b *inbox) Drop(name string) error {
 }
 
 func (b *inbox) Promised() int64 { return 0 }
+
+// Blocks tells the digests of the file's blocks, two at a time.
+func (b *inbox) Blocks(name string, from int64) (mover.Blocks, error) {
+	if _, err := b.Arrival(name); err != nil {
+		return mover.Blocks{}, err
+	}
+	return mover.Blocks{BLAKE3: b.sums[min(int64(len(b.sums)), from):min(int64(len(b.sums)), from+2)]}, nil
+}
 
 // site is a DTN with a real listener and a CA.
 type site struct {
@@ -335,6 +346,35 @@ func TestArrivalsOverMutualTLS(t *testing.T) {
 		if derr := c.Drop(ctx, name); !failure.IsPermanent(err) || !failure.IsPermanent(derr) || mover.CodeOf(err) != mover.CodeName {
 			t.Errorf("name %q: %v and %v, want permanent errors with code %s", name, err, derr, mover.CodeName)
 		}
+	}
+}
+
+func TestBlocksAreComparedWithTheirDigests(t *testing.T) {
+	s := start(t)
+	c := s.client(t, false, s.certificate(t, pki.Agent, "A"))
+	name := mover.Inbox + "/blocks"
+	check := c.BlockCheck(name)
+	if err := check(t.Context(), 0, []byte("a")); !errors.Is(err, mover.ErrNoArrival) {
+		t.Errorf("check of what is not there: %v, want %v", err, mover.ErrNoArrival)
+	}
+	s.inbox.Lock()
+	s.inbox.files[name] = mover.Arrival{File: mover.File{Name: name}}
+	for _, b := range []string{"a", "b", "c"} {
+		sum := blake3.Sum256([]byte(b))
+		s.inbox.sums = append(s.inbox.sums, hex.EncodeToString(sum[:]))
+	}
+	s.inbox.Unlock()
+	for i, b := range []string{"a", "b", "c"} {
+		if err := check(t.Context(), int64(i), []byte(b)); err != nil {
+			t.Errorf("block %d: %v", i, err)
+		}
+	}
+	err := check(t.Context(), 1, []byte("B"))
+	if _, ok := errors.AsType[*digest.MismatchError](err); !ok {
+		t.Errorf("a wrong block: %v, want a mismatch", err)
+	}
+	if err := check(t.Context(), 3, []byte("d")); !errors.Is(err, mover.ErrNoDigests) {
+		t.Errorf("a block that the DTN does not know: %v, want %v", err, mover.ErrNoDigests)
 	}
 }
 

@@ -43,6 +43,10 @@ type (
 	arrivalInput struct {
 		Name string `path:"name" maxLength:"512" doc:"base name in the inbox"`
 	}
+	blocksInput struct {
+		Name string `path:"name" maxLength:"512" doc:"base name in the inbox"`
+		From int64  `query:"from" minimum:"0" doc:"index of the first block told"`
+	}
 	output[T any] struct{ Body T }
 	submitOutput  struct {
 		Status   int
@@ -90,6 +94,7 @@ func (s *Server) routes() http.Handler {
 
 	huma.Register(api, op(http.MethodGet, "/v1/arrivals", "list-arrivals", "List the files in the inbox"), s.listArrivals)
 	huma.Register(api, op(http.MethodGet, "/v1/arrivals/{name}", "get-arrival", "Get a file in the inbox"), s.arrival)
+	huma.Register(api, op(http.MethodGet, "/v1/arrivals/{name}/blocks", "get-blocks", "Get the digests of a file's proven blocks, from the start or from a block on"), s.blocks)
 	huma.Register(api, op(http.MethodDelete, "/v1/arrivals/{name}", "drop-arrival", "Remove a file from the inbox, complete or not; nothing happens when there is none"), s.drop)
 	huma.Register(api, op(http.MethodGet, "/v1/capabilities", "get-capabilities", "What this DTN offers"), s.getCapabilities)
 
@@ -288,18 +293,30 @@ func (s *Server) arrival(_ context.Context, in *arrivalInput) (*output[mover.Arr
 		return nil, err
 	}
 	a, err := s.opt.Arrivals.Arrival(name)
-	switch {
-	case errors.Is(err, mover.ErrNoArrival):
-		return nil, problem(http.StatusNotFound, "", fmt.Sprintf("%v: %s", mover.ErrNoArrival, name))
-	case err != nil:
+	if err != nil {
 		return nil, arrivalProblem(err)
 	}
 	return &output[mover.Arrival]{a}, nil
 }
 
+func (s *Server) blocks(_ context.Context, in *blocksInput) (*output[mover.Blocks], error) {
+	name, err := inboxName(in.Name)
+	if err != nil {
+		return nil, err
+	}
+	b, err := s.opt.Arrivals.Blocks(name, in.From)
+	if err != nil {
+		return nil, arrivalProblem(err)
+	}
+	return &output[mover.Blocks]{b}, nil
+}
+
 func arrivalProblem(err error) error {
 	if mover.CodeOf(err) == mover.CodeName {
 		return problem(http.StatusUnprocessableEntity, mover.CodeName, err.Error())
+	}
+	if errors.Is(err, mover.ErrNoArrival) {
+		return problem(http.StatusNotFound, "", err.Error())
 	}
 	return problem(http.StatusInternalServerError, mover.CodeOf(err), err.Error())
 }

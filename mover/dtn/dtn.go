@@ -39,6 +39,8 @@ type Arrivals interface {
 	Arrivals() []mover.Arrival
 	// Arrival returns one of them; mover.ErrNoArrival.
 	Arrival(name string) (mover.Arrival, error)
+	// Blocks tells the digests of its proven blocks from one on; mover.ErrNoArrival.
+	Blocks(name string, from int64) (mover.Blocks, error)
 	// Drop removes an arrival, complete or not; nil or mover.ErrNoArrival when there is none.
 	Drop(name string) error
 	// Promised is how many bytes of the export the unfinished arrivals will still take.

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net/http"
@@ -107,6 +108,13 @@ func (a *fakeArrivals) Drop(name string) error {
 }
 
 func (a *fakeArrivals) Promised() int64 { return a.promised }
+
+func (a *fakeArrivals) Blocks(name string, from int64) (mover.Blocks, error) {
+	if _, err := a.Arrival(name); err != nil {
+		return mover.Blocks{}, err
+	}
+	return mover.Blocks{BLAKE3: []string{fmt.Sprint("block ", from)}}, nil
+}
 
 // logs keeps what was logged.
 type logs struct {

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"crypto/tls"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"hash"
@@ -54,9 +55,10 @@ type arrival struct {
 	order    []uint32            // of claims, lowest first
 	writing  map[uint32]bool     // blocks being written
 	proven   bitmap
-	count    uint32    // of proven
-	prefix   uint32    // blocks from the start, all proven
-	hash     hash.Hash // of the first hashed blocks
+	sums     [][32]byte // of the proven blocks; nil after a restart with all of them there
+	count    uint32     // of proven
+	prefix   uint32     // blocks from the start, all proven
+	hash     hash.Hash  // of the first hashed blocks
 	hashed   uint32
 }
 
@@ -79,6 +81,7 @@ func newArrival(export, state *os.Root, spawn func(func()), r record) *arrival {
 func (a *arrival) forget() {
 	a.claims, a.order = map[uint32][32]byte{}, nil
 	a.proven, a.count, a.prefix = newBitmap(a.blocks), 0, 0
+	a.sums = make([][32]byte, a.blocks)
 	a.hash, _ = digest.New(a.File.Digest.Algo) // Digest.Validate knew it
 	a.hashed = 0
 }
@@ -89,6 +92,9 @@ func (a *arrival) restore() error {
 	if _, err := a.export.Lstat(a.part); errors.Is(err, fs.ErrNotExist) {
 		info, err := a.export.Lstat(a.File.Name)
 		a.arrived = err == nil && info.Mode().IsRegular() && info.Size() == a.File.Size
+		if a.arrived {
+			a.sums = nil
+		}
 		return nil
 	}
 	claims, err := readJournal(a.state, a.File.Name, a.blocks)
@@ -117,6 +123,23 @@ func (a *arrival) status() mover.Arrival {
 		s.Error = a.lastErr
 	}
 	return s
+}
+
+// blocksTold is how many digests are told at once: 4 GiB of a file.
+const blocksTold = 4096
+
+// digests returns those of the blocks from the one given up to the first that is not proven.
+func (a *arrival) digests(from int64) mover.Blocks {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	told := mover.Blocks{BLAKE3: []string{}}
+	if a.sums == nil || from < 0 || from >= int64(a.prefix) {
+		return told
+	}
+	for _, sum := range a.sums[from:min(int64(a.prefix), from+blocksTold)] {
+		told.BLAKE3 = append(told.BLAKE3, hex.EncodeToString(sum[:]))
+	}
+	return told
 }
 
 // bytes is the size of n proven blocks. The caller holds mu.
@@ -246,7 +269,7 @@ func (a *arrival) store(i uint32, sum [32]byte, b []byte) error {
 	if err != nil {
 		return noSpace(fmt.Errorf("write block %d: %w", i, err))
 	}
-	a.prove(i)
+	a.prove(i, sum)
 	return nil
 }
 
@@ -275,9 +298,10 @@ func (a *arrival) refused() error {
 	return nil
 }
 
-// prove notes that block i is right. The caller holds mu.
-func (a *arrival) prove(i uint32) {
+// prove notes that block i is there and has this digest. The caller holds mu.
+func (a *arrival) prove(i uint32, sum [32]byte) {
 	a.proven.add(i)
+	a.sums[i] = sum
 	a.count++
 	for a.prefix < a.blocks && a.proven.has(a.prefix) {
 		a.prefix++
@@ -329,7 +353,7 @@ func (a *arrival) settle(i uint32, b []byte, err error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if want, open := a.claims[i]; open && err == nil && sum == want {
-		a.prove(i)
+		a.prove(i, sum)
 	}
 	delete(a.claims, i)
 	a.changed.Broadcast()

@@ -165,6 +165,14 @@ func (r *Receiver) Arrival(name string) (mover.Arrival, error) {
 	return mover.Arrival{}, fmt.Errorf("%s: %w", name, mover.ErrNoArrival)
 }
 
+// Blocks tells the digests of an arrival's proven blocks from the one given on; mover.ErrNoArrival.
+func (r *Receiver) Blocks(name string, from int64) (mover.Blocks, error) {
+	if a := r.lookup(name); a != nil {
+		return a.digests(from), nil
+	}
+	return mover.Blocks{}, fmt.Errorf("%s: %w", name, mover.ErrNoArrival)
+}
+
 // Promised is the space that the files under way will still take.
 func (r *Receiver) Promised() int64 {
 	var n int64

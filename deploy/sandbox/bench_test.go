@@ -1,0 +1,226 @@
+package sandbox
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+)
+
+// rounds is how often each side of a comparison is measured, in turn.
+const rounds = 5
+
+// BenchmarkEndToEnd measures one 1 GiB image of random bytes: the whole job A → B,
+// against a plain `curl -T` of the same file into the same Glance B, in turn.
+// Goal: at most 1.35 times the PUT. "hard link" stages without copying, as where the
+// datadir lies on the export; "copy" is a datadir on a disk of its own.
+func BenchmarkEndToEnd(b *testing.B) {
+	for _, stage := range []string{"auto", "copy"} {
+		b.Run("stage="+stage, func(b *testing.B) {
+			x := up(b, "SANDBOX_STAGE="+stage)
+			const size = 1 << 30
+			file := filepath.Join(x.dir, "image")
+			f, err := os.Create(file)
+			if err != nil {
+				b.Fatal(err)
+			}
+			if _, err := io.Copy(f, content("bench", size)); err != nil {
+				b.Fatal(err)
+			}
+			if err := f.Close(); err != nil {
+				b.Fatal(err)
+			}
+			for b.Loop() {
+				var jobs, puts, ratios []float64
+				for range rounds {
+					put := x.put(b, file)
+					job := x.wholeJob(b, "bench", size)
+					puts, jobs, ratios = append(puts, put), append(jobs, job), append(ratios, job/put)
+					b.Logf("curl -T %.2f s, whole job %.2f s, ratio %.2f", put, job, job/put)
+				}
+				b.ReportMetric(median(puts), "s/put")
+				b.ReportMetric(median(jobs), "s/job")
+				b.ReportMetric(median(ratios), "ratio")
+			}
+		})
+	}
+}
+
+// put is the time curl takes to upload the file into Glance B.
+func (b *box) put(t testing.TB, file string) float64 {
+	t.Helper()
+	settle()
+	text := `{"name":"put","disk_format":"raw","container_format":"bare"}`
+	_, out := b.glance(t, "B", "POST", "/v2/images", "application/json", strings.NewReader(text), int64(len(text)))
+	var i image
+	if err := json.Unmarshal(out, &i); err != nil {
+		t.Fatal(err)
+	}
+	began := time.Now()
+	cmd := exec.Command("curl", "-sSf", "-T", file, "-H", "X-Auth-Token: "+b.auth(t), "-H", "Content-Type: application/octet-stream",
+		b.env["B"]["GLANCE_DTN_SANDBOX_GLANCE_URL"]+"/v2/images/"+i.str("id")+"/file")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("curl: %v %s", err, out)
+	}
+	took := time.Since(began).Seconds()
+	b.remove(t, "B", i.str("id"))
+	return took
+}
+
+// wholeJob is the time from the push of an image at A until it is verified at B.
+func (b *box) wholeJob(t testing.TB, name string, size int64) float64 {
+	t.Helper()
+	id := b.create(t, "A", name, size, nil)
+	settle()
+	began := time.Now()
+	cmd := exec.Command(os.Getenv("GLANCE_DTN"), "push", id, "--to", "B", "--wait")
+	cmd.Env = append(os.Environ(), "GLANCE_DTN_CONTROL="+b.env["A"]["GLANCE_DTN_CONTROL"])
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("push: %v\n%s", err, out)
+	}
+	took := time.Since(began).Seconds()
+	b.remove(t, "A", id)
+	b.remove(t, "B", id)
+	return took
+}
+
+// settle lets the disk finish what the last measurement left to it.
+func settle() {
+	_ = exec.Command("sync").Run()
+}
+
+func median(x []float64) float64 {
+	x = slices.Sorted(slices.Values(x))
+	return (x[(len(x)-1)/2] + x[len(x)/2]) / 2
+}
+
+// BenchmarkMemory measures the largest resident size of each daemon while a 4 GiB
+// image goes from A to B. Goals: agent 120 MiB, dtn 80 MiB.
+func BenchmarkMemory(b *testing.B) {
+	x := up(b)
+	for b.Loop() {
+		x.wholeJob(b, "large", 4<<30)
+		for _, part := range []string{"agentA", "agentB", "dtnA", "dtnB"} {
+			b.ReportMetric(x.peak(b, part), "MiB/"+part)
+		}
+	}
+}
+
+// peak is a part's VmHWM in MiB.
+func (b *box) peak(t testing.TB, part string) float64 {
+	t.Helper()
+	pid, err := os.ReadFile(filepath.Join(b.dir, "run", part+".pid"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	status, err := os.ReadFile("/proc/" + strings.Fields(string(pid))[0] + "/status")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(status)) {
+		if text, ok := strings.CutPrefix(line, "VmHWM:"); ok {
+			kib, err := strconv.Atoi(strings.Fields(text)[0])
+			if err != nil {
+				t.Fatal(err)
+			}
+			return float64(kib) / 1024
+		}
+	}
+	t.Fatalf("%s has no VmHWM", part)
+	return 0
+}
+
+// BenchmarkFullPass measures what one reconcile pass over 1,000 images known at both
+// sites asks of each real Glance. Goal: at most 20 requests a site.
+func BenchmarkFullPass(b *testing.B) {
+	x := up(b, "SANDBOX_AUTH=none", "SANDBOX_RULES=all")
+	for n := range 1000 {
+		id := x.create(b, "A", fmt.Sprint("many-", n), 100, nil)
+		text := fmt.Sprintf(`{"id":%q,"name":"many-%d","disk_format":"raw","container_format":"bare","visibility":"public"}`, id, n)
+		x.glance(b, "B", "POST", "/v2/images", "application/json", strings.NewReader(text), int64(len(text)))
+		x.glance(b, "B", "PUT", "/v2/images/"+id+"/file", "application/octet-stream", content(fmt.Sprint("many-", n), 100), 100)
+	}
+	for end := time.Now().Add(3 * time.Minute); x.inFlight(b) > 0 && time.Now().Before(end); {
+		time.Sleep(time.Second)
+	}
+	// A long interval between listings, so that what is counted is the pass at the start.
+	for _, part := range []string{"agentA", "agentB"} {
+		x.sandbox(b, "stop", x.dir, part)
+		x.start(b, part, "GLANCE_DTN_WATCH__LISTING=1h", "GLANCE_DTN_WATCH__RECONCILE=1h")
+	}
+	for b.Loop() {
+		before := map[string]float64{"A": x.requests(b, "A"), "B": x.requests(b, "B")}
+		x.sandbox(b, "stop", x.dir, "agentA")
+		before["A"] = 0
+		began := time.Now()
+		x.start(b, "agentA", "GLANCE_DTN_WATCH__LISTING=1h", "GLANCE_DTN_WATCH__RECONCILE=1h")
+		x.awaitLog(b, "agentA", "full pass", 1000)
+		b.ReportMetric(time.Since(began).Seconds(), "s/start-and-pass")
+		for _, site := range []string{"A", "B"} {
+			b.ReportMetric(x.requests(b, site)-before[site], "requests/"+site)
+		}
+	}
+}
+
+func (b *box) inFlight(t testing.TB) int {
+	t.Helper()
+	n := 0
+	for j, err := range b.control["A"].Jobs(t.Context()) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !j.State.Final() {
+			n++
+		}
+	}
+	return n
+}
+
+// requests is how many calls the site's agent has made to its Glance, by its own metrics.
+func (b *box) requests(t testing.TB, site string) float64 {
+	t.Helper()
+	res, err := http.Get(b.env[site]["GLANCE_DTN_SANDBOX_AGENT_METRICS"] + "/metrics")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer res.Body.Close()
+	text, err := io.ReadAll(res.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var n float64
+	for line := range strings.Lines(string(text)) {
+		if strings.HasPrefix(line, "glance_dtn_agent_glance_request_seconds_count{") || strings.HasPrefix(line, "glance_dtn_agent_glance_requests_total{") {
+			v, err := strconv.ParseFloat(strings.TrimSpace(line[strings.LastIndexByte(line, ' '):]), 64)
+			if err != nil {
+				t.Fatal(err)
+			}
+			n += v
+		}
+	}
+	return n
+}
+
+// awaitLog waits until the newest start of the part has logged such a line about so many images.
+func (b *box) awaitLog(t testing.TB, part, message string, images int) {
+	t.Helper()
+	for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+		text, err := os.ReadFile(filepath.Join(b.dir, "log", part+".log"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		run := string(text[max(0, strings.LastIndex(string(text), "agent started")):])
+		if strings.Contains(run, message) && strings.Contains(run, fmt.Sprintf("images=%d ", images)) {
+			return
+		}
+	}
+	t.Fatalf("%s did not log %q", part, message)
+}
