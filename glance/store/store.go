@@ -33,8 +33,13 @@ type File struct {
 	ModTime time.Time
 }
 
-// ErrNoFile says that no datadir has a file for the image. It is an fs.ErrNotExist.
-var ErrNoFile = fmt.Errorf("no file in the store: %w", fs.ErrNotExist)
+var (
+	// ErrNoFile says that no datadir has a file for the image. It is an fs.ErrNotExist.
+	ErrNoFile = fmt.Errorf("no file in the store: %w", fs.ErrNotExist)
+	// ErrEmpty says that nothing at all lies in a datadir. A mount point looks like
+	// this while nothing is mounted there, so it says nothing about the image.
+	ErrEmpty = errors.New("is empty: is it mounted?")
+)
 
 // Scan lists the files in the datadirs by id. Of an image that lies in several of
 // them, the first one counts. When a datadir cannot be read, the error says which,
@@ -52,7 +57,8 @@ func Scan(dirs []string) ([]File, error) {
 }
 
 // Find returns the image's file from the first datadir that has one. It is
-// ErrNoFile only when every datadir could be looked at.
+// ErrNoFile only when every datadir could be looked at and holds something else; an
+// empty one is ErrEmpty, which may pass.
 func Find(dirs []string, id glance.ImageID) (File, error) {
 	if !isID(string(id)) {
 		return File{}, fmt.Errorf("find image %q: not an image id", id)
@@ -63,7 +69,10 @@ func Find(dirs []string, id glance.ImageID) (File, error) {
 		if err == nil {
 			return f, nil
 		}
-		if !errors.Is(err, fs.ErrNotExist) {
+		if errors.Is(err, fs.ErrNotExist) {
+			err = occupied(dir)
+		}
+		if err != nil {
 			errs = append(errs, err)
 		}
 	}
@@ -100,6 +109,28 @@ func findIn(dir string, id glance.ImageID) (File, error) {
 		return File{}, fmt.Errorf("%s is not a regular file", filepath.Join(dir, string(id)))
 	}
 	return file(dir, id, info), nil
+}
+
+// occupied returns nil when something lies in the datadir, ErrEmpty when nothing does.
+func occupied(dir string) error {
+	root, err := open(dir)
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	d, err := root.Open(".")
+	if err != nil {
+		return fmt.Errorf("datadir: %w", err)
+	}
+	defer d.Close()
+	_, err = d.Readdirnames(1)
+	if err == io.EOF {
+		return fmt.Errorf("datadir %s %w", dir, ErrEmpty)
+	}
+	if err != nil {
+		return fmt.Errorf("datadir %s: %w", dir, err)
+	}
+	return nil
 }
 
 func scanDir(dir string) ([]File, error) {

@@ -89,8 +89,16 @@ func TestFindTakesTheFirstDatadir(t *testing.T) {
 
 func TestFindTellsNoFileFromNoDatadir(t *testing.T) {
 	a, gone := t.TempDir(), filepath.Join(t.TempDir(), "gone")
+	bare := t.TempDir()
+	put(t, a, string(id2), "two")
 	if _, err := Find([]string{a}, id1); !errors.Is(err, ErrNoFile) || !errors.Is(err, fs.ErrNotExist) {
-		t.Errorf("an empty datadir: got %v, want ErrNoFile", err)
+		t.Errorf("a datadir with other files: got %v, want ErrNoFile", err)
+	}
+	for _, dirs := range [][]string{{bare}, {a, bare}, {bare, a}} {
+		_, err := Find(dirs, id1)
+		if !errors.Is(err, ErrEmpty) || errors.Is(err, fs.ErrNotExist) || !strings.Contains(err.Error(), bare+" is empty: is it mounted?") {
+			t.Errorf("an empty datadir: got %v, want ErrEmpty alone, with its name", err)
+		}
 	}
 	if _, err := Find([]string{a, gone}, id1); err == nil || errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("a missing datadir: got %v, want an error that does not say the file is missing", err)

@@ -56,8 +56,14 @@ func (c *Copier) look() *probe {
 	return p
 }
 
-// touch makes sure of both boxes, and that files can be written to the outbox.
-func (c *Copier) touch() error {
+// probeOf begins the hidden names of files that only try whether one can be written.
+const probeOf = "check"
+
+// writable makes sure of both boxes, and that files can be written to the outbox. The
+// probe's name is new and nothing is written through what has it already: the
+// DTN's user may write to the outbox too, and could have put a link to one of this
+// user's files there.
+func (c *Copier) writable() error {
 	inbox, err := c.box(mover.Inbox)
 	if err != nil {
 		return err
@@ -68,8 +74,11 @@ func (c *Copier) touch() error {
 		return err
 	}
 	defer outbox.Close()
-	const name = ".check"
-	f, err := outbox.OpenFile(name, os.O_WRONLY|os.O_CREATE, 0o600)
+	if err := sweep(outbox, ""); err != nil { // what a killed agent left, not what another one uses
+		return fmt.Errorf("remove an old probe from the export: %w", err)
+	}
+	name := tempName(probeOf)
+	f, err := outbox.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return fmt.Errorf("write to the export: %w", err)
 	}
@@ -77,7 +86,7 @@ func (c *Copier) touch() error {
 	if err = errors.Join(err, f.Close()); err != nil {
 		err = fmt.Errorf("write to the export: %w", err)
 	}
-	if e := outbox.Remove(name); e != nil && !errors.Is(e, fs.ErrNotExist) { // another agent's check
+	if e := outbox.Remove(name); e != nil && !errors.Is(e, fs.ErrNotExist) {
 		err = errors.Join(err, fmt.Errorf("remove from the export: %w", e))
 	}
 	return err

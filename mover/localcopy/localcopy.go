@@ -50,7 +50,7 @@ type Options struct {
 	Export string // the directory where the export is mounted
 	Mode   Mode
 	// Find returns the path and size of an image's file in the store. An error that
-	// is an fs.ErrNotExist means that there is none.
+	// is an fs.ErrNotExist means that there is none, and that the store is there.
 	Find func(id string) (path string, size int64, err error)
 }
 
@@ -63,6 +63,8 @@ type Copier struct {
 	find   func(id string) (string, int64, error)
 	free   func(*os.File) (int64, error)
 
+	touch func() error // what Check does to the export
+
 	mu    sync.Mutex
 	probe *probe // the running check, if any
 }
@@ -70,6 +72,7 @@ type Copier struct {
 // New returns a Copier. It does not look at the export.
 func New(o Options) *Copier {
 	c := &Copier{export: o.Export, find: o.Find, free: free, ways: []way{{copied, copyFile}}}
+	c.touch = c.writable
 	if o.Mode != Copy {
 		c.ways = []way{{hardLink, linkFile}, {reflink, cloneFile}, {copied, copyFile}}
 	}
@@ -171,8 +174,8 @@ func (c *Copier) source(id string, size int64) (*os.File, error) {
 
 func openStored(name string, size int64) (*os.File, error) {
 	root, err := os.OpenRoot(filepath.Dir(name))
-	if err != nil {
-		return nil, err
+	if err != nil { // that there is no datadir says nothing about the file
+		return nil, fmt.Errorf("open the datadir; is it mounted? %v", err)
 	}
 	defer root.Close()
 	f, err := openRegular(root, filepath.Base(name))
@@ -275,22 +278,22 @@ func (c *Copier) Open(name string) (*os.File, error) {
 	return f, nil
 }
 
-// box opens a folder of the export and makes it when it is missing, for this user
-// and its group.
+// box opens a folder of the export. It never makes one: where the export is not
+// mounted, that would fill this machine's own disk.
 func (c *Copier) box(name string) (*os.Root, error) {
 	root, err := os.OpenRoot(c.export)
 	if err != nil {
 		return nil, fmt.Errorf("open the export; is it mounted? %w", err)
 	}
 	defer root.Close()
-	err = root.Mkdir(name, 0o770)
-	if err == nil {
-		err = root.Chmod(name, 0o770) // whatever the umask
+	is, err := root.Lstat(name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("%s has no %s: is the DTN's export mounted there? `glance-dtn dtn` makes it when it starts", c.export, name)
 	}
-	if err != nil && !errors.Is(err, fs.ErrExist) {
-		return nil, fmt.Errorf("make %s on the export: %w", name, err)
+	if err != nil {
+		return nil, fmt.Errorf("look at the export: %w", err)
 	}
-	if is, err := root.Lstat(name); err == nil && !is.IsDir() {
+	if !is.IsDir() {
 		return nil, fmt.Errorf("%s is not a directory", filepath.Join(c.export, name))
 	}
 	return root.OpenRoot(name)

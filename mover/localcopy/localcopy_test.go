@@ -37,7 +37,7 @@ type site struct {
 func newSite(t *testing.T, mode Mode) site {
 	dir := t.TempDir()
 	s := site{store: filepath.Join(dir, "store"), export: filepath.Join(dir, "export")}
-	for _, d := range []string{s.store, s.export} {
+	for _, d := range []string{s.store, s.export, filepath.Join(s.export, "outbox"), filepath.Join(s.export, "inbox")} {
 		if err := os.Mkdir(d, 0o750); err != nil {
 			t.Fatal(err)
 		}
@@ -243,6 +243,10 @@ func TestStageTellsWhatIsWrongWithTheImage(t *testing.T) {
 		if err := s.fails(t, fileOf(data)); !errors.Is(err, mover.ErrTruncated) {
 			t.Errorf("%s, file too long: got %v", mode, err)
 		}
+		s.find = func(string) (string, int64, error) { return filepath.Join(s.store, "unmounted", image), 2000, nil }
+		if err := s.fails(t, fileOf(data)); errors.Is(err, mover.ErrNoFile) || failure.IsPermanent(err) {
+			t.Errorf("%s, datadir gone: got %v, want an error that passes", mode, err)
+		}
 		s.find = func(string) (string, int64, error) { return "", 0, errors.New("the store hangs") }
 		if err := s.fails(t, fileOf(data)); errors.Is(err, mover.ErrNoFile) {
 			t.Errorf("%s, store unreadable: got %v", mode, err)
@@ -329,9 +333,6 @@ func TestStageCleansUpAfterACrash(t *testing.T) {
 	s := newSite(t, Copy)
 	f := s.put(t, random(1000))
 	box := filepath.Join(s.export, "outbox")
-	if err := os.Mkdir(box, 0o770); err != nil {
-		t.Fatal(err)
-	}
 	const other, mine, theirs = "ffffffffffffffffffff", ".dotfile", ".ffffffffffffffffffff.1.stage"
 	for _, n := range []string{job, "." + job + ".0.stage", "." + other + ".0.stage", theirs, mine} {
 		if err := os.WriteFile(filepath.Join(box, n), []byte("half"), 0o640); err != nil {
@@ -394,7 +395,8 @@ func TestSymbolicLinksAreRefused(t *testing.T) {
 		}
 	}
 	s := newSite(t, Auto)
-	if err := os.Symlink(s.store, filepath.Join(s.export, "outbox")); err != nil {
+	outbox := filepath.Join(s.export, "outbox")
+	if err := errors.Join(os.Remove(outbox), os.Symlink(s.store, outbox)); err != nil {
 		t.Fatal(err)
 	}
 	if how, err := s.Stage(t.Context(), image, s.put(t, random(10)), ignore); err == nil {
@@ -442,9 +444,6 @@ func TestStagedListsJobsOnly(t *testing.T) {
 func TestOpenReadsArrivalsUnderEitherName(t *testing.T) {
 	s := newSite(t, Auto)
 	inbox := filepath.Join(s.export, "inbox")
-	if err := os.Mkdir(inbox, 0o770); err != nil {
-		t.Fatal(err)
-	}
 	part := filepath.Join(inbox, "."+job+".part")
 	if err := os.WriteFile(part, []byte("0123456789"), 0o640); err != nil {
 		t.Fatal(err)
@@ -479,7 +478,7 @@ func TestOpenReadsArrivalsUnderEitherName(t *testing.T) {
 func TestAMissingExport(t *testing.T) {
 	s := newSite(t, Auto)
 	f := s.put(t, random(10))
-	if err := os.Remove(s.export); err != nil {
+	if err := os.RemoveAll(s.export); err != nil {
 		t.Fatal(err)
 	}
 	_, errStage := s.Stage(t.Context(), image, f, ignore)
