@@ -26,14 +26,21 @@ const (
 // BlockSize is the unit of transfer, of proof and of resume.
 const BlockSize = 1 << 20
 
+// The most that a PCP may ask for: 1 GiB in flight, a path of 25 Gbit/s and 300 ms.
+const (
+	MaxPipelining  = 64
+	MaxParallelism = 16
+)
+
 // PCP is a transfer's pipelining, concurrency and parallelism as in GridFTP:
 // blocks or files in flight on one connection before an answer is waited for,
 // files moved at once, connections for one file. All are at least 1; zero means
-// that the DTN chooses.
+// that the DTN chooses. A request moves one file, so the stream engine has no use
+// for its concurrency; one that moves many files in one request would.
 type PCP struct {
-	Pipelining  int `json:"pipelining,omitempty" minimum:"0" maximum:"256"`
+	Pipelining  int `json:"pipelining,omitempty" minimum:"0" maximum:"64"`
 	Concurrency int `json:"concurrency,omitempty" minimum:"0" maximum:"64"`
-	Parallelism int `json:"parallelism,omitempty" minimum:"0" maximum:"64"`
+	Parallelism int `json:"parallelism,omitempty" minimum:"0" maximum:"16"`
 }
 
 // File is a file whose size and content are known before it moves.

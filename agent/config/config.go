@@ -27,7 +27,7 @@ type Size int64
 // Agent is agent.yaml. Relative paths in it are relative to the file.
 type Agent struct {
 	// Site is this site's name, by which its peers know it: up to 32 letters, digits,
-	// '-' and '_', the same as in the certificates. Required.
+	// '-' and '_', the first a letter or a digit, the same as in the certificates. Required.
 	Site string `mapstructure:"site"`
 	// Log says how much is logged to standard error, and how it looks.
 	Log Log `mapstructure:"log"`
@@ -125,7 +125,8 @@ type State struct {
 	Embedded string `mapstructure:"embedded"`
 	// Endpoints are the URLs of an etcd cluster, which several agents of one site may share.
 	Endpoints []string `mapstructure:"endpoints"`
-	// Prefix is what all keys in etcd begin with. The default is /glance-dtn.
+	// Prefix is what all keys in the cluster begin with. The site's name always comes
+	// next, so that several sites may share a cluster. The default is /glance-dtn.
 	Prefix string `mapstructure:"prefix"`
 	// CA holds the certificates that the cluster's must be signed by. The default is
 	// empty: those that the system trusts.
@@ -218,9 +219,9 @@ type Retry struct {
 // Transfer is how files are moved.
 type Transfer struct {
 	// Pipelining is how many blocks are sent on a connection before an answer is
-	// waited for, up to 256. The default is 0: the DTN chooses.
+	// waited for, up to 64. The default is 0: the DTN chooses.
 	Pipelining int `mapstructure:"pipelining"`
-	// Parallelism is the number of connections for one file, up to 64. The default is 0: the DTN chooses.
+	// Parallelism is the number of connections for one file, up to 16. The default is 0: the DTN chooses.
 	Parallelism int `mapstructure:"parallelism"`
 	// Stage is how a file gets onto the export: auto (hard link or reflink where the
 	// filesystem allows it, else copy) or copy. The default is auto.

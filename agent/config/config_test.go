@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/glance-dtn/glance-dtn/glance"
+	"github.com/glance-dtn/glance-dtn/internal/pki"
 )
 
 var update = flag.Bool("update", false, "write the golden files anew")
@@ -312,6 +313,23 @@ func TestValidateNeedsNoFile(t *testing.T) {
 	d.Site, d.Export, d.Address = "A", "/export", "[2001:db8::1]:7444"
 	if err := d.Validate(); err != nil {
 		t.Error(err)
+	}
+}
+
+// A site that has a certificate has a configuration, and the other way round.
+func TestSitesAreNamedAsInCertificates(t *testing.T) {
+	for name, good := range map[string]bool{
+		"A": true, "7": true, "paris_2-eu": true, strings.Repeat("x", 32): true,
+		"-A": false, "_A": false, "paris.eu": false, strings.Repeat("x", 33): false, "a b": false,
+	} {
+		d := DefaultDTN()
+		d.Site, d.Export, d.Address = name, "/export", "dtn.example.org:7444"
+		if err := d.Validate(); (err == nil) != good {
+			t.Errorf("configuration of %q: %v", name, err)
+		}
+		if err := (pki.Identity{Site: name, Role: pki.DTN}).Validate(); (err == nil) != good {
+			t.Errorf("certificate of %q: %v", name, err)
+		}
 	}
 }
 

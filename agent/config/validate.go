@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"github.com/glance-dtn/glance-dtn/glance"
+	"github.com/glance-dtn/glance-dtn/internal/pki"
+	"github.com/glance-dtn/glance-dtn/mover"
 )
 
 // faults collects what is wrong with a configuration. Of a key that is wrong in
@@ -107,8 +109,8 @@ func (a Agent) validate(f *faults) {
 	if a.Retry.Max < a.Retry.Min && !f.has("retry.min") {
 		f.add("retry.max", "is shorter than retry.min")
 	}
-	f.within("transfer.pipelining", a.Transfer.Pipelining, 0, 256)
-	f.within("transfer.parallelism", a.Transfer.Parallelism, 0, 64)
+	f.within("transfer.pipelining", a.Transfer.Pipelining, 0, mover.MaxPipelining)
+	f.within("transfer.parallelism", a.Transfer.Parallelism, 0, mover.MaxParallelism)
 	f.oneOf("transfer.stage", a.Transfer.Stage, "auto", "copy")
 	f.positive("keep", a.Keep)
 }
@@ -253,13 +255,11 @@ func (f *faults) required(key, value, what string) {
 	}
 }
 
-var siteName = regexp.MustCompile(`^[A-Za-z0-9_-]{1,32}$`)
-
 func (f *faults) site(key, name string) {
 	if name == "" {
 		f.add(key, "is missing: the site's name")
-	} else if !siteName.MatchString(name) {
-		f.add(key, "%q is not a site's name: 1 to 32 letters, digits, '-' and '_'", name)
+	} else if err := pki.CheckSite(name); err != nil {
+		f.add(key, "%w", err)
 	}
 }
 

@@ -64,7 +64,7 @@ func write(ctx context.Context, dir string) error {
 
 // work claims the one job in the etcd at the endpoint and holds it.
 func work(ctx context.Context, endpoint string) error {
-	s, err := OpenRemote(ctx, Options{Endpoints: []string{endpoint}, Prefix: "/site/a", Log: quiet})
+	s, err := OpenRemote(ctx, Options{Endpoints: []string{endpoint}, Prefix: "/glance-dtn", Site: "A", Log: quiet})
 	if err != nil {
 		return err
 	}

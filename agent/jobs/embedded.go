@@ -14,7 +14,6 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.etcd.io/etcd/server/v3/embed"
 	"go.etcd.io/etcd/server/v3/etcdserver/api/v3client"
-	"golang.org/x/sys/unix"
 
 	"github.com/glance-dtn/glance-dtn/internal/durable"
 )
@@ -41,7 +40,10 @@ func OpenEmbedded(ctx context.Context, dir string, log *slog.Logger) (*Store, er
 }
 
 func openEmbedded(ctx context.Context, dir string, log *slog.Logger) (_ *Store, err error) {
-	lock, err := lockDir(dir)
+	lock, err := durable.LockDir(dir)
+	if errors.Is(err, durable.ErrLocked) {
+		return nil, errors.New("another agent uses it; stop that one, or set state.embedded to another directory")
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -70,26 +72,6 @@ func openEmbedded(ctx context.Context, dir string, log *slog.Logger) (_ *Store, 
 		return nil, err
 	}
 	return s, nil
-}
-
-// lockDir makes dir and locks it for this process. Closing the file unlocks it,
-// and so does the process's end.
-func lockDir(dir string) (*os.File, error) {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, err
-	}
-	f, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_RDWR|os.O_CREATE, 0o600)
-	if err != nil {
-		return nil, err
-	}
-	err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-	if errors.Is(err, unix.EWOULDBLOCK) {
-		err = errors.New("another agent uses it; stop that one, or set state.embedded to another directory")
-	}
-	if err != nil {
-		return nil, errors.Join(err, f.Close())
-	}
-	return f, nil
 }
 
 // makeData makes etcd's data in dir unless it is there. An etcd that is killed

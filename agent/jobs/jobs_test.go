@@ -96,11 +96,17 @@ func startExternal(t testing.TB) *external {
 }
 
 func (e *external) open(t testing.TB, ttl time.Duration) *Store {
-	s, err := OpenRemote(t.Context(), Options{Endpoints: []string{e.endpoint}, Prefix: "/site/a", Log: quiet})
+	s := e.site(t, "A")
+	s.ttl = ttl
+	return s
+}
+
+// site opens the store of a site.
+func (e *external) site(t testing.TB, name string) *Store {
+	s, err := OpenRemote(t.Context(), Options{Endpoints: []string{e.endpoint}, Prefix: "/glance-dtn", Site: name, Log: quiet})
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.ttl = ttl
 	t.Cleanup(func() { closeStore(t, s) })
 	return s
 }

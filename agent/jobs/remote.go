@@ -14,7 +14,8 @@ import (
 // Options say where the operator's etcd is.
 type Options struct {
 	Endpoints []string    // URLs of members
-	Prefix    string      // all keys lie under it; agents with the same prefix share their jobs
+	Prefix    string      // all keys lie under Prefix/Site
+	Site      string      // its agents, and no other's, share their jobs
 	TLS       *tls.Config // nil: as the URLs say, with the system's certificates
 	Username  string      // empty: no authentication beyond TLS
 	Password  string
@@ -22,7 +23,7 @@ type Options struct {
 }
 
 // OpenRemote opens the store in an etcd cluster. When it returns nil, etcd has
-// answered.
+// answered; when etcd does not, it fails within half a minute.
 func OpenRemote(ctx context.Context, o Options) (*Store, error) {
 	s, err := openRemote(ctx, o)
 	if err != nil {
@@ -50,7 +51,7 @@ func openRemote(ctx context.Context, o Options) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Store{etcd: client, prefix: strings.TrimRight(o.Prefix, "/") + "/", ttl: claimTTL, log: o.Log, stop: client.Close}
+	s := &Store{etcd: client, prefix: strings.TrimRight(o.Prefix, "/") + "/" + o.Site + "/", ttl: claimTTL, log: o.Log, stop: client.Close}
 	_, err = try(ctx, s, func(ctx context.Context) (*clientv3.GetResponse, error) {
 		return client.Get(ctx, s.job(""), clientv3.WithPrefix(), clientv3.WithCountOnly())
 	})

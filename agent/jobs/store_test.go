@@ -246,8 +246,21 @@ func TestAnEtcdThatIsNotThereIsNamed(t *testing.T) {
 	endpoint := "unix://" + filepath.Join(t.TempDir(), "none")
 	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
 	defer cancel()
-	_, err := OpenRemote(ctx, Options{Endpoints: []string{endpoint}, Prefix: "/x"})
+	_, err := OpenRemote(ctx, Options{Endpoints: []string{endpoint}, Prefix: "/x", Site: "A"})
 	if err == nil || !strings.Contains(err.Error(), endpoint) || !strings.Contains(err.Error(), "state.endpoints") {
 		t.Errorf("got error %v", err)
+	}
+}
+
+func TestSitesThatShareAClusterDoNotShareJobs(t *testing.T) {
+	t.Parallel()
+	e := startExternal(t)
+	a, other := e.site(t, "A"), e.site(t, "B")
+	j := create(t, a, 1)
+	if err := other.Create(t.Context(), j); err != nil {
+		t.Errorf("the same job at another site: %v", err)
+	}
+	for j, err := range e.site(t, "C").All(t.Context()) {
+		t.Errorf("a third site sees %v, %v", j.ID, err)
 	}
 }

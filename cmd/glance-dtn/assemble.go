@@ -58,7 +58,7 @@ func assemble(ctx context.Context, conf config.Agent, log *slog.Logger, observe 
 	if err != nil {
 		return nil, fmt.Errorf("dtn.url: %w", err)
 	}
-	if s.store, err = openJobs(ctx, conf.State, log); err != nil {
+	if s.store, err = openJobs(ctx, conf.State, conf.Site, log); err != nil {
 		return nil, err
 	}
 	s.agent, err = agent.New(agent.Options{
@@ -116,16 +116,12 @@ type signer struct{ ring *pki.Keyring }
 
 func (s signer) Sign(t mover.Ticket) (string, error) { return ticket.Sign(s.ring.Certificate(), t) }
 
-// openTime bounds how long the job store may take to open.
-const openTime = 30 * time.Second
-
-func openJobs(ctx context.Context, c config.State, log *slog.Logger) (*jobs.Store, error) {
-	ctx, cancel := context.WithTimeout(ctx, openTime)
-	defer cancel()
+// openJobs opens the site's job store. Either kind bounds by itself how long that may take.
+func openJobs(ctx context.Context, c config.State, site string, log *slog.Logger) (*jobs.Store, error) {
 	if len(c.Endpoints) == 0 {
 		return jobs.OpenEmbedded(ctx, c.Embedded, log)
 	}
-	o := jobs.Options{Endpoints: c.Endpoints, Prefix: c.Prefix, Username: c.Username, Log: log}
+	o := jobs.Options{Endpoints: c.Endpoints, Prefix: c.Prefix, Site: site, Username: c.Username, Log: log}
 	var err error
 	if o.TLS, err = etcdTLS(c); err != nil {
 		return nil, fmt.Errorf("state: %w", err)

@@ -1,8 +1,10 @@
 package durable
 
 import (
+	"errors"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"slices"
 	"testing"
 )
@@ -120,4 +122,21 @@ func TestIsTempKnowsTheNamesOfWriteFile(t *testing.T) {
 			t.Errorf("IsTemp(%q) = %v, want %v", name, got, want)
 		}
 	}
+}
+
+func TestADirectoryIsLockedOnce(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "state")
+	lock, err := LockDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if second, err := LockDir(dir); !errors.Is(err, ErrLocked) {
+		t.Errorf("a second lock: %v, %v, want ErrLocked", second, err)
+	}
+	lock.Close()
+	lock, err = LockDir(dir)
+	if err != nil {
+		t.Fatalf("after the first was closed: %v", err)
+	}
+	lock.Close()
 }

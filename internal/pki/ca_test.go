@@ -16,7 +16,8 @@ func TestIdentityIsReadFromExactlyOneURI(t *testing.T) {
 		want string // empty: refused
 	}{
 		{[]string{"spiffe://glance-dtn/site/A/agent"}, "agent of site A"},
-		{[]string{"spiffe://glance-dtn/site/paris-2.eu/dtn"}, "dtn of site paris-2.eu"},
+		{[]string{"spiffe://glance-dtn/site/paris_2-eu/dtn"}, "dtn of site paris_2-eu"},
+		{[]string{"spiffe://glance-dtn/site/paris.eu/dtn"}, ""},
 		{[]string{"spiffe://glance-dtn/site/A/operator"}, "operator of site A"},
 		{nil, ""},
 		{[]string{"spiffe://glance-dtn/site/A/agent", "https://example.org"}, ""},

@@ -28,12 +28,20 @@ const (
 	trustDomain = "glance-dtn"
 )
 
-var siteName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$`)
+var siteName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_-]{0,31}$`)
+
+// CheckSite reports a name that no site can have, in certificates as in configurations.
+func CheckSite(name string) error {
+	if !siteName.MatchString(name) {
+		return fmt.Errorf("%q is not a site's name: 1 to 32 letters, digits, '-' and '_', the first a letter or a digit", name)
+	}
+	return nil
+}
 
 // Validate reports a site that is no plain name or a role that does not exist.
 func (i Identity) Validate() error {
-	if !siteName.MatchString(i.Site) {
-		return fmt.Errorf("site %q: use letters, digits, '.', '_' and '-', at most 63, the first a letter or a digit", i.Site)
+	if err := CheckSite(i.Site); err != nil {
+		return fmt.Errorf("site: %w", err)
 	}
 	if !slices.Contains([]string{Agent, DTN, Operator}, i.Role) {
 		return fmt.Errorf("role %q: use %s, %s or %s", i.Role, Agent, DTN, Operator)

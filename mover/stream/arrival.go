@@ -174,7 +174,7 @@ func (a *arrival) enter(s session, join bool, c *tls.Conn) (have bitmap, done bo
 		return nil, true, nil
 	case join && a.session != s:
 		return nil, false, errOver
-	case len(a.conns) >= 2*MaxParallelism: // those of an earlier session among them
+	case len(a.conns) >= 2*mover.MaxParallelism: // those of an earlier session among them
 		return nil, false, errors.New("too many connections for one file")
 	}
 	if !join {

@@ -27,12 +27,10 @@ import (
 	"github.com/glance-dtn/glance-dtn/mover"
 )
 
-// What Engine does when nobody says otherwise, and its bounds.
+// What Engine does when nobody says otherwise.
 const (
 	DefaultParallelism = 4
-	MaxParallelism     = 16
 	DefaultPipelining  = 8
-	MaxPipelining      = 64
 	DefaultStall       = 2 * time.Minute
 )
 
@@ -83,7 +81,7 @@ func (e *Engine) move(ctx context.Context, r mover.Request, report func(moved in
 	m := &move{
 		engine: e, request: r, source: src,
 		session: rand.Text(), stall: cmp.Or(e.Stall, DefaultStall),
-		window: clamp(r.PCP.Pipelining, DefaultPipelining, MaxPipelining),
+		window: clamp(r.PCP.Pipelining, DefaultPipelining, mover.MaxPipelining),
 	}
 	defer m.lanes.Wait()
 	defer cancel() // closes the connections
@@ -158,7 +156,7 @@ func (m *move) run(ctx context.Context, report func(moved int64)) error {
 
 // start runs the first lane and as many more as the request asks for and the file can use.
 func (m *move) start(ctx context.Context, first *lane) {
-	n := clamp(m.request.PCP.Parallelism, DefaultParallelism, MaxParallelism)
+	n := clamp(m.request.PCP.Parallelism, DefaultParallelism, mover.MaxParallelism)
 	n = min(n, max(1, m.queue.left))
 	m.queue.expect(first)
 	m.lanes.Go(func() { m.drive(first) })

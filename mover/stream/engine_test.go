@@ -157,7 +157,7 @@ func TestNoMoreConnectionsThanBlocks(t *testing.T) {
 		}
 		return say(w, kindProven, h.index)
 	}})
-	if err := r.moves(t, f, MaxParallelism); err != nil {
+	if err := r.moves(t, f, mover.MaxParallelism); err != nil {
 		t.Fatal(err)
 	}
 	if len(conns) > 2 {
