@@ -203,6 +203,16 @@ func TestDTNServesReloadsAndStops(t *testing.T) {
 	manager.told("READY=1")
 	manager.told("WATCHDOG=1")
 
+	for box, mode := range map[string]os.FileMode{"outbox": 0o770, "inbox": 0o750} {
+		if info, err := os.Stat(filepath.Join(dir, "export", box)); err != nil || info.Mode().Perm() != mode {
+			t.Errorf("%s: %v, %v, want mode %o", box, info, err, mode)
+		}
+	}
+	code, log := start(t, nil, "dtn", "--config", conf).ends()
+	if code != exitFailed || !strings.Contains(log, "another DTN uses "+filepath.Join(dir, "state")) {
+		t.Errorf("a second DTN on the same state: exit code %d, logged\n%s", code, log)
+	}
+
 	if code, body := get(t, http.DefaultClient, "http://"+started["metrics"].(string)+"/readyz"); code != 200 {
 		t.Errorf("/readyz: %d %s", code, body)
 	}

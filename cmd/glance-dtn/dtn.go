@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net/http"
 	"os"
@@ -18,6 +19,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/glance-dtn/glance-dtn/agent/config"
+	"github.com/glance-dtn/glance-dtn/internal/durable"
 	"github.com/glance-dtn/glance-dtn/internal/pki"
 	"github.com/glance-dtn/glance-dtn/mover"
 	"github.com/glance-dtn/glance-dtn/mover/dtn"
@@ -59,11 +61,19 @@ func runDTN(ctx context.Context, conf config.DTN, file string, log *slog.Logger)
 		return fmt.Errorf("export: %w; make the directory, or mount it", err)
 	}
 	defer func() { err = errors.Join(err, export.Close()) }()
+	lock, err := lockState(conf.State)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, lock.Close()) }()
 	transfers, arrivals, err := openState(conf.State)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, transfers.Close(), arrivals.Close()) }()
+	if err := dtn.MakeBoxes(export); err != nil {
+		return err
+	}
 
 	receiver, err := stream.NewReceiver(export, arrivals, stream.ReceiverOptions{
 		TLS: ring.ServerTLS(nil),
@@ -87,8 +97,7 @@ func runDTN(ctx context.Context, conf config.DTN, file string, log *slog.Logger)
 		}},
 		Arrivals: receiver, Export: export, State: transfers,
 		Transfers: conf.Transfers, Reserve: int64(conf.Reserve), Keep: dtn.DefaultKeep,
-		Listening: func() error { return nil }, // it listens before anything runs, and the daemon ends when that fails
-		Log:       log,
+		Log: log,
 	})
 	if err != nil {
 		return err
@@ -123,11 +132,20 @@ func runDTN(ctx context.Context, conf config.DTN, file string, log *slog.Logger)
 	return serve(ctx, log, func(context.Context) error { return nil }, parts...)
 }
 
+// lockState makes the state directory at the first start, and keeps a second DTN out of it.
+func lockState(dir string) (io.Closer, error) {
+	lock, err := durable.LockDir(dir)
+	if errors.Is(err, durable.ErrLocked) {
+		return nil, fmt.Errorf("state: another DTN uses %s; stop that one, or set state to another directory", dir)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("state: %w", err)
+	}
+	return lock, nil
+}
+
 // openState opens the DTN's own directories, and makes them at the first start.
 func openState(dir string) (transfers, arrivals *os.Root, err error) {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, nil, fmt.Errorf("state: %w", err)
-	}
 	root, err := os.OpenRoot(dir)
 	if err != nil {
 		return nil, nil, fmt.Errorf("state: %w", err)

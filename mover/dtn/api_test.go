@@ -7,8 +7,10 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -364,17 +366,15 @@ func TestReadyzNamesWhatStandsInTheWay(t *testing.T) {
 		{"", func(*rig) {}},
 		{"state", func(r *rig) { r.opt.State.Close() }},
 		{"export", func(r *rig) { r.opt.Export.Close() }},
-		{"data plane", func(r *rig) { r.opt.Listening = func() error { return errors.New("address in use") } }},
 	} {
 		r := newRig(t)
 		s := r.server(t)
 		c.do(r)
-		s.opt.Listening = r.opt.Listening
 		a := get(s, "/readyz")
 		var checks []check
 		a.decode(t, &checks)
 		bad := slices.DeleteFunc(slices.Clone(checks), func(x check) bool { return x.OK })
-		if len(bad) > 1 || len(bad) == 1 && bad[0].Name != c.broken || len(checks) != 3 || (a.status == http.StatusOK) != (c.broken == "") {
+		if len(bad) > 1 || len(bad) == 1 && bad[0].Name != c.broken || len(checks) != 2 || (a.status == http.StatusOK) != (c.broken == "") {
 			t.Errorf("with %q broken: %d %s", c.broken, a.status, a.body)
 		}
 		if a := get(s, "/healthz"); a.status != http.StatusOK {
@@ -386,6 +386,51 @@ func TestReadyzNamesWhatStandsInTheWay(t *testing.T) {
 	if _, err := r.opt.Export.Stat(probeName); err == nil {
 		t.Error("the probe is left on the export")
 	}
+}
+
+func TestBlocksOfAnArrival(t *testing.T) {
+	r := newRig(t)
+	s := r.server(t)
+	r.arrivals.byName["inbox/x y"] = mover.Arrival{}
+	for query, want := range map[string]string{"": "block 0", "?from=0": "block 0", "?from=4096": "block 4096"} {
+		var got mover.Blocks
+		ask(t, s, "GET", "/v1/arrivals/x%20y/blocks"+query, nil).decode(t, &got)
+		if !slices.Equal(got.BLAKE3, []string{want}) {
+			t.Errorf("%q: got %v, want %s", query, got, want)
+		}
+	}
+	for _, query := range []string{"?from=-1", "?from=x", "?from=99999999999999999999"} {
+		wantProblem(t, ask(t, s, "GET", "/v1/arrivals/x%20y/blocks"+query, nil), 422, mover.ProblemInvalid)
+	}
+	wantProblem(t, ask(t, s, "GET", "/v1/arrivals/z/blocks", nil), http.StatusNotFound, mover.ProblemNotFound)
+	if p := wantProblem(t, ask(t, s, "GET", "/v1/arrivals/..%2Foutbox%2Fx/blocks", nil), 422, mover.ProblemInvalid); p.Code != mover.CodeName {
+		t.Errorf("a name outside: code %q, want %q", p.Code, mover.CodeName)
+	}
+}
+
+func TestBoxesAreForTheGroupAndStayAsTheyAre(t *testing.T) {
+	defer syscall.Umask(syscall.Umask(0o077))
+	dir := t.TempDir()
+	if err := os.Chmod(dir, 0o770|os.ModeSetgid); err != nil {
+		t.Fatal(err)
+	}
+	export := openRoot(t, dir)
+	modes := func(want map[string]os.FileMode) {
+		t.Helper()
+		if err := MakeBoxes(export); err != nil {
+			t.Fatal(err)
+		}
+		for box, mode := range want {
+			if info, err := export.Lstat(box); err != nil || info.Mode() != os.ModeDir|mode {
+				t.Errorf("%s: %v, %v, want %v", box, info.Mode(), err, os.ModeDir|mode)
+			}
+		}
+	}
+	modes(map[string]os.FileMode{"outbox": os.ModeSetgid | 0o770, "inbox": os.ModeSetgid | 0o750})
+	if err := export.Chmod("outbox", 0o777); err != nil {
+		t.Fatal(err)
+	}
+	modes(map[string]os.FileMode{"outbox": 0o777, "inbox": os.ModeSetgid | 0o750})
 }
 
 // metric gathers one metric; several series are summed.

@@ -8,6 +8,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"maps"
 	"net"
@@ -62,8 +63,7 @@ type Options struct {
 	Reserve   int64         // bytes of the export that are never offered to arrivals
 	Keep      time.Duration // how long finished transfers are remembered
 
-	Listening func() error // nil when the data plane accepts connections
-	Log       *slog.Logger
+	Log *slog.Logger
 }
 
 func (o Options) validate() error {
@@ -76,7 +76,7 @@ func (o Options) validate() error {
 	need(o.Site != "", "site is empty")
 	need(o.Address != "", "address is empty")
 	need(len(o.Engines) > 0, "no engine")
-	need(o.Arrivals != nil && o.Export != nil && o.State != nil && o.Listening != nil && o.Log != nil, "a part is missing")
+	need(o.Arrivals != nil && o.Export != nil && o.State != nil && o.Log != nil, "a part is missing")
 	need(o.Transfers > 0, "transfers must be at least 1")
 	need(o.Reserve >= 0, "reserve must not be negative")
 	need(o.Keep > 0, "keep must be positive")
@@ -164,6 +164,34 @@ func (s *Server) capabilities() (mover.Capabilities, error) {
 }
 
 func (s *Server) engineNames() []string { return slices.Sorted(maps.Keys(s.opt.Engines)) }
+
+// MakeBoxes makes the folders of an export that are missing. Only the DTN does: a
+// host that mounts the export would make them on its own disk while it is not
+// mounted. The agent, of the same group, writes to the outbox and reads the inbox.
+func MakeBoxes(export *os.Root) error {
+	for name, mode := range map[string]os.FileMode{mover.Outbox: 0o770, mover.Inbox: 0o750} {
+		if err := makeBox(export, name, mode); err != nil {
+			return fmt.Errorf("make %s on the export: %w", name, err)
+		}
+	}
+	return nil
+}
+
+// makeBox gives the folder its mode whatever the umask, and leaves one that is there as it is.
+func makeBox(export *os.Root, name string, mode os.FileMode) error {
+	err := export.Mkdir(name, mode)
+	if errors.Is(err, fs.ErrExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	info, err := export.Lstat(name)
+	if err != nil || info.Mode().Perm() == mode {
+		return err
+	}
+	return export.Chmod(name, info.Mode()&os.ModeSetgid|mode) // the group is the export's
+}
 
 // Space returns the bytes free for an unprivileged user on root's filesystem, and its size.
 func Space(root *os.Root) (free, total int64, err error) {

@@ -35,7 +35,6 @@ func (s *Server) readyz(w http.ResponseWriter, _ *http.Request) {
 	checks := []check{
 		checked("state", probe(s.opt.State)),
 		checked("export", probe(s.opt.Export)),
-		checked("data plane", s.opt.Listening()),
 	}
 	s.probing.Unlock()
 	w.Header().Set("Content-Type", "application/json")

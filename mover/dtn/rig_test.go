@@ -157,7 +157,6 @@ func newRig(t *testing.T) *rig {
 		State:     openRoot(t, t.TempDir()),
 		Transfers: 2,
 		Keep:      DefaultKeep,
-		Listening: func() error { return nil },
 		Log:       slog.New(slog.NewJSONHandler(r.logs, nil)),
 	}
 	t.Cleanup(func() {
