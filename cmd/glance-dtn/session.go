@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
 	"sync"
 
 	"github.com/glance-dtn/glance-dtn/agent"
@@ -26,7 +27,78 @@ func (c *cli) open(ctx context.Context, w waiting) (*session, error) {
 	if err != nil {
 		return nil, fmt.Errorf("no agent answers on %s, and none can run here: %w", c.socket, err)
 	}
-	return &session{control: a, runJobs: a.RunJobs, close: closeAll}, nil
+	return ownSession(a, closeAll), nil
+}
+
+// worker is an agent in this process.
+type worker interface {
+	control
+	RunJobs(ctx context.Context, ids []agent.JobID) error
+}
+
+// ownSession is the session of an agent that nobody else talks to.
+func ownSession(w worker, closeAll func() error) *session {
+	return &session{control: ticketless{w}, runJobs: w.RunJobs, close: closeAll}
+}
+
+// ticketless is an agent in this process as the control API shows one: the ticket in a
+// job is for the DTN alone.
+type ticketless struct{ control }
+
+func withoutTicket(j agent.Job) agent.Job {
+	j.Offer.Ticket = ""
+	return j
+}
+
+func (t ticketless) Push(ctx context.Context, image string, to []string) ([]agent.Job, error) {
+	jobs, err := t.control.Push(ctx, image, to)
+	for i, j := range jobs {
+		jobs[i] = withoutTicket(j)
+	}
+	return jobs, err
+}
+
+func (t ticketless) Pull(ctx context.Context, image, from string) (agent.Job, error) {
+	j, err := t.control.Pull(ctx, image, from)
+	return withoutTicket(j), err
+}
+
+func (t ticketless) Jobs(ctx context.Context) iter.Seq2[agent.Job, error] {
+	return func(yield func(agent.Job, error) bool) {
+		for j, err := range t.control.Jobs(ctx) {
+			if !yield(withoutTicket(j), err) {
+				return
+			}
+		}
+	}
+}
+
+func (t ticketless) Job(ctx context.Context, id agent.JobID) (agent.Job, error) {
+	j, err := t.control.Job(ctx, id)
+	return withoutTicket(j), err
+}
+
+func (t ticketless) Watch(ctx context.Context) iter.Seq2[agent.Event, error] {
+	return func(yield func(agent.Event, error) bool) {
+		for ev, err := range t.control.Watch(ctx) {
+			if ev.Job != nil {
+				ev.Job = new(withoutTicket(*ev.Job))
+			}
+			if !yield(ev, err) {
+				return
+			}
+		}
+	}
+}
+
+func (t ticketless) Cancel(ctx context.Context, id agent.JobID) (agent.Job, error) {
+	j, err := t.control.Cancel(ctx, id)
+	return withoutTicket(j), err
+}
+
+func (t ticketless) Retry(ctx context.Context, id agent.JobID) (agent.Job, error) {
+	j, err := t.control.Retry(ctx, id)
+	return withoutTicket(j), err
 }
 
 // use calls f and ends the session.
