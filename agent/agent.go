@@ -75,6 +75,10 @@ const (
 	stallLimit  = 5 * time.Minute        // no byte in this time: the upload is given up and begun anew later
 	waitForRoom = 20 * time.Second       // between offers to a peer that said wait
 	mismatchMax = 3                      // wrong content this often: a person must look
+	fullMax     = 5                      // no room in Glance this often: likewise
+	silentMax   = 2 * ticketLife         // an arrival that does not advance is given up
+	sweepAge    = time.Hour              // an arrival without a job is removed
+	receiveMax  = 1000                   // images of one peer on their way at once
 )
 
 // Agent brings images to where they have to be. One Agent serves one site; several
@@ -85,10 +89,10 @@ type Agent struct {
 	hints    *hintQueue
 	reopened chan struct{} // a Reload: reconcile now
 
-	mu       sync.Mutex
-	progress map[JobID]Progress // of running jobs, from every agent on the Store
-	waiting  map[glance.ImageID]glance.Image
-	faults   []StoreFault
+	mu        sync.Mutex
+	progress  map[JobID]Progress // of running jobs, from every agent on the Store
+	receiving map[JobID]string   // the Receive jobs that are not final, and their peers
+	faults    []StoreFault
 }
 
 // New returns an Agent that does nothing yet.
@@ -100,11 +104,11 @@ func New(o Options) (*Agent, error) {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
 	a := &Agent{
-		Options:  o,
-		hints:    newHintQueue(),
-		reopened: make(chan struct{}, 1),
-		progress: map[JobID]Progress{},
-		waiting:  map[glance.ImageID]glance.Image{},
+		Options:   o,
+		hints:     newHintQueue(),
+		reopened:  make(chan struct{}, 1),
+		progress:  map[JobID]Progress{},
+		receiving: map[JobID]string{},
 	}
 	return a, a.Reload(o.Settings)
 }

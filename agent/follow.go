@@ -30,8 +30,8 @@ func hashed(r io.ReadCloser, want digest.Digest) (content, error) {
 // arriving is a file of the inbox. Where the DTN tells the digests of its blocks, each
 // block is compared with them, and the proof is that the DTN has found the whole to
 // have the right digest and has synced it; where it does not, we hash the file ourselves.
-func (a *Agent) arriving(ctx context.Context, f mover.File, whole bool) (content, error) {
-	r, err := a.follow(ctx, f, whole)
+func (a *Agent) arriving(ctx context.Context, f mover.File) (content, error) {
+	r, err := a.follow(ctx, f)
 	if err != nil {
 		return content{}, err
 	}
@@ -60,12 +60,11 @@ type follower struct {
 	block   []byte
 }
 
-// follow opens an arriving, or arrived, file and reads its first block. whole makes it
-// wait until the file has arrived in full first.
-func (a *Agent) follow(ctx context.Context, file mover.File, whole bool) (*follower, error) {
+// follow opens an arriving, or arrived, file and reads its first block.
+func (a *Agent) follow(ctx context.Context, file mover.File) (*follower, error) {
 	f := &follower{ctx: ctx, landing: a.Landing, name: file.Name, size: file.Size, check: a.Landing.BlockCheck(file.Name),
 		block: make([]byte, min(file.Size, mover.BlockSize))}
-	arr, err := f.wait(func(arr mover.Arrival) bool { return arr.State == mover.Arrived || !whole })
+	arr, err := f.wait(func(mover.Arrival) bool { return true })
 	if err != nil {
 		return nil, err
 	}

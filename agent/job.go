@@ -98,12 +98,23 @@ type Job struct {
 	Mismatch  int              `json:"mismatch,omitempty" doc:"how often wrong content was found"`
 	DeliverAs glance.ImageID   `json:"deliver_as,omitempty" doc:"the image's id at the destination"`
 	LocalCopy glance.ImageID   `json:"local_copy,omitempty" doc:"an image here with the same content: nothing has to come over the network"`
+	Avoid     glance.ImageID   `json:"avoid,omitempty" doc:"an image here that should have the same content, and could not be read whole"`
+	Seen      Seen             `json:"seen,omitzero" doc:"the last sign of life of an arrival that is waited for"`
+
+	Anew    bool `json:"anew,omitempty" doc:"a person has begun it anew"`
+	Stopped bool `json:"stopped,omitempty" doc:"a person has cancelled it at this site"`
 
 	Created time.Time `json:"created"`
 	Updated time.Time `json:"updated" doc:"the last attempt included"`
 	History []Change  `json:"history,omitempty"`
 
 	Rev int64 `json:"-"` // the store's revision; Update compares it
+}
+
+// Seen is how far an arrival was when it was last seen to advance.
+type Seen struct {
+	Moved int64     `json:"moved"`
+	At    time.Time `json:"at"`
 }
 
 // historyLength bounds Job.History, a job that is retried for weeks included.

@@ -66,6 +66,27 @@ func (a *Agent) Request(ctx context.Context, from, image string) (Job, error) {
 	return jobs[0], nil
 }
 
+// Sending returns our job that sends an image to the site that asks; ErrNoJob.
+func (a *Agent) Sending(ctx context.Context, from string, id JobID) (Job, error) {
+	j, err := a.Store.Get(ctx, id)
+	if err == nil && (j.Kind != Send || j.Peer != from) {
+		err = ErrNoJob
+	}
+	if err != nil {
+		return Job{}, err
+	}
+	return j, nil
+}
+
+// Pulled returns the other site's job that Pull has begun; ErrNoPeer, ErrNoJob.
+func (a *Agent) Pulled(ctx context.Context, from string, id JobID) (Job, error) {
+	p, err := a.peer(from)
+	if err != nil {
+		return Job{}, err
+	}
+	return p.Peer.Sending(ctx, id)
+}
+
 // find returns the image with this id, or the one with this name.
 func (a *Agent) find(ctx context.Context, image string) (glance.Image, error) {
 	if id, err := glance.ParseImageID(image); err == nil {
@@ -189,10 +210,11 @@ func (a *Agent) Cancel(ctx context.Context, id JobID) (Job, error) {
 	if err != nil {
 		return j, err
 	}
-	return a.cancel(ctx, j, "cancelled by an operator")
+	return a.cancel(ctx, j, "cancelled by an operator at site "+a.Site, true)
 }
 
-func (a *Agent) cancel(ctx context.Context, j Job, why string) (Job, error) {
+// cancel begins to undo a job; byPerson: one of this site, who means it.
+func (a *Agent) cancel(ctx context.Context, j Job, why string, byPerson bool) (Job, error) {
 	return a.change(ctx, j, func(j Job) (Job, error) {
 		switch {
 		case j.State == Verified, j.Kind == Receive && j.State == Delivered:
@@ -200,7 +222,9 @@ func (a *Agent) cancel(ctx context.Context, j Job, why string) (Job, error) {
 		case j.State == Cancelling, j.State == Cancelled:
 			return j, nil
 		}
-		return cancelling(j, why), nil
+		j = cancelling(j, why)
+		j.Stopped = byPerson
+		return j, nil
 	})
 }
 
@@ -214,6 +238,7 @@ func (a *Agent) Retry(ctx context.Context, id JobID) (Job, error) {
 		if j.Kind == Receive {
 			return j, fmt.Errorf("job %s receives an image: retry the job that sends it, at site %s: %w", j.ID, j.Peer, ErrBadState)
 		}
+		j.Anew = true
 		return a.reopen(ctx, j)
 	}
 	return a.change(ctx, j, func(j Job) (Job, error) {
@@ -337,7 +362,7 @@ func (a *Agent) Checks(ctx context.Context) []Check {
 			return err
 		}},
 		{"dtn", func() error { _, err := a.Landing.Capabilities(ctx); return err }},
-		{"export", func() error { _, err := a.Stager.Staged(ctx); return err }},
+		{"export", func() error { return a.Stager.Check(ctx) }},
 		{"store", func() error {
 			_, err := a.Store.Get(ctx, "none")
 			if errors.Is(err, ErrNoJob) {
@@ -367,10 +392,31 @@ func (a *Agent) setProgress(p Progress) {
 	a.progress[p.Job] = p
 }
 
-func (a *Agent) dropProgress(id JobID) {
+func (a *Agent) receives(j Job) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.receiving[j.ID] = j.Peer
+}
+
+// over forgets what is kept of a job that is not final.
+func (a *Agent) over(id JobID) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	delete(a.progress, id)
+	delete(a.receiving, id)
+}
+
+// crowded reports whether so many images of the peer are on their way that it has to wait.
+func (a *Agent) crowded(peer string) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	n := 0
+	for _, p := range a.receiving {
+		if p == peer {
+			n++
+		}
+	}
+	return n >= receiveMax
 }
 
 func (a *Agent) percent(id JobID) int {

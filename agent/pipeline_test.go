@@ -496,7 +496,7 @@ func TestThousandImagesAndNothingToDo(t *testing.T) {
 		w.a.boot()
 		time.Sleep(5 * time.Second)
 		w.locked(func() { w.ops = nil })
-		if err := w.a.agent.reconcile(t.Context()); err != nil {
+		if _, err := w.a.agent.reconcile(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 		calls := map[string]int{}

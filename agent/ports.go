@@ -54,6 +54,9 @@ type Stager interface {
 	Unstage(ctx context.Context, name string) error
 	// Staged lists the names in the outbox.
 	Staged(ctx context.Context) ([]string, error)
+	// Check tells whether the export is there and takes files. It returns in bounded
+	// time, and may be called often, though the export hangs.
+	Check(ctx context.Context) error
 	// Open opens a file of the export for reading at random, without read-ahead: parts
 	// of it may not be written yet.
 	Open(name string) (ReaderAtCloser, error)
@@ -86,6 +89,8 @@ type Mover interface {
 type Landing interface {
 	// Arrival returns what is known of a file in the inbox; mover.ErrNoArrival.
 	Arrival(ctx context.Context, name string) (mover.Arrival, error)
+	// Arrivals returns all files in the inbox.
+	Arrivals(ctx context.Context) ([]mover.Arrival, error)
 	// BlockCheck returns a function that compares a block of an arrival, mover.BlockSize
 	// long but for the last, with what the DTN has proven: a *digest.MismatchError, or
 	// mover.ErrNoDigests. It is for one goroutine.
@@ -115,6 +120,7 @@ const (
 // Offer asks a peer to take an image.
 type Offer struct {
 	Image glance.Image `json:"image"`
+	Anew  bool         `json:"anew,omitempty" doc:"a person wants it, though it was cancelled before"`
 }
 
 // Grant is a peer's answer to an Offer.
@@ -149,4 +155,6 @@ type Peer interface {
 	Inventory(ctx context.Context) iter.Seq2[glance.Image, error]
 	// Request asks the peer to send us an image, named by id or by unique name; the peer's job.
 	Request(ctx context.Context, image string) (Job, error)
+	// Sending returns a job of the peer's that sends an image to us; ErrNoJob.
+	Sending(ctx context.Context, id JobID) (Job, error)
 }

@@ -34,28 +34,34 @@ func (a *Agent) Offer(ctx context.Context, from string, o Offer) (Grant, error) 
 		return Grant{Verdict: Refuse, Reason: fmt.Sprintf("image %s is %s with %d bytes: only an active image can be offered", img.ID, img.Status, img.Size)}, nil
 	}
 	id := NewJobID(Receive, img.ID, img.Hash, from)
-	here, conflict, err := a.standing(ctx, img, id)
-	if err != nil {
-		return Grant{}, err
-	}
-	if conflict != "" {
-		return Grant{Verdict: Refuse, Reason: conflict}, nil
-	}
 	j, err := a.Store.Get(ctx, id)
 	known := err == nil
 	if err != nil && !errors.Is(err, ErrNoJob) {
 		return Grant{}, err
 	}
+	switch {
+	case known && j.State == Cancelling:
+		return Grant{Verdict: Wait, Reason: "its earlier job for this image is being cancelled"}, nil
+	case known && j.State == Cancelled && j.Stopped && !o.Anew:
+		return Grant{Verdict: Refuse, Reason: "an operator cancelled it there; push it again, or retry this job, to have it all the same"}, nil
+	case !known && a.crowded(from):
+		return Grant{Verdict: Wait, Reason: fmt.Sprintf("%d images of site %s are on their way to it", receiveMax, from)}, nil
+	}
+	here, no, err := a.standing(ctx, img, j)
+	if err != nil {
+		return Grant{}, err
+	}
+	if no.Verdict != "" {
+		return no, nil
+	}
 	if here.present != "" && (!known || j.State.Final()) {
 		return Grant{Verdict: Have, ImageID: here.present}, nil
 	}
-	if !known || j.State.Final() {
-		if j, err = a.expect(ctx, j, Job{ID: id, Kind: Receive, Peer: from, Image: img, LocalCopy: here.elsewhere}); err != nil {
-			return Grant{}, err
-		}
+	if j, err = a.expect(ctx, j, Job{ID: id, Kind: Receive, Peer: from, Image: img, LocalCopy: here.elsewhere}); err != nil {
+		return Grant{}, err
 	}
 	g := Grant{Verdict: Accept, Delivery: id, ImageID: j.DeliverAs}
-	if j.LocalCopy != "" || j.State == Delivered {
+	if j.LocalCopy != "" || j.State == Delivered { // no byte has to come
 		return g, nil
 	}
 	return a.grant(ctx, g, j)
@@ -68,7 +74,10 @@ func (a *Agent) grant(ctx context.Context, g Grant, j Job) (Grant, error) {
 		return Grant{Verdict: Wait, Reason: fmt.Sprintf("its DTN does not answer: %v", err)}, nil
 	}
 	f := mover.File{Name: j.FileName(), Size: j.Image.Size, Digest: j.Image.Hash}
-	_, err = a.Landing.Arrival(ctx, f.Name)
+	arr, err := a.Landing.Arrival(ctx, f.Name)
+	if err == nil && arr.State == mover.Arrived {
+		return g, nil // it came in an earlier round
+	}
 	if errors.Is(err, mover.ErrNoArrival) && c.Free < f.Size {
 		return Grant{Verdict: Wait, Reason: fmt.Sprintf("no space: image %s needs %d bytes on the export of site %s, %d are free", j.Image.ID, f.Size, a.Site, c.Free)}, nil
 	}
@@ -81,60 +90,108 @@ func (a *Agent) grant(ctx context.Context, g Grant, j Job) (Grant, error) {
 }
 
 // expect stores a Receive job in its first state: a new one, or the final one of the
-// same id anew.
+// same id anew. One that is under way it leaves as it is, but knows that its sender lives.
 func (a *Agent) expect(ctx context.Context, old, j Job) (Job, error) {
 	now := time.Now().UTC()
-	j.Created, j.Rev, j.Round, j.DeliverAs = now, old.Rev, old.Round, j.Image.ID
-	if old.DeliverAs != "" {
-		j.DeliverAs, j.Created, j.History = old.DeliverAs, old.Created, old.History
+	switch {
+	case old.ID == "":
+		j.Created, j.DeliverAs = now, j.Image.ID
+		if err := a.Store.Create(ctx, j.Enter(Expected, now, "")); err != nil && !errors.Is(err, ErrExists) {
+			return j, err
+		}
+		return a.Store.Get(ctx, j.ID)
+	case old.State.Final():
+		j.Created, j.History, j.Rev = old.Created, old.History, old.Rev
+		j.DeliverAs, j.Round, j.Avoid = old.DeliverAs, old.Round, old.Avoid
+		return a.Store.Update(ctx, j.Enter(Expected, now, "offered again"))
+	case old.State == Expected:
+		old.Updated = now
+		stored, err := a.Store.Update(ctx, old)
+		if errors.Is(err, ErrStale) { // it has gone on meanwhile
+			return a.Store.Get(ctx, old.ID)
+		}
+		return stored, err
 	}
-	j = j.Enter(Expected, now, "")
-	if old.Rev != 0 {
-		return a.Store.Update(ctx, j)
-	}
-	if err := a.Store.Create(ctx, j); err != nil && !errors.Is(err, ErrExists) {
-		return j, err
-	}
-	return a.Store.Get(ctx, j.ID)
+	return old, nil
 }
 
 // presence says where an offered image's content is at this site already.
 type presence struct {
 	present   glance.ImageID // this very image, perhaps under another id
-	elsewhere glance.ImageID // another image with the same bytes
+	elsewhere glance.ImageID // an image with the same bytes that they can be taken from
 }
 
-// standing looks the offered image up in this site's Glance. conflict, when not
-// empty, says why it cannot be taken.
-func (a *Agent) standing(ctx context.Context, img glance.Image, job JobID) (h presence, conflict string, err error) {
+// standing looks the offered image up in this site's Glance; j is the Receive job for it,
+// if there is one. no is the answer when it cannot be taken.
+func (a *Agent) standing(ctx context.Context, img glance.Image, j Job) (p presence, no Grant, err error) {
 	mine, err := a.Catalog.Image(ctx, img.ID)
-	switch {
-	case errors.Is(err, ErrNoImage):
-	case err != nil:
-		return h, "", err
-	case mine.Properties[glance.PropJob] == string(job): // half made by us
-	case mine.Status == glance.Active && mine.SameContent(img):
-		h.present = mine.ID
-		return h, "", nil
-	case mine.Status == glance.Active || mine.Status == glance.Deactivated:
-		return h, fmt.Sprintf("conflict: image %s exists at site %s with other content (%s %s, offered %s); delete one of them, or leave it out of the rules", img.ID, a.Site, mine.Status, mine.Hash.Short(), img.Hash.Short()), nil
-	default:
-		return h, fmt.Sprintf("conflict: image %s exists at site %s, is %s, and was not made by glance-dtn; delete it there if nobody is uploading it", img.ID, a.Site, mine.Status), nil
+	if err != nil && !errors.Is(err, ErrNoImage) {
+		return p, no, err
+	}
+	if err == nil {
+		maker, err := a.maker(ctx, mine)
+		same := mine.Status == glance.Active && mine.SameContent(img)
+		switch {
+		case err != nil:
+			return p, no, err
+		case maker == makerOther && same:
+			p.present = mine.ID
+			return p, no, nil
+		case maker == makerOther && (mine.Status == glance.Active || mine.Status == glance.Deactivated):
+			return p, refuse("conflict: image %s exists at site %s with other content (%s %s, offered %s); delete one of them, or leave it out of the rules", img.ID, a.Site, mine.Status, mine.Hash.Short(), img.Hash.Short()), nil
+		case maker == makerOther:
+			return p, refuse("conflict: image %s exists at site %s, is %s, and was not made by glance-dtn; delete it there if nobody is uploading it", img.ID, a.Site, mine.Status), nil
+		case same:
+			p.elsewhere = mine.ID // all but finished: it was parked or cancelled in its last step
+			return p, no, nil
+		case maker == makerBusy && mine.Properties[glance.PropJob] != string(j.ID):
+			return p, Grant{Verdict: Wait, Reason: fmt.Sprintf("image %s is on its way to site %s from another site", img.ID, a.Site)}, nil
+		}
 	}
 	same, err := a.Catalog.Holding(ctx, img)
 	if err != nil {
-		return h, "", err
+		return p, no, err
 	}
 	for _, s := range same {
-		if s.SourceID() == img.SourceID() || s.ID == img.SourceID() {
-			h.present = s.ID
-			return h, "", nil
-		}
-		if s.Status == glance.Active && s.Properties[glance.PropJob] == "" {
-			h.elsewhere = s.ID
+		switch {
+		case s.Properties[glance.PropJob] != "": // not finished
+		case s.SourceID() == img.SourceID() || s.ID == img.SourceID():
+			p.present = s.ID
+			return p, no, nil
+		case s.ID != j.Avoid:
+			p.elsewhere = s.ID
 		}
 	}
-	return h, "", nil
+	return p, no, nil
+}
+
+func refuse(format string, args ...any) Grant {
+	return Grant{Verdict: Refuse, Reason: fmt.Sprintf(format, args...)}
+}
+
+// Who made an image that is in the way.
+type maker int
+
+const (
+	makerOther maker = iota // not we
+	makerBusy               // one of our jobs, which goes on
+	makerEnded              // one of our jobs that will not finish it: the next may
+)
+
+// maker tells whose half-made image this is.
+func (a *Agent) maker(ctx context.Context, img glance.Image) (maker, error) {
+	id := JobID(img.Properties[glance.PropJob])
+	if id == "" {
+		return makerOther, nil
+	}
+	j, err := a.Store.Get(ctx, id)
+	switch {
+	case errors.Is(err, ErrNoJob), err == nil && j.State.Final():
+		return makerEnded, nil
+	case err != nil:
+		return makerOther, err
+	}
+	return makerBusy, nil
 }
 
 // awaitArrival waits for the first bytes. Expected → Arriving.
@@ -150,7 +207,7 @@ func (a *Agent) awaitArrival(ctx context.Context, j Job, _ func(int64, int64)) (
 		if !errors.Is(err, mover.ErrNoArrival) {
 			return j, fmt.Errorf("ask the DTN of site %s: %w", a.Site, err)
 		}
-		if time.Since(j.Since()) > 2*ticketLife {
+		if time.Since(j.Updated) > silentMax {
 			return cancelling(j, fmt.Sprintf("site %s never sent it", j.Peer)), nil
 		}
 	}
@@ -161,6 +218,9 @@ func (a *Agent) awaitArrival(ctx context.Context, j Job, _ func(int64, int64)) (
 // arriving. Arriving → Delivered. Until the whole content is proven Glance does
 // not get the last bytes, so nothing wrong becomes active.
 func (a *Agent) deliver(ctx context.Context, j Job, report func(int64, int64)) (Job, error) {
+	if j, err := a.alive(ctx, j); err != nil || j.State != Arriving {
+		return j, err
+	}
 	img, j, err := a.shell(ctx, j)
 	if err != nil || img.ID == "" {
 		return j, err
@@ -184,14 +244,52 @@ func (a *Agent) deliver(ctx context.Context, j Job, report func(int64, int64)) (
 	return j.Enter(Delivered, time.Now().UTC(), ""), nil
 }
 
+// alive lets a delivery go on. One that has failed before waits for the whole file first,
+// without holding a place: a broken path must not keep Glance busy with uploads that
+// never end. It is given up when the file does not advance for long.
+func (a *Agent) alive(ctx context.Context, j Job) (Job, error) {
+	if j.LocalCopy != "" || j.Attempts == 0 {
+		return j, nil
+	}
+	arr, err := a.Landing.Arrival(ctx, j.FileName())
+	if errors.Is(err, mover.ErrNoArrival) {
+		return j.Enter(Expected, time.Now().UTC(), "the DTN has not got the file any more"), nil
+	}
+	if err != nil {
+		return j, fmt.Errorf("ask the DTN of site %s: %w", a.Site, err)
+	}
+	if arr.State == mover.Arrived {
+		return j, nil
+	}
+	now := time.Now().UTC()
+	if arr.Moved != j.Seen.Moved || j.Seen.At.IsZero() {
+		j.Seen = Seen{arr.Moved, now}
+	}
+	if now.Sub(j.Seen.At) > silentMax {
+		return cancelling(j, fmt.Sprintf("site %s stopped sending it at %d of %d bytes", j.Peer, arr.Moved, j.Image.Size)), nil
+	}
+	return j, failure.After(pollMax, fmt.Errorf("waiting for the whole file of image %s", j.Image.ID))
+}
+
 // uploaded sorts out an upload's error.
 func (a *Agent) uploaded(ctx context.Context, j Job, err error) (Job, error) {
 	_, mismatch := errors.AsType[*digest.MismatchError](err)
+	now := time.Now().UTC()
 	switch {
 	case err == nil:
 		return j, nil
+	case errors.Is(err, ErrQuota):
+		err = fmt.Errorf("image %s into Glance of site %s: %w", j.Image.ID, a.Site, err)
+		if j.Attempts+1 >= fullMax {
+			return j, failure.Permanently(fmt.Errorf("%w; free space in its store or raise the quota, then retry", err))
+		}
+		return j, err
+	case j.LocalCopy != "" && (mismatch || errors.Is(err, ErrNoImage) || errors.Is(err, glance.ErrNoData) || j.Attempts+1 >= mismatchMax):
+		err = fmt.Errorf("image %s of site %s should have the same content and cannot be read whole: %w; asking site %s for the bytes", j.LocalCopy, a.Site, err, j.Peer)
+		j.LocalCopy, j.Avoid = "", j.LocalCopy
+		return j.Enter(Expected, now, err.Error()), err
 	case errors.Is(err, mover.ErrNoArrival):
-		return j.Enter(Expected, time.Now().UTC(), "the DTN dropped the file"), fmt.Errorf("image %s: the file was dropped while it arrived; waiting for it to be sent again", j.Image.ID)
+		return j.Enter(Expected, now, "the DTN dropped the file"), fmt.Errorf("image %s: the file was dropped while it arrived; waiting for it to be sent again", j.Image.ID)
 	case mismatch:
 		// What the DTN proved is not what we read: it has to come anew.
 		j.Mismatch++
@@ -201,12 +299,7 @@ func (a *Agent) uploaded(ctx context.Context, j Job, err error) (Job, error) {
 		if j.Mismatch >= mismatchMax {
 			return j, failure.Permanently(fmt.Errorf("image %s: %w; this happened %d times: check the NFS mount and the disk of the DTN of site %s", j.Image.ID, err, j.Mismatch, a.Site))
 		}
-		mismatches := j.Mismatch
-		j = j.Enter(Expected, time.Now().UTC(), err.Error())
-		j.Mismatch = mismatches
-		return j, err
-	case errors.Is(err, ErrQuota):
-		return j, failure.After(waitForRoom, fmt.Errorf("image %s into Glance of site %s: %w", j.Image.ID, a.Site, err))
+		return j.Enter(Expected, now, err.Error()), err
 	}
 	return j, fmt.Errorf("upload image %s to Glance of site %s: %w", j.Image.ID, a.Site, err)
 }
@@ -224,10 +317,16 @@ func (a *Agent) shell(ctx context.Context, j Job) (glance.Image, Job, error) {
 	if err != nil {
 		return img, j, err
 	}
-	ours := img.Properties[glance.PropJob] == string(j.ID)
+	maker, err := a.maker(ctx, img)
+	if err != nil {
+		return img, j, err
+	}
+	ours := maker == makerEnded || img.Properties[glance.PropJob] == string(j.ID)
 	switch {
 	case img.Status == glance.Active && img.SameContent(j.Image), ours && img.Status == glance.Queued:
 		return img, j, nil
+	case maker == makerBusy && !ours:
+		return glance.Image{}, j, failure.After(waitForRoom, fmt.Errorf("another job is delivering image %s", img.ID))
 	case ours && img.Status == glance.Active:
 		return img, j, nil // with wrong content: deliver deals with it
 	case ours && time.Since(j.Since()) < a.settings.Load().Stuck:
@@ -299,9 +398,7 @@ func (a *Agent) open(ctx context.Context, j Job) (content, error) {
 		}
 		return hashed(data, j.Image.Hash)
 	}
-	// After a failure the upload waits for the whole file: a broken path must not
-	// keep Glance busy with uploads that never end.
-	return a.arriving(ctx, mover.File{Name: j.FileName(), Size: j.Image.Size, Digest: j.Image.Hash}, j.Attempts > 0)
+	return a.arriving(ctx, mover.File{Name: j.FileName(), Size: j.Image.Size, Digest: j.Image.Hash})
 }
 
 // finishDelivery makes the image visible as its source is, and removes the arrival.
@@ -319,10 +416,8 @@ func (a *Agent) finishDelivery(ctx context.Context, j Job, _ func(int64, int64))
 	if img.Status != glance.Active || !img.SameContent(j.Image) {
 		return j, failure.Permanently(fmt.Errorf("image %s at site %s is %s with %s, want active with %s", img.ID, a.Site, img.Status, img.Hash, j.Image.Hash))
 	}
-	if j.LocalCopy == "" {
-		if err := a.dropArrived(ctx, j.FileName()); err != nil {
-			return j, err
-		}
+	if err := a.dropArrived(ctx, j.FileName()); err != nil {
+		return j, err
 	}
 	return j.Enter(Verified, time.Now().UTC(), ""), nil
 }
@@ -346,22 +441,31 @@ func (a *Agent) dropArrived(ctx context.Context, name string) error {
 	return ctx.Err()
 }
 
-// undoDelivery takes an unfinished delivery back. Cancelling → Cancelled. The empty
-// record in Glance stays, hidden and private, until the job is forgotten:
-// deleting it would burn the image's id at this site for ever.
+// undoDelivery takes an unfinished delivery back. Cancelling → Cancelled; an image that
+// was faster is finished instead. The empty record in Glance stays, hidden and private,
+// until the job is forgotten: deleting it would burn the image's id at this site for ever.
 func (a *Agent) undoDelivery(ctx context.Context, j Job, _ func(int64, int64)) (Job, error) {
-	if j.LocalCopy == "" {
-		if err := a.Landing.Drop(ctx, j.FileName()); err != nil {
-			return j, fmt.Errorf("drop the arrival: %w", err)
-		}
+	img, err := a.Catalog.Image(ctx, j.DeliverAs)
+	if err != nil && !errors.Is(err, ErrNoImage) {
+		return j, err
+	}
+	if err == nil && img.Properties[glance.PropJob] == string(j.ID) && img.Status == glance.Active && img.SameContent(j.Image) {
+		return j.Enter(Delivered, time.Now().UTC(), "it was active before it could be cancelled"), nil
+	}
+	if err := a.Landing.Drop(ctx, j.FileName()); err != nil {
+		return j, fmt.Errorf("drop the arrival: %w", err)
 	}
 	return undone(j), nil
 }
 
-// removeShell deletes the empty record that a cancelled delivery left in Glance.
+// removeShell deletes the empty record that a cancelled and forgotten delivery left in
+// Glance, unless another has taken it over.
 func (a *Agent) removeShell(ctx context.Context, j Job) error {
 	if j.Kind != Receive || j.State != Cancelled {
 		return nil
+	}
+	if _, err := a.Store.Get(ctx, j.ID); !errors.Is(err, ErrNoJob) {
+		return err
 	}
 	img, err := a.Catalog.Image(ctx, j.DeliverAs)
 	if errors.Is(err, ErrNoImage) {
@@ -380,6 +484,9 @@ func (a *Agent) Delivery(ctx context.Context, from string, id JobID) (Delivery, 
 		return Delivery{}, err
 	}
 	d := Delivery{ID: j.ID, State: j.State, Reason: j.Reason, ImageID: j.DeliverAs}
+	if j.State == Cancelling {
+		d.Reason = j.cancelReason()
+	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	d.Moved = a.progress[id].Moved
@@ -395,7 +502,7 @@ func (a *Agent) CancelDelivery(ctx context.Context, from string, id JobID) error
 	if err != nil {
 		return err
 	}
-	_, err = a.cancel(ctx, j, "cancelled by site "+from)
+	_, err = a.cancel(ctx, j, "cancelled by site "+from, false)
 	if errors.Is(err, ErrBadState) {
 		return nil
 	}

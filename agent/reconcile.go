@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"path"
 	"slices"
 	"strings"
 	"sync"
@@ -58,7 +59,7 @@ func (q *hintQueue) take(now time.Time) (due []glance.ImageID, next time.Duratio
 // says has changed, every Reconcile for all images of all sites. It trusts none of
 // its sources to be complete but the last.
 func (a *Agent) reconcileLoop(ctx context.Context) {
-	var listed, full time.Time // when the last successful ones began
+	var newest time.Time // updated_at of the newest image seen: Glance's clock, not ours
 	var nextList, nextFull time.Time
 	timer := time.NewTimer(0)
 	defer timer.Stop()
@@ -66,22 +67,18 @@ func (a *Agent) reconcileLoop(ctx context.Context) {
 		s := a.settings.Load()
 		now := time.Now()
 		if !now.Before(nextFull) {
-			if err := a.reconcile(ctx); err != nil {
-				a.warn(ctx, "full pass incomplete", err)
-			} else {
-				full, listed = now, now
-			}
 			nextFull, nextList = now.Add(s.Reconcile), now.Add(s.Listing)
-			if full.Before(now) {
+			at, err := a.reconcile(ctx)
+			if newest = later(newest, at); err != nil {
+				a.warn(ctx, "full pass incomplete", err)
 				nextFull = now.Add(min(s.Reconcile, time.Minute))
 			}
 		} else if !now.Before(nextList) {
-			if err := a.listing(ctx, listed); err != nil {
-				a.warn(ctx, "listing of Glance failed", err)
-			} else {
-				listed = now
-			}
 			nextList = now.Add(s.Listing)
+			at, err := a.listing(ctx, newest)
+			if newest = later(newest, at); err != nil {
+				a.warn(ctx, "listing of Glance failed", err)
+			}
 		}
 		due, next := a.hints.take(time.Now())
 		for _, id := range due {
@@ -110,7 +107,6 @@ func (a *Agent) warn(ctx context.Context, msg string, err error) {
 func (a *Agent) look(ctx context.Context, id glance.ImageID) error {
 	img, err := a.Catalog.Image(ctx, id)
 	if errors.Is(err, ErrNoImage) {
-		a.forget(id)
 		return a.cancelGone(ctx, func(j glance.ImageID) bool { return j != id })
 	}
 	if err != nil {
@@ -119,21 +115,30 @@ func (a *Agent) look(ctx context.Context, id glance.ImageID) error {
 	return a.consider(ctx, img)
 }
 
-// listing considers what changed since the time, with some overlap: Glance's clock
-// is not ours, and its updated_at is in whole seconds.
-func (a *Agent) listing(ctx context.Context, since time.Time) error {
+// listing considers what changed since the time, with some overlap: updated_at is in
+// whole seconds, and is set a moment before it can be seen. It returns the newest
+// updated_at, if there was one.
+func (a *Agent) listing(ctx context.Context, since time.Time) (newest time.Time, err error) {
 	if !since.IsZero() {
 		since = since.Add(-5 * time.Second)
 	}
 	for img, err := range a.Catalog.Images(ctx, since) {
 		if err != nil {
-			return err
+			return time.Time{}, err
 		}
 		if err := a.consider(ctx, img); err != nil {
-			return err
+			return time.Time{}, err
 		}
+		newest = later(newest, img.UpdatedAt)
 	}
-	return nil
+	return newest, nil
+}
+
+func later(x, y time.Time) time.Time {
+	if y.After(x) {
+		return y
+	}
+	return x
 }
 
 // consider makes the jobs that the rules want for an image. One that is not active
@@ -141,17 +146,14 @@ func (a *Agent) listing(ctx context.Context, since time.Time) error {
 func (a *Agent) consider(ctx context.Context, img glance.Image) error {
 	sites := a.destinations(img)
 	if len(sites) == 0 || img.Properties[glance.PropJob] != "" {
-		a.forget(img.ID)
 		return nil
 	}
 	switch img.Status {
 	case glance.Active:
-		a.forget(img.ID)
 	case glance.Queued, glance.Saving, glance.Importing, "uploading":
 		a.waitFor(img)
 		return nil
 	default:
-		a.forget(img.ID)
 		return nil
 	}
 	for _, site := range sites {
@@ -174,25 +176,18 @@ func (a *Agent) destinations(img glance.Image) []string {
 	return slices.Compact(sites)
 }
 
-// waitFor remembers an image that is not active and looks again: after a fifth of
-// the time that it has been waited for, at least every Listing.
+// waitFor has an image that is not active looked at again: after a fifth of the time
+// that it is in this state. What takes long is left to the listing.
 func (a *Agent) waitFor(img glance.Image) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
 	now := time.Now()
-	a.waiting[img.ID] = img
-	age := now.Sub(img.UpdatedAt)
-	a.hints.add(img.ID, now.Add(min(max(age/5, 200*time.Millisecond), a.settings.Load().Listing)))
-}
-
-func (a *Agent) forget(id glance.ImageID) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	delete(a.waiting, id)
+	wait := max(now.Sub(img.UpdatedAt)/5, 200*time.Millisecond)
+	if wait < a.settings.Load().Listing {
+		a.hints.add(img.ID, now.Add(wait))
+	}
 }
 
 // ensure returns the Send job for the image and site, making it where it is missing.
-// reopen begins a finished one anew.
+// reopen, at a person's wish, begins a finished one anew.
 func (a *Agent) ensure(ctx context.Context, img glance.Image, site string, reopen bool) (Job, error) {
 	now := time.Now().UTC()
 	j := Job{ID: NewJobID(Send, img.ID, img.Hash, site), Kind: Send, Peer: site, Image: img, Created: now, DeliverAs: img.ID}
@@ -209,31 +204,29 @@ func (a *Agent) ensure(ctx context.Context, img glance.Image, site string, reope
 	if err != nil || !reopen || !old.State.Final() {
 		return old, err
 	}
+	old.Anew = true
 	return a.reopen(ctx, old)
 }
 
-// reopen begins a final job anew, with a new transfer key.
+// reopen begins a final Send job anew, with a new transfer key.
 func (a *Agent) reopen(ctx context.Context, j Job) (Job, error) {
-	s := Pending
-	if j.Kind == Receive {
-		s = Expected
-	}
-	j = again(j, s, "begun anew")
-	j.Attempts, j.Mismatch = 0, 0
+	j = again(j, Pending, "begun anew")
+	j.Attempts, j.Mismatch, j.Stopped = 0, 0, false
 	return a.Store.Update(ctx, j)
 }
 
 // reconcile compares this site with every site that a rule names and makes the jobs
 // that are missing; it cancels what has lost its image, and cleans up.
-func (a *Agent) reconcile(ctx context.Context) error {
+func (a *Agent) reconcile(ctx context.Context) (newest time.Time, err error) {
 	began := time.Now()
 	local, err := collect(a.Catalog.Images(ctx, time.Time{}))
 	if err != nil {
-		return err
+		return newest, err
 	}
 	byID := index(local)
 	errs := []error{a.cancelGone(ctx, func(id glance.ImageID) bool { _, ok := byID[id]; return ok })}
 	for _, img := range local {
+		newest = later(newest, img.UpdatedAt)
 		if img.Status != glance.Active {
 			errs = append(errs, a.consider(ctx, img))
 		}
@@ -260,10 +253,10 @@ func (a *Agent) reconcile(ctx context.Context) error {
 		}
 	}
 	a.setFaults(local)
-	errs = append(errs, a.purge(ctx), a.sweep(ctx))
+	errs = append(errs, a.purge(ctx), a.sweepOutbox(ctx), a.sweepInbox(ctx))
 	err = errors.Join(errs...)
 	a.Log.Debug("full pass", "site", a.Site, "images", len(local), "seconds", time.Since(began).Seconds(), "err", err)
-	return err
+	return newest, err
 }
 
 // ensureMissing is ensure for an image that a peer does not have: a job that was
@@ -288,7 +281,7 @@ func (a *Agent) cancelGone(ctx context.Context, here func(glance.ImageID) bool) 
 		if _, err := a.Catalog.Image(ctx, j.Image.ID); !errors.Is(err, ErrNoImage) {
 			return nil // it was made after the listing, or Glance does not answer
 		}
-		_, err := a.cancel(ctx, j, errGoneHere.Error())
+		_, err := a.cancel(ctx, j, errGoneHere.Error(), false)
 		if errors.Is(err, ErrBadState) {
 			err = nil
 		}
@@ -303,31 +296,29 @@ func (a *Agent) purge(ctx context.Context) error {
 		if (j.State != Verified && j.State != Cancelled) || time.Since(j.Since()) < keep {
 			return nil
 		}
-		if err := a.removeShell(ctx, j); err != nil {
-			return err
-		}
 		err := a.Store.Delete(ctx, j)
 		if errors.Is(err, ErrStale) {
-			err = nil
+			return nil // it was begun anew
+		}
+		if err == nil {
+			err = a.removeShell(ctx, j)
 		}
 		return err
 	})
 }
 
-// sweep removes staged files whose job has ended or is not known: a crash between
+// sweepOutbox removes staged files whose job has ended or is not known: a crash between
 // the end of a job and its cleaning leaves such.
-func (a *Agent) sweep(ctx context.Context) error {
+func (a *Agent) sweepOutbox(ctx context.Context) error {
 	names, err := a.Stager.Staged(ctx)
 	if err != nil {
 		return err
 	}
 	for _, name := range names {
-		j, err := a.Store.Get(ctx, JobID(name[strings.LastIndexByte(name, '/')+1:]))
-		if err == nil && j.State != Verified && j.State != Cancelled {
-			continue
-		}
-		if err != nil && !errors.Is(err, ErrNoJob) {
+		if ended, err := a.ended(ctx, name); err != nil {
 			return err
+		} else if !ended {
+			continue
 		}
 		a.Log.Info("removing a staged file without a job", "file", name)
 		if err := a.Stager.Unstage(ctx, name); err != nil {
@@ -337,6 +328,39 @@ func (a *Agent) sweep(ctx context.Context) error {
 	return nil
 }
 
+// sweepInbox is the same for arrivals, which hold space that others are refused for.
+func (a *Agent) sweepInbox(ctx context.Context) error {
+	arrivals, err := a.Landing.Arrivals(ctx)
+	if err != nil {
+		return err
+	}
+	for _, arr := range arrivals {
+		if time.Since(arr.Since) < sweepAge {
+			continue
+		}
+		if ended, err := a.ended(ctx, arr.File.Name); err != nil {
+			return err
+		} else if !ended {
+			continue
+		}
+		a.Log.Info("removing an arrival without a job", "file", arr.File.Name)
+		if err := a.Landing.Drop(ctx, arr.File.Name); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// ended reports whether nobody needs a file of the outbox or inbox any more: its job,
+// whose id is its name, is over or not known.
+func (a *Agent) ended(ctx context.Context, name string) (bool, error) {
+	j, err := a.Store.Get(ctx, JobID(path.Base(name)))
+	if errors.Is(err, ErrNoJob) {
+		return true, nil
+	}
+	return j.State == Verified || j.State == Cancelled, err
+}
+
 func (a *Agent) setFaults(local []glance.Image) {
 	var faults []StoreFault
 	if a.StoreFaults != nil {
@@ -344,9 +368,15 @@ func (a *Agent) setFaults(local []glance.Image) {
 	}
 	stuck := a.settings.Load().Stuck
 	for _, i := range local {
-		age := time.Since(i.UpdatedAt)
-		if (i.Status == glance.Saving || i.Status == glance.Importing) && age > stuck {
-			faults = append(faults, StoreFault{ID: i.ID, Fault: "stuck", Note: fmt.Sprintf("%s for %v: if nobody is uploading it, glance-api died during the upload; delete the image", i.Status, age.Round(time.Minute))})
+		note := ""
+		switch i.Status {
+		case glance.Queued:
+			note = "no data was ever uploaded; upload it or delete the image"
+		case glance.Saving, glance.Importing:
+			note = "if nobody is uploading it, glance-api died during the upload; delete the image"
+		}
+		if age := time.Since(i.UpdatedAt); note != "" && age > stuck && i.Properties[glance.PropJob] == "" {
+			faults = append(faults, StoreFault{ID: i.ID, Fault: "stuck", Note: fmt.Sprintf("%s since %s: %s", i.Status, i.UpdatedAt.UTC().Format(time.RFC3339), note)})
 		}
 	}
 	a.mu.Lock()

@@ -60,12 +60,14 @@ func (a *Agent) offer(ctx context.Context, j Job, _ func(int64, int64)) (Job, er
 	if err != nil {
 		return j, failure.Permanently(fmt.Errorf("%w; add it, or cancel the job", err))
 	}
-	g, err := p.Peer.Offer(ctx, Offer{Image: j.Image})
+	g, err := p.Peer.Offer(ctx, Offer{Image: j.Image, Anew: j.Anew})
 	if err != nil {
 		return j, fmt.Errorf("offer to site %s: %w", j.Peer, err)
 	}
 	now := time.Now().UTC()
-	j.Offer, j.DeliverAs, j.Transfer = g, g.ImageID, ""
+	if g.Verdict == Accept || g.Verdict == Have { // otherwise an earlier delivery may have to be cancelled yet
+		j.Offer, j.DeliverAs, j.Transfer, j.Anew = g, g.ImageID, "", false
+	}
 	switch g.Verdict {
 	case Have:
 		if err := a.Stager.Unstage(ctx, j.FileName()); err != nil {
@@ -263,13 +265,18 @@ func (a *Agent) undoSend(ctx context.Context, j Job, _ func(int64, int64)) (Job,
 
 // undone ends a job that was cancelled, keeping the reason it was cancelled for.
 func undone(j Job) Job {
-	why := ""
+	why := j.cancelReason()
+	j = j.Enter(Cancelled, time.Now().UTC(), "")
+	j.Reason = why
+	return j
+}
+
+// cancelReason is why the job was last cancelled.
+func (j Job) cancelReason() (why string) {
 	for _, c := range j.History {
 		if c.State == Cancelling {
 			why = c.Note
 		}
 	}
-	j = j.Enter(Cancelled, time.Now().UTC(), "")
-	j.Reason = why
-	return j
+	return why
 }

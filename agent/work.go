@@ -50,8 +50,8 @@ func (a *Agent) slot(j Job) (name string, limit int) {
 	switch {
 	case j.State == Cancelling, j.State == Expected:
 		return "light", 10000
-	case j.Kind == Receive:
-		return "deliver", max(1, s.DeliverJobs)
+	case j.Kind == Receive: // by peer, so that one whose path is slow does not hold up the others
+		return "deliver/" + j.Peer, max(1, s.DeliverJobs)
 	}
 	p, _ := a.peer(j.Peer)
 	return "send/" + j.Peer, max(1, p.Jobs)
@@ -185,6 +185,7 @@ func (a *Agent) note(w *workers, e Event) {
 	case e.Gone != "":
 		delete(w.jobs, e.Gone)
 		delete(w.wanted, e.Gone)
+		a.over(e.Gone)
 	case e.Job != nil:
 		j := *e.Job
 		if old, ok := w.jobs[j.ID]; ok && old.Rev > j.Rev {
@@ -197,8 +198,11 @@ func (a *Agent) note(w *workers, e Event) {
 		if j.State.Final() {
 			delete(w.jobs, j.ID)
 			delete(w.wanted, j.ID)
-			a.dropProgress(j.ID)
+			a.over(j.ID)
 			return
+		}
+		if j.Kind == Receive {
+			a.receives(j)
 		}
 		w.jobs[j.ID] = j
 	}

@@ -78,6 +78,9 @@ type site struct {
 	down    bool // its agent and DTN do not answer other sites
 	corrupt int  // so many arrivals come with a wrong byte, and the DTN does not notice
 
+	refuseFinish, refuseUpload, refuseStage error          // what Glance or the export answer
+	vanish                                  glance.ImageID // its data is gone when asked for
+
 	settings Settings
 	agent    *Agent
 	alive    context.Context
@@ -95,6 +98,7 @@ type arrival struct {
 	data  []byte
 	state mover.ArrivalState
 
+	since  time.Time
 	spoilt bool // whoever reads it from the export gets a wrong byte
 }
 
@@ -325,6 +329,8 @@ func (c catalogOf) Upload(ctx context.Context, id glance.ImageID, r io.Reader, s
 	var err error
 	c.w.locked(func() {
 		switch rec = c.images[id]; {
+		case c.refuseUpload != nil:
+			err = c.refuseUpload
 		case rec == nil:
 			err = ErrNoImage
 		case rec.Status != glance.Queued:
@@ -377,8 +383,11 @@ func (c catalogOf) Finish(_ context.Context, i glance.Image) (img glance.Image, 
 	}
 	c.w.locked(func() {
 		r := c.images[i.ID]
-		if r == nil {
-			err = ErrNoImage
+		if r == nil || c.refuseFinish != nil {
+			err = c.refuseFinish
+			if r == nil {
+				err = ErrNoImage
+			}
 			return
 		}
 		r.Visibility, r.Hidden, r.Protected = i.Visibility, i.Hidden, i.Protected
@@ -411,12 +420,18 @@ func (c catalogOf) Data(_ context.Context, id glance.ImageID) (io.ReadCloser, er
 		return nil, pre
 	}
 	var data []byte
+	var err error
 	c.w.locked(func() {
-		if r := c.images[id]; r != nil {
+		if r := c.images[id]; r == nil || id == c.vanish {
+			err = ErrNoImage
+		} else {
 			data = r.data
 		}
 	})
-	return io.NopCloser(bytes.NewReader(data)), post(nil)
+	if err = post(err); err != nil {
+		return nil, err
+	}
+	return io.NopCloser(bytes.NewReader(data)), nil
 }
 
 // ---- export
@@ -432,6 +447,8 @@ func (s stagerOf) Stage(_ context.Context, id glance.ImageID, f mover.File, repo
 	s.w.locked(func() {
 		data, ok := s.files[string(id)]
 		switch {
+		case s.refuseStage != nil:
+			err = s.refuseStage
 		case !ok:
 			err = ErrNoFile
 		case int64(len(data)) != f.Size:
@@ -463,6 +480,8 @@ func (s stagerOf) Staged(context.Context) (names []string, err error) {
 	s.w.locked(func() { names = slices.Collect(maps.Keys(s.outbox)) })
 	return names, post(nil)
 }
+
+func (s stagerOf) Check(context.Context) error { return nil }
 
 func (s stagerOf) Open(name string) (ReaderAtCloser, error) {
 	post, pre := s.call("stager.Open")
@@ -548,7 +567,7 @@ func (s *site) run(ctx context.Context, mv *move) {
 				end(mover.CodeOther, errors.New("connection refused"))
 				over = true
 			case arr == nil:
-				dst.inbox[t.File.Name] = &arrival{file: t.File, state: mover.Arriving, spoilt: dst.corrupt > 0}
+				dst.inbox[t.File.Name] = &arrival{file: t.File, state: mover.Arriving, since: time.Now(), spoilt: dst.corrupt > 0}
 				dst.corrupt--
 			case len(arr.data) < len(src):
 				n := min(len(src), len(arr.data)+16<<10)
@@ -643,6 +662,19 @@ func (l landingOf) BlockCheck(name string) func(context.Context, int64, []byte) 
 	}
 }
 
+func (l landingOf) Arrivals(context.Context) (all []mover.Arrival, err error) {
+	post, pre := l.call("landing.Arrivals")
+	if pre != nil {
+		return nil, pre
+	}
+	l.w.locked(func() {
+		for _, a := range l.inbox {
+			all = append(all, mover.Arrival{File: a.file, State: a.state, Since: a.since})
+		}
+	})
+	return all, post(nil)
+}
+
 func (l landingOf) Drop(_ context.Context, name string) error {
 	post, pre := l.call("landing.Drop")
 	if pre != nil {
@@ -707,6 +739,10 @@ func (p peerOf) CancelDelivery(ctx context.Context, id JobID) error {
 
 func (p peerOf) Request(ctx context.Context, image string) (Job, error) {
 	return ask(p, "Request", func(a *Agent) (Job, error) { return a.Request(ctx, p.name, image) })
+}
+
+func (p peerOf) Sending(ctx context.Context, id JobID) (Job, error) {
+	return ask(p, "Sending", func(a *Agent) (Job, error) { return a.Sending(ctx, p.name, id) })
 }
 
 func (p peerOf) Inventory(ctx context.Context) iter.Seq2[glance.Image, error] {

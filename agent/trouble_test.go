@@ -1,0 +1,314 @@
+package agent
+
+import (
+	"errors"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/glance-dtn/glance-dtn/glance"
+	"github.com/glance-dtn/glance-dtn/internal/digest"
+	"github.com/glance-dtn/glance-dtn/internal/failure"
+	"github.com/glance-dtn/glance-dtn/mover"
+)
+
+// Glance does not let the agent publish the image until an admin grants the role.
+func TestFinishRefusedAndThenRetried(t *testing.T) {
+	run(t, func(t *testing.T, w *world) {
+		w.b.refuseFinish = failure.Permanently(errors.New("403: needs the role that publicize_image asks for"))
+		data := bytesOf(50_000)
+		id := w.a.upload("x", data)
+		jobs, _ := w.a.agent.Push(t.Context(), string(id), []string{"B"})
+		if j := w.a.await(jobs[0].ID, Parked, Verified); j.State != Parked || !strings.Contains(j.Reason, "publicize_image") {
+			t.Fatalf("job is %s: %q, want parked with what B said", j.State, j.Reason)
+		}
+		w.locked(func() {
+			if r := w.b.images[id]; r.Visibility != "private" || !r.Hidden {
+				t.Errorf("an unfinished image is visible: %+v", r.Image)
+			}
+			w.b.refuseFinish = nil
+		})
+		if _, err := w.a.agent.Retry(t.Context(), jobs[0].ID); err != nil {
+			t.Fatal(err)
+		}
+		w.a.await(jobs[0].ID, Verified)
+		w.wantDelivered(id, data)
+	})
+}
+
+func TestFullGlanceIsParkedAfterAFewUploads(t *testing.T) {
+	run(t, func(t *testing.T, w *world) {
+		w.b.refuseUpload = ErrQuota
+		data := bytesOf(50_000)
+		id := w.a.upload("x", data)
+		jobs, _ := w.a.agent.Push(t.Context(), string(id), []string{"B"})
+		if j := w.a.await(jobs[0].ID, Parked, Verified); j.State != Parked || !strings.Contains(j.Reason, "raise the quota") {
+			t.Fatalf("job is %s: %q", j.State, j.Reason)
+		}
+		if n := w.b.counts["catalog.Upload"]; n != fullMax {
+			t.Errorf("%d uploads, want %d", n, fullMax)
+		}
+		w.locked(func() { w.b.refuseUpload = nil })
+		if _, err := w.a.agent.Retry(t.Context(), jobs[0].ID); err != nil {
+			t.Fatal(err)
+		}
+		w.a.await(jobs[0].ID, Verified)
+		w.wantDelivered(id, data)
+	})
+}
+
+// The image at B that should have the same bytes has not, or is gone: they are sent.
+func TestBadLocalCopyIsNotTakenAgain(t *testing.T) {
+	for name, spoil := range map[string]func(w *world, twin glance.ImageID){
+		"corrupt": func(w *world, twin glance.ImageID) { w.b.images[twin].data = bytesOf(200_000 - 1) },
+		"gone":    func(w *world, twin glance.ImageID) { w.b.vanish = twin },
+	} {
+		t.Run(name, func(t *testing.T) {
+			run(t, func(t *testing.T, w *world) {
+				data := bytesOf(200_000)
+				id, twin := w.a.upload("copy", data), w.b.upload("original", data)
+				w.locked(func() { spoil(w, twin) })
+				jobs, _ := w.a.agent.Push(t.Context(), string(id), []string{"B"})
+				if j := w.a.await(jobs[0].ID, Verified, Parked); j.State != Verified {
+					t.Fatalf("job is %s: %s", j.State, j.Reason)
+				}
+				if r := w.b.images[id]; r == nil || string(r.data) != string(data) {
+					t.Errorf("image at B: %+v", r)
+				}
+			})
+		})
+	}
+}
+
+// An operator at B does not want the image: A's offers do not bring it back, a person at A does.
+func TestCancelAtTheReceivingSiteHolds(t *testing.T) {
+	run(t, func(t *testing.T, w *world) {
+		data := bytesOf(3_000_000)
+		id := w.a.upload("x", data)
+		jobs, _ := w.a.agent.Push(t.Context(), string(id), []string{"B"})
+		w.a.await(jobs[0].ID, Staged)
+		receive := NewJobID(Receive, id, sum(data), "A")
+		w.b.await(receive, Arriving)
+		if _, err := w.b.agent.Cancel(t.Context(), receive); err != nil {
+			t.Fatal(err)
+		}
+		if j := w.a.await(jobs[0].ID, Parked, Verified); j.State != Parked || !strings.Contains(j.Reason, "cancelled") {
+			t.Fatalf("job at A is %s: %q", j.State, j.Reason)
+		}
+		if j := w.b.await(receive, Cancelled); !strings.Contains(j.Reason, "operator at site B") {
+			t.Errorf("job at B: %q", j.Reason)
+		}
+		if _, err := w.a.agent.Retry(t.Context(), jobs[0].ID); err != nil {
+			t.Fatal(err)
+		}
+		w.a.await(jobs[0].ID, Verified)
+		w.wantDelivered(id, data)
+	})
+}
+
+func TestRetryAtOnceAfterCancel(t *testing.T) {
+	run(t, func(t *testing.T, w *world) {
+		data := bytesOf(3_000_000)
+		id := w.a.upload("x", data)
+		jobs, _ := w.a.agent.Push(t.Context(), string(id), []string{"B"})
+		w.a.await(jobs[0].ID, Staged)
+		if _, err := w.a.agent.Cancel(t.Context(), jobs[0].ID); err != nil {
+			t.Fatal(err)
+		}
+		w.a.await(jobs[0].ID, Cancelled)
+		if _, err := w.a.agent.Retry(t.Context(), jobs[0].ID); err != nil {
+			t.Fatal(err)
+		}
+		if j := w.a.await(jobs[0].ID, Verified, Parked); j.State != Verified {
+			t.Fatalf("job is %s: %s", j.State, j.Reason)
+		}
+		w.wantDelivered(id, data)
+	})
+}
+
+// A "wait" in the middle of a transfer does not make A forget what B has begun.
+func TestCancelReachesThePeerAfterItSaidWait(t *testing.T) {
+	run(t, func(t *testing.T, w *world) {
+		data := bytesOf(3_000_000)
+		id := w.a.upload("x", data)
+		jobs, _ := w.a.agent.Push(t.Context(), string(id), []string{"B"})
+		w.a.await(jobs[0].ID, Staged)
+		receive := NewJobID(Receive, id, sum(data), "A")
+		w.b.await(receive, Arriving)
+		w.locked(func() { // the ticket is refused from now on, and B's DTN is away
+			for _, m := range w.a.moves {
+				w.b.spent[ticketID(m.req.Destination.Ticket)] = true
+			}
+		})
+		w.fault = func(o op, after bool) fate {
+			if o.name == "landing.Capabilities" {
+				return fail
+			}
+			return live
+		}
+		for w.a.job(id).State != Pending || w.a.job(id).Reason == "" {
+			time.Sleep(100 * time.Millisecond)
+		}
+		if _, err := w.a.agent.Cancel(t.Context(), jobs[0].ID); err != nil {
+			t.Fatal(err)
+		}
+		w.a.await(jobs[0].ID, Cancelled)
+		w.b.await(receive, Cancelled)
+		if len(w.b.inbox) > 0 {
+			t.Error("the partial file stays at B")
+		}
+	})
+}
+
+// The sender goes away for good in the middle of a file.
+func TestArrivalWithoutASenderIsGivenUp(t *testing.T) {
+	run(t, func(t *testing.T, w *world) {
+		data := bytesOf(3_000_000)
+		id := w.a.upload("x", data)
+		jobs, _ := w.a.agent.Push(t.Context(), string(id), []string{"B"})
+		w.a.await(jobs[0].ID, Staged)
+		receive := NewJobID(Receive, id, sum(data), "A")
+		w.b.await(receive, Arriving)
+		w.a.halt()
+		w.locked(func() {
+			for _, m := range w.a.moves {
+				m.stop()
+			}
+		})
+		if j := w.b.await(receive, Cancelled); !strings.Contains(j.Reason, "stopped sending") {
+			t.Errorf("job at B: %q", j.Reason)
+		}
+		if len(w.b.inbox) > 0 {
+			t.Error("the partial file stays at B")
+		}
+		w.a.boot()
+	})
+}
+
+// Two sites send the same image: one delivers it, the other has nothing to do.
+func TestTwoSitesSendTheSameImage(t *testing.T) {
+	run(t, func(t *testing.T, w *world) {
+		data := bytesOf(3_000_000)
+		id := w.a.upload("x", data)
+		img := w.a.images[id].Image
+		s := w.b.settings
+		s.Peers = append(slices.Clone(s.Peers), PeerSite{Name: "C", Jobs: 1})
+		if err := w.b.agent.Reload(s); err != nil {
+			t.Fatal(err)
+		}
+		jobs, _ := w.a.agent.Push(t.Context(), string(id), []string{"B"})
+		w.b.await(NewJobID(Receive, id, sum(data), "A"), Arriving)
+		time.Sleep(200 * time.Millisecond)
+		if g, err := w.b.agent.Offer(t.Context(), "C", Offer{Image: img}); err != nil || g.Verdict != Wait {
+			t.Errorf("an offer of what is arriving from A: %+v, %v; want wait", g, err)
+		}
+		w.a.await(jobs[0].ID, Verified)
+		if g, err := w.b.agent.Offer(t.Context(), "C", Offer{Image: img}); err != nil || g.Verdict != Have {
+			t.Errorf("an offer of what has arrived from A: %+v, %v; want have", g, err)
+		}
+	})
+}
+
+// What a cancelled delivery left in Glance is taken over by the next, from wherever it comes.
+func TestShellOfACancelledJobIsTakenOver(t *testing.T) {
+	run(t, func(t *testing.T, w *world) {
+		data := bytesOf(40_000)
+		id := w.a.upload("x", data)
+		w.locked(func() {
+			shell := clone(w.a.images[id].Image)
+			shell.Status, shell.Size, shell.Hash = glance.Queued, 0, digest.Digest{}
+			shell.Properties[glance.PropJob] = "0123456789abcdef0123"
+			w.b.images[id] = &record{Image: shell}
+		})
+		jobs, _ := w.a.agent.Push(t.Context(), string(id), []string{"B"})
+		w.a.await(jobs[0].ID, Verified)
+		w.wantDelivered(id, data)
+	})
+}
+
+func TestListingMakesJobs(t *testing.T) {
+	run(t, func(t *testing.T, w *world) {
+		w.a.settings.Rules = []Rule{{Name: "all", To: []string{"B"}}}
+		w.a.halt()
+		w.a.boot()
+		time.Sleep(20 * time.Second)
+		data := bytesOf(4000)
+		id := w.a.upload("x", data) // and nobody gives a hint
+		time.Sleep(time.Minute)
+		w.a.await(NewJobID(Send, id, sum(data), "B"), Verified)
+		w.wantDelivered(id, data)
+	})
+}
+
+func TestQueuedForeverIsReported(t *testing.T) {
+	run(t, func(t *testing.T, w *world) {
+		w.a.settings.Rules = []Rule{{Name: "all", To: []string{"B"}}}
+		w.a.halt()
+		w.a.boot()
+		id := w.a.upload("queued", nil)
+		w.locked(func() { w.a.images[id].Status = glance.Queued })
+		w.a.agent.Hint(glance.Hint{ID: id})
+		time.Sleep(2 * time.Hour)
+		w.locked(func() { w.a.counts["catalog.Image"] = 0 })
+		time.Sleep(time.Hour)
+		if n := w.a.counts["catalog.Image"]; n > 20 {
+			t.Errorf("Glance was asked %d times in an hour for an image that stays queued", n)
+		}
+		o, err := w.a.agent.Overview(t.Context())
+		if err != nil || len(o.Store) != 1 || !strings.Contains(o.Store[0].Note, "queued since") {
+			t.Errorf("faults %+v, %v", o.Store, err)
+		}
+	})
+}
+
+func TestExportFullAtTheSender(t *testing.T) {
+	run(t, func(t *testing.T, w *world) {
+		w.a.refuseStage = ErrSpace
+		data := bytesOf(4000)
+		id := w.a.upload("x", data)
+		jobs, _ := w.a.agent.Push(t.Context(), string(id), []string{"B"})
+		time.Sleep(5 * time.Minute)
+		if j := w.a.job(id); j.State != Offered || !strings.Contains(j.Reason, "export of site A") {
+			t.Errorf("job is %s: %q, want waiting, and the site named", j.State, j.Reason)
+		}
+		w.locked(func() { w.a.refuseStage = nil })
+		w.a.await(jobs[0].ID, Verified)
+		w.wantDelivered(id, data)
+	})
+}
+
+func TestFilesWithoutAJobAreSwept(t *testing.T) {
+	run(t, func(t *testing.T, w *world) {
+		orphan := "0123456789abcdef0123"
+		w.locked(func() {
+			w.a.outbox[mover.Outbox+"/"+orphan] = []byte("x")
+			w.b.inbox[mover.Inbox+"/"+orphan] = &arrival{file: mover.File{Name: mover.Inbox + "/" + orphan}, since: time.Now()}
+		})
+		time.Sleep(2 * time.Hour)
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		if len(w.a.outbox)+len(w.b.inbox) > 0 {
+			t.Errorf("left over: outbox %d, inbox %d", len(w.a.outbox), len(w.b.inbox))
+		}
+	})
+}
+
+func TestPulledJobIsSeenByWhoPulled(t *testing.T) {
+	run(t, func(t *testing.T, w *world) {
+		id := w.a.upload("x", bytesOf(1000))
+		w.locked(func() { delete(w.a.files, string(id)) })
+		j, err := w.b.agent.Pull(t.Context(), "x", "A")
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.a.await(j.ID, Parked)
+		got, err := w.b.agent.Pulled(t.Context(), "A", j.ID)
+		if err != nil || got.State != Parked || got.Reason == "" {
+			t.Errorf("the job at A, seen from B: %s %q, %v", got.State, got.Reason, err)
+		}
+		if _, err := w.a.agent.Sending(t.Context(), "C", j.ID); !errors.Is(err, ErrNoJob) {
+			t.Errorf("seen by another site: %v, want ErrNoJob", err)
+		}
+	})
+}
