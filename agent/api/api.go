@@ -31,9 +31,11 @@ type Agent interface {
 	CancelDelivery(ctx context.Context, from string, id agent.JobID) error
 	Inventory(ctx context.Context, from string) iter.Seq2[glance.Image, error]
 	Request(ctx context.Context, from, image string) (agent.Job, error)
+	Sending(ctx context.Context, from string, id agent.JobID) (agent.Job, error)
 
 	Push(ctx context.Context, image string, to []string) ([]agent.Job, error)
 	Pull(ctx context.Context, image, from string) (agent.Job, error)
+	Pulled(ctx context.Context, from string, id agent.JobID) (agent.Job, error)
 	Replicate(ctx context.Context, m agent.Match, to []string, dryRun bool) ([]agent.Comparison, error)
 	Compare(ctx context.Context, peers []string, m agent.Match) ([]agent.Comparison, error)
 	Overview(ctx context.Context) (agent.Overview, error)

@@ -45,6 +45,10 @@ type (
 			From  string `json:"from" minLength:"1" doc:"peer site"`
 		}
 	}
+	pulledInput struct {
+		Site string      `path:"site" maxLength:"64"`
+		ID   agent.JobID `path:"id" maxLength:"64"`
+	}
 	replicateInput struct {
 		Body struct {
 			Match  agent.Match `json:"match,omitzero"`
@@ -78,6 +82,7 @@ func controlRoutes(a Agent) http.Handler {
 	c, r := control{a}, newRoutes("glance-dtn agent, control")
 	huma.Register(r.api, r.op(http.MethodPost, "/v1/push", "push", "Send an image to sites"), c.push)
 	huma.Register(r.api, r.op(http.MethodPost, "/v1/pull", "pull", "Ask a site to send an image here; answers that site's job"), c.pull)
+	huma.Register(r.api, r.op(http.MethodGet, "/v1/pulls/{site}/{id}", "get-pull", "Get another site's job that sends an image here"), c.pulled)
 	huma.Register(r.api, r.op(http.MethodPost, "/v1/replicate", "replicate", "Send what sites miss"), c.replicate)
 	huma.Register(r.api, r.op(http.MethodGet, "/v1/compare", "compare", "Tell how images stand at sites"), c.compare)
 	huma.Register(r.api, r.op(http.MethodGet, "/v1/overview", "overview", "Tell how every image stands at every site"), c.overview)
@@ -102,6 +107,11 @@ func (c control) push(ctx context.Context, in *pushInput) (*output[[]agent.Job],
 
 func (c control) pull(ctx context.Context, in *pullInput) (*output[agent.Job], error) {
 	j, err := c.agent.Pull(ctx, in.Body.Image, in.Body.From)
+	return answer(withoutTicket(j), err)
+}
+
+func (c control) pulled(ctx context.Context, in *pulledInput) (*output[agent.Job], error) {
+	j, err := c.agent.Pulled(ctx, in.Site, in.ID)
 	return answer(withoutTicket(j), err)
 }
 

@@ -116,6 +116,10 @@ func TestControlClientSeesWhatTheAgentDoes(t *testing.T) {
 		t.Errorf("Pull = %+v, want image 2 for site D", pulled)
 	}
 
+	theirs, err := c.Pulled(ctx, "D", pulled.ID)
+	noError(t, err)
+	same(t, "Pulled", theirs, pulled)
+
 	seen := map[agent.JobID]bool{}
 	for j, err := range c.Jobs(ctx) {
 		noError(t, err)
@@ -184,7 +188,9 @@ func TestErrorsKeepTheirIdentityAndText(t *testing.T) {
 				f.fail = failure.Permanently(f.fail)
 			}
 			_, controlErr := c.Job(t.Context(), "x")
+			_, pulledErr := c.Pulled(t.Context(), "B", "x")
 			_, peerErr := peer.Request(t.Context(), "x")
+			_, sendingErr := peer.Sending(t.Context(), "x")
 			var jobsErr, inventoryErr error
 			for _, err := range c.Jobs(t.Context()) {
 				jobsErr = err
@@ -192,7 +198,7 @@ func TestErrorsKeepTheirIdentityAndText(t *testing.T) {
 			for _, err := range peer.Inventory(t.Context()) {
 				inventoryErr = err
 			}
-			for what, err := range map[string]error{"Job": controlErr, "Request": peerErr, "Jobs": jobsErr, "Inventory": inventoryErr} {
+			for what, err := range map[string]error{"Job": controlErr, "Pulled": pulledErr, "Request": peerErr, "Sending": sendingErr, "Jobs": jobsErr, "Inventory": inventoryErr} {
 				if what == "Job" && errors.Is(fail, agent.ErrNoJob) {
 					continue // the job is looked for by a prefix then, and that fails
 				}
@@ -337,6 +343,7 @@ func TestTicketNeverLeavesTheControlAPI(t *testing.T) {
 	for _, r := range []struct{ method, path, body string }{
 		{"POST", "/v1/push", `{"image":"debian","to":["B"]}`},
 		{"POST", "/v1/pull", `{"image":"debian","from":"B"}`},
+		{"GET", "/v1/pulls/B/" + id, ""},
 		{"GET", "/v1/jobs", ""},
 		{"GET", "/v1/jobs/" + id, ""},
 		{"POST", "/v1/jobs/" + id + "/cancel", ""},

@@ -58,6 +58,11 @@ func (c *ControlClient) Pull(ctx context.Context, image, from string) (agent.Job
 	return ask[agent.Job](ctx, c.c, http.MethodPost, "/v1/pull", in.Body)
 }
 
+// Pulled returns another site's job that sends an image here; agent.ErrNoJob.
+func (c *ControlClient) Pulled(ctx context.Context, from string, id agent.JobID) (agent.Job, error) {
+	return ask[agent.Job](ctx, c.c, http.MethodGet, "/v1/pulls/"+url.PathEscape(from)+"/"+url.PathEscape(string(id)), nil)
+}
+
 // Replicate sends what sites miss of the images that m selects, or only tells so.
 func (c *ControlClient) Replicate(ctx context.Context, m agent.Match, to []string, dryRun bool) ([]agent.Comparison, error) {
 	var in replicateInput

@@ -162,6 +162,14 @@ func (f *fakeAgent) Request(_ context.Context, from, image string) (agent.Job, e
 	return f.make(agent.Send, i, from), nil
 }
 
+func (f *fakeAgent) Sending(ctx context.Context, from string, id agent.JobID) (agent.Job, error) {
+	j, err := f.Job(ctx, id)
+	if err == nil && (j.Peer != from || j.Kind != agent.Send) {
+		return agent.Job{}, fmt.Errorf("job %s: %w", id, agent.ErrNoJob)
+	}
+	return j, err
+}
+
 func (f *fakeAgent) Push(ctx context.Context, image string, to []string) (jobs []agent.Job, err error) {
 	for _, site := range to {
 		if site == "nowhere" {
@@ -178,6 +186,10 @@ func (f *fakeAgent) Push(ctx context.Context, image string, to []string) (jobs [
 
 func (f *fakeAgent) Pull(ctx context.Context, image, from string) (agent.Job, error) {
 	return f.Request(ctx, from, image)
+}
+
+func (f *fakeAgent) Pulled(ctx context.Context, from string, id agent.JobID) (agent.Job, error) {
+	return f.Sending(ctx, from, id)
 }
 
 func (f *fakeAgent) Replicate(ctx context.Context, m agent.Match, to []string, dryRun bool) ([]agent.Comparison, error) {

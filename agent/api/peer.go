@@ -33,7 +33,7 @@ type (
 			Image string `json:"image" minLength:"1" doc:"id, or a name that only one image has"`
 		}
 	}
-	deliveryInput struct {
+	idInput struct {
 		ID agent.JobID `path:"id" maxLength:"64"`
 	}
 )
@@ -49,6 +49,7 @@ func peerRoutes(a Agent) http.Handler {
 	huma.Register(r.api, r.streaming(r.op(http.MethodGet, "/v1/inventory", "inventory", "List this site's images as JSON lines"),
 		linesMedia, reflect.TypeFor[glance.Image]()), p.inventory)
 	huma.Register(r.api, r.op(http.MethodPost, "/v1/requests", "request", "Ask for an image; answers this site's job"), p.request)
+	huma.Register(r.api, r.op(http.MethodGet, "/v1/requests/{id}", "get-request", "Get the job that sends an image to the site that asks"), p.sending)
 	return r.handler()
 }
 
@@ -56,11 +57,11 @@ func (p peer) offer(ctx context.Context, in *offerInput) (*output[agent.Grant], 
 	return answer(p.agent.Offer(ctx, caller(ctx), in.Body))
 }
 
-func (p peer) delivery(ctx context.Context, in *deliveryInput) (*output[agent.Delivery], error) {
+func (p peer) delivery(ctx context.Context, in *idInput) (*output[agent.Delivery], error) {
 	return answer(p.agent.Delivery(ctx, caller(ctx), in.ID))
 }
 
-func (p peer) cancelDelivery(ctx context.Context, in *deliveryInput) (*struct{}, error) {
+func (p peer) cancelDelivery(ctx context.Context, in *idInput) (*struct{}, error) {
 	if err := p.agent.CancelDelivery(ctx, caller(ctx), in.ID); err != nil {
 		return nil, problemOf(err)
 	}
@@ -73,6 +74,11 @@ func (p peer) inventory(ctx context.Context, _ *noInput) (*streamResponse, error
 
 func (p peer) request(ctx context.Context, in *requestInput) (*output[agent.Job], error) {
 	j, err := p.agent.Request(ctx, caller(ctx), in.Body.Image)
+	return answer(withoutTicket(j), err)
+}
+
+func (p peer) sending(ctx context.Context, in *idInput) (*output[agent.Job], error) {
+	j, err := p.agent.Sending(ctx, caller(ctx), in.ID)
 	return answer(withoutTicket(j), err)
 }
 

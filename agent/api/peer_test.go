@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"github.com/glance-dtn/glance-dtn/agent"
+	"github.com/glance-dtn/glance-dtn/internal/failure"
 	"github.com/glance-dtn/glance-dtn/internal/pki"
 )
 
@@ -109,16 +110,25 @@ func TestPeersBringAnImageOverMutualTLS(t *testing.T) {
 	if j.Peer != "B" || j.Kind != agent.Send || j.Offer.Ticket != "" {
 		t.Errorf("Request = %+v, want a job that sends to B, without ticket", j)
 	}
+	now, err := p.Sending(ctx, j.ID)
+	noError(t, err)
+	same(t, "Sending", now, j) // without its ticket, too
 }
 
-func TestSiteSeesItsOwnDeliveriesOnly(t *testing.T) {
+func TestSiteSeesItsOwnJobsOnly(t *testing.T) {
 	f := newFake()
 	p := startPeer(t, f, siteB)
 	g, err := p.client(t).Offer(t.Context(), agent.Offer{Image: image(1, "x")})
 	noError(t, err)
+	j, err := p.client(t).Request(t.Context(), "debian")
+	noError(t, err)
 	p.caller.Site = "C"
-	if d, err := p.client(t).Delivery(t.Context(), g.Delivery); !errors.Is(err, agent.ErrNoJob) {
+	other := p.client(t)
+	if d, err := other.Delivery(t.Context(), g.Delivery); !errors.Is(err, agent.ErrNoJob) {
 		t.Errorf("another site sees %+v, %v; want %v", d, err, agent.ErrNoJob)
+	}
+	if j, err := other.Sending(t.Context(), j.ID); !errors.Is(err, agent.ErrNoJob) {
+		t.Errorf("another site sees %+v, %v; want %v", j, err, agent.ErrNoJob)
 	}
 }
 
@@ -213,6 +223,20 @@ func TestOfferWithUnknownFieldIsRefused(t *testing.T) {
 	_, err := ask[agent.Grant](t.Context(), p.c, "POST", "/v1/offers", map[string]any{"image": image(1, "x"), "force": true})
 	if err == nil || !strings.Contains(err.Error(), "body.force") || len(f.jobs) != 0 {
 		t.Errorf("got %v and jobs %+v; want a refusal of force", err, f.jobs)
+	}
+}
+
+// While sites are brought to a new version one after the other, offers wait.
+func TestRequestThatAnOlderPeerDoesNotUnderstandIsRetried(t *testing.T) {
+	for _, status := range []int{http.StatusBadRequest, http.StatusUnsupportedMediaType, http.StatusUnprocessableEntity} {
+		p := answering(t, func(w http.ResponseWriter, _ *http.Request) {
+			answerJSON(w, status, problemMedia, newProblem(status, "validation failed", "body.force: unexpected property"))
+		})
+		_, err := p.Offer(t.Context(), agent.Offer{Image: image(1, "x")})
+		if err == nil || failure.IsPermanent(err) || !strings.HasPrefix(err.Error(), "site B's agent (http://") ||
+			!strings.HasSuffix(err.Error(), "does not understand this request: is its version older? validation failed: body.force: unexpected property") {
+			t.Errorf("%d: %v, permanent %v; want one that asks for the peer's version and may be retried", status, err, failure.IsPermanent(err))
+		}
 	}
 }
 

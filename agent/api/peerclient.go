@@ -2,6 +2,7 @@ package api
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"iter"
 	"net/http"
@@ -29,8 +30,11 @@ func NewPeerClient(site, baseURL string, hc *http.Client) *PeerClient {
 		hc:      hc,
 		timeout: peerPatience,
 		say: func(err error) error {
-			if err == nil {
+			switch {
+			case err == nil:
 				return nil
+			case errors.Is(err, errInvalid): // a newer agent there will understand: the error is not permanent
+				return fmt.Errorf("site %s's agent (%s) does not understand this request: is its version older? %v", site, baseURL, err)
 			}
 			return fmt.Errorf("site %s (%s): %w", site, baseURL, err)
 		},
@@ -63,6 +67,11 @@ func (p *PeerClient) Request(ctx context.Context, image string) (agent.Job, erro
 	var in requestInput
 	in.Body.Image = image
 	return ask[agent.Job](ctx, p.c, http.MethodPost, "/v1/requests", in.Body)
+}
+
+// Sending returns the peer's job that sends an image to us; agent.ErrNoJob.
+func (p *PeerClient) Sending(ctx context.Context, id agent.JobID) (agent.Job, error) {
+	return ask[agent.Job](ctx, p.c, http.MethodGet, "/v1/requests/"+url.PathEscape(string(id)), nil)
 }
 
 func deliveryPath(id agent.JobID) string { return "/v1/deliveries/" + url.PathEscape(string(id)) }

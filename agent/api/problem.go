@@ -116,6 +116,9 @@ type remoteError struct {
 	is   error // nil: no error of the known ones
 }
 
+// errInvalid is what a server that does not understand a request stands for.
+var errInvalid = errors.New("the request is invalid")
+
 func (e *remoteError) Error() string { return e.text }
 func (e *remoteError) Unwrap() error { return e.is }
 
@@ -126,6 +129,9 @@ func (p *Problem) err() error {
 		if p.Type == k.kind {
 			e.is = k.err
 		}
+	}
+	if p.Type == typeInvalid {
+		e.is = errInvalid
 	}
 	if p.Permanent {
 		return failure.Permanently(e)
