@@ -18,6 +18,7 @@ import (
 type control interface {
 	Push(ctx context.Context, image string, to []string) ([]agent.Job, error)
 	Pull(ctx context.Context, image string, from string) (agent.Job, error)
+	Pulled(ctx context.Context, from string, id agent.JobID) (agent.Job, error)
 	Replicate(ctx context.Context, m agent.Match, to []string, dryRun bool) ([]agent.Comparison, error)
 	Compare(ctx context.Context, peers []string, m agent.Match) ([]agent.Comparison, error)
 	Overview(ctx context.Context) (agent.Overview, error)

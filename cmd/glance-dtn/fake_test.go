@@ -78,8 +78,14 @@ func (f *fakeAgent) Pull(_ context.Context, image, from string) (agent.Job, erro
 	if err != nil {
 		return agent.Job{}, err
 	}
-	f.add(agent.Receive, i, from)
-	return agent.Job{ID: "aaaaaaaaaaaaaaaaaaaa", Kind: agent.Send, Peer: "A", Image: i, State: agent.Pending, Created: epoch, Updated: epoch}, nil
+	if err := f.peer(from); err != nil {
+		return agent.Job{}, err
+	}
+	return f.add(agent.Send, i, f.Overall.Site), nil // it plays the other site, too
+}
+
+func (f *fakeAgent) Pulled(ctx context.Context, _ string, id agent.JobID) (agent.Job, error) {
+	return f.Job(ctx, id)
 }
 
 func (f *fakeAgent) Replicate(ctx context.Context, m agent.Match, to []string, dryRun bool) ([]agent.Comparison, error) {
@@ -234,5 +240,9 @@ func (f *fakeAgent) Inventory(context.Context, string) iter.Seq2[glance.Image, e
 }
 
 func (f *fakeAgent) Request(context.Context, string, string) (agent.Job, error) {
+	return agent.Job{}, agent.ErrForbidden
+}
+
+func (f *fakeAgent) Sending(context.Context, string, agent.JobID) (agent.Job, error) {
 	return agent.Job{}, agent.ErrForbidden
 }

@@ -2,14 +2,14 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"time"
+	"io"
+	"iter"
+	"sync/atomic"
 
 	"github.com/spf13/cobra"
 
 	"github.com/glance-dtn/glance-dtn/agent"
-	"github.com/glance-dtn/glance-dtn/glance"
 )
 
 func (c *cli) pull() *cobra.Command {
@@ -19,12 +19,14 @@ func (c *cli) pull() *cobra.Command {
 		Use:   "pull IMAGE --from SITE",
 		Short: "Have another site send us an image",
 		Long: `pull asks another site's agent to send one of its images here. That site's
-configuration has to allow it: may_pull under peers.`,
+configuration has to allow it: may_pull under peers.
+
+With --wait it follows that site's job, which ends when the image is active here or a
+person is needed, here or there.`,
 		Example: `  glance-dtn pull rocky-9 --from A --wait`,
 		Args:    args("IMAGE"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			ctx, d := cmd.Context(), c.daemon()
-			start := time.Now()
 			theirs, err := d.Pull(ctx, args[0], from)
 			if err != nil {
 				return err
@@ -35,7 +37,9 @@ configuration has to allow it: may_pull under peers.`,
 					return err
 				})
 			}
-			return c.waitPull(ctx, d, theirs, from, start, w.timeout)
+			return c.await(ctx, newPulled(d, from, theirs), []agent.JobID{theirs.ID}, w.timeout, func(jobs []agent.Job) error {
+				return writePullVerdicts(c.out, jobs, from)
+			})
 		},
 	}
 	cmd.Flags().StringVar(&from, "from", "", "the `SITE` that has the image")
@@ -45,52 +49,62 @@ configuration has to allow it: may_pull under peers.`,
 	return cmd
 }
 
-// waitPull waits until the other site's offer has made a job here, and follows that.
-func (c *cli) waitPull(ctx context.Context, d control, theirs agent.Job, from string, start time.Time, timeout time.Duration) error {
-	deadline, cancel := ctx, func() {}
-	if timeout > 0 {
-		deadline, cancel = context.WithTimeoutCause(ctx, timeout, errTimeout)
+// pulled is a control whose one job is another site's: the one that sends an image
+// here. How far the upload is comes from the job that receives it here.
+type pulled struct {
+	control
+	from         string
+	theirs, here agent.JobID
+	state        atomic.Value // agent.State of theirs
+}
+
+func newPulled(c control, from string, theirs agent.Job) *pulled {
+	p := &pulled{control: c, from: from, theirs: theirs.ID,
+		here: agent.NewJobID(agent.Receive, theirs.Image.ID, theirs.Image.Hash, from)}
+	p.state.Store(theirs.State)
+	return p
+}
+
+func (p *pulled) Job(ctx context.Context, id agent.JobID) (agent.Job, error) {
+	j, err := p.Pulled(ctx, p.from, id)
+	if err == nil {
+		p.state.Store(j.State)
 	}
-	defer cancel()
-	here := agent.NewJobID(agent.Receive, theirs.Image.ID, theirs.Image.Hash, from)
-	for {
-		j, err := d.Job(deadline, here)
-		if err == nil && (!j.State.Final() || j.Updated.After(start)) { // not that of an earlier pull
-			return c.waitFor(deadline, d, []agent.JobID{here}, timeout)
-		}
-		if err != nil && !errors.Is(err, agent.ErrNoJob) {
-			return err
-		}
-		if done, err := c.noNeedToPull(deadline, d, theirs, from); done || err != nil {
-			return err
-		}
-		select {
-		case <-deadline.Done():
-			if ctx.Err() != nil {
-				return errInterrupted
+	return j, err
+}
+
+// Watch yields the progress of the upload here as that of their job.
+func (p *pulled) Watch(ctx context.Context) iter.Seq2[agent.Event, error] {
+	return func(yield func(agent.Event, error) bool) {
+		for ev, err := range p.control.Watch(ctx) {
+			if err == nil && (ev.Progress == nil || ev.Progress.Job != p.here) {
+				continue
 			}
-			return fmt.Errorf("site %s has not offered %s yet: %w; see glance-dtn jobs %s there", from, theirs.Image.Label(), errTimeout, theirs.ID)
-		case <-time.After(time.Second):
+			if err == nil {
+				now := *ev.Progress
+				now.Job, now.State = p.theirs, p.state.Load().(agent.State)
+				ev.Progress = &now
+			}
+			if !yield(ev, err) {
+				return
+			}
 		}
 	}
 }
 
-// noNeedToPull reports whether no job will come: the image is here, or cannot come.
-func (c *cli) noNeedToPull(ctx context.Context, d control, theirs agent.Job, from string) (bool, error) {
-	rows, err := d.Compare(ctx, []string{from}, agent.Match{IDs: []glance.ImageID{theirs.Image.ID}})
-	if err != nil {
-		return false, err
-	}
-	for _, r := range rows {
-		switch r.Relation {
-		case agent.Same, agent.Differs:
-			return true, c.print(rows, func() error {
-				_, err := fmt.Fprintf(c.out, "%s is active here, with the same content as at %s\n", theirs.Image.Label(), from)
-				return err
-			})
-		case agent.Conflict:
-			return true, &codeError{code: exitPerson, err: fmt.Errorf("%s is here with other content than at %s: %s; rename or delete one of them", theirs.Image.Label(), from, r.Detail)}
+// writePullVerdicts says what became of another site's jobs, and where a person has to act.
+func writePullVerdicts(w io.Writer, jobs []agent.Job, from string) error {
+	for _, j := range jobs {
+		text := verdict(j)
+		switch {
+		case j.State == agent.Parked:
+			text = fmt.Sprintf("%s is parked at site %s: %s\n  then, there: glance-dtn retry %s", about(j), from, j.Reason, j.ID)
+		case !j.State.Final():
+			text += fmt.Sprintf("\n  it goes on by itself; at site %s: glance-dtn jobs --watch %s", from, j.ID)
+		}
+		if _, err := fmt.Fprintln(w, text); err != nil {
+			return err
 		}
 	}
-	return false, nil
+	return nil
 }

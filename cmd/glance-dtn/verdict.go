@@ -135,19 +135,24 @@ func (t tally) code() int {
 	return exitFailed
 }
 
-// waitFor follows the jobs and prints what became of them. The error carries the exit code.
+// waitFor is await for the agent's own jobs.
 func (c *cli) waitFor(ctx context.Context, from control, ids []agent.JobID, timeout time.Duration) error {
 	rest := "it goes on by itself: glance-dtn jobs --watch "
 	if s, ok := from.(*session); ok && s.runJobs != nil {
 		rest = "it goes on when an agent runs, or with: glance-dtn push --once; its job is "
 	}
+	return c.await(ctx, from, ids, timeout, func(jobs []agent.Job) error { return writeVerdicts(c.out, jobs, rest) })
+}
+
+// await follows the jobs and tells what became of them. The error carries the exit code.
+func (c *cli) await(ctx context.Context, from control, ids []agent.JobID, timeout time.Duration, tell func([]agent.Job) error) error {
 	followed, cancel := ctx, func() {}
 	if timeout > 0 {
 		followed, cancel = context.WithTimeoutCause(ctx, timeout, errTimeout)
 	}
 	defer cancel()
 	jobs, err := follow(followed, from, ids, c.newView(len(ids)))
-	if perr := c.print(jobs, func() error { return writeVerdicts(c.out, jobs, rest) }); perr != nil {
+	if perr := c.print(jobs, func() error { return tell(jobs) }); perr != nil {
 		return perr
 	}
 	switch {
