@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"hash"
 	"io/fs"
-	"maps"
 	"os"
 	"path"
 	"slices"
@@ -48,14 +47,15 @@ type arrival struct {
 	lastErr  string // why the first connection of the session ended
 	session  session
 	conns    map[*tls.Conn]bool
-	followed bool                // the goroutine runs; data and journal are open
-	data     *os.File            // the part
-	journal  *os.File            // its proven blocks
-	claims   map[uint32][32]byte // noted before a restart, not proven again yet
-	order    []uint32            // of claims, lowest first
-	writing  map[uint32]bool     // blocks being written
+	followed bool            // the goroutine runs; data and journal are open
+	data     *os.File        // the part
+	journal  *os.File        // its proven blocks
+	claims   bitmap          // noted before a restart, not proven again yet
+	claimed  uint32          // how many
+	order    uint32          // no claim is below it
+	writing  map[uint32]bool // blocks being written
 	proven   bitmap
-	sums     [][32]byte // of the proven blocks; nil after a restart with all of them there
+	sums     [][32]byte // of the blocks in proven and claims; nil after a restart with all of them there
 	count    uint32     // of proven
 	prefix   uint32     // blocks from the start, all proven
 	hash     hash.Hash  // of the first hashed blocks
@@ -79,7 +79,7 @@ func newArrival(export, state *os.Root, spawn func(func()), r record) *arrival {
 
 // forget makes it an arrival of which nothing is there. The caller holds mu, or has a alone.
 func (a *arrival) forget() {
-	a.claims, a.order = map[uint32][32]byte{}, nil
+	a.claims, a.claimed, a.order = newBitmap(a.blocks), 0, 0
 	a.proven, a.count, a.prefix = newBitmap(a.blocks), 0, 0
 	a.sums = make([][32]byte, a.blocks)
 	a.hash, _ = digest.New(a.File.Digest.Algo) // Digest.Validate knew it
@@ -97,12 +97,24 @@ func (a *arrival) restore() error {
 		}
 		return nil
 	}
-	claims, err := readJournal(a.state, a.File.Name, a.blocks)
-	if err != nil {
-		return err
+	return readJournal(a.state, a.File.Name, a.blocks, a.claim)
+}
+
+// claim notes that block i is there and has this digest, perhaps. The caller has a alone.
+func (a *arrival) claim(i uint32, sum [32]byte) {
+	if !a.claims.has(i) {
+		a.claims.add(i)
+		a.claimed++
 	}
-	a.claims, a.order = claims, slices.Sorted(maps.Keys(claims))
-	return nil
+	a.sums[i] = sum
+}
+
+// unclaim forgets the claim on block i, if there is one. The caller holds mu.
+func (a *arrival) unclaim(i uint32) {
+	if a.claims.has(i) {
+		a.claims.remove(i)
+		a.claimed--
+	}
 }
 
 // status is the arrival as mover tells it.
@@ -158,7 +170,7 @@ func (a *arrival) missing() int64 {
 	if a.arrived || a.gone {
 		return 0
 	}
-	return max(0, a.File.Size-a.bytes(a.count+uint32(len(a.claims))))
+	return max(0, a.File.Size-a.bytes(a.count+a.claimed))
 }
 
 // enter lets c use the arrival: as the first connection of s, which ends an
@@ -190,8 +202,8 @@ func (a *arrival) enter(s session, join bool, c *tls.Conn) (have bitmap, done bo
 	}
 	a.conns[c] = true
 	have = slices.Clone(a.proven)
-	for i := range a.claims {
-		have.add(i)
+	for i, claims := range a.claims {
+		have[i] |= claims
 	}
 	return have, false, nil
 }
@@ -283,7 +295,7 @@ func (a *arrival) reserve(i uint32) bool {
 	if a.gone || a.proven.has(i) {
 		return false
 	}
-	delete(a.claims, i)
+	a.unclaim(i)
 	a.writing[i] = true
 	return true
 }
@@ -332,9 +344,9 @@ func (a *arrival) next() (i uint32, claim, ok bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	for len(a.conns) > 0 {
-		for ; len(a.order) > 0; a.order = a.order[1:] {
-			if _, open := a.claims[a.order[0]]; open {
-				return a.order[0], true, true
+		for ; a.claimed > 0; a.order++ {
+			if a.claims.has(a.order) {
+				return a.order, true, true
 			}
 		}
 		if a.hashed < a.prefix && a.fault == nil {
@@ -352,10 +364,10 @@ func (a *arrival) settle(i uint32, b []byte, err error) {
 	sum := blake3.Sum256(b)
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if want, open := a.claims[i]; open && err == nil && sum == want {
+	if a.claims.has(i) && err == nil && sum == a.sums[i] {
 		a.prove(i, sum)
 	}
-	delete(a.claims, i)
+	a.unclaim(i)
 	a.changed.Broadcast()
 }
 
@@ -422,7 +434,7 @@ func (a *arrival) whole(ctx context.Context) (digest.Digest, bitmap, error) {
 			return digest.Digest{}, nil, a.fault
 		case ctx.Err() != nil:
 			return digest.Digest{}, nil, context.Cause(ctx)
-		case len(a.claims) == 0 && a.prefix < a.blocks:
+		case a.claimed == 0 && a.prefix < a.blocks:
 			return digest.Digest{}, slices.Clone(a.proven), nil
 		case a.hashed == a.blocks:
 			return digest.Of(a.File.Digest.Algo, a.hash), nil, nil

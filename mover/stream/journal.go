@@ -1,6 +1,7 @@
 package stream
 
 import (
+	"bufio"
 	"encoding/binary"
 	"encoding/hex"
 	"encoding/json"
@@ -95,34 +96,41 @@ func loadAll[T any](root *os.Root, dir string) ([]T, error) {
 	return all, nil
 }
 
-// readJournal returns what the journal of name holds of a file with n blocks. It
-// cuts off a torn record, which would shift those that are appended after it.
-func readJournal(state *os.Root, name string, n uint32) (map[uint32][32]byte, error) {
+// readJournal calls claim with what the journal of name holds of a file with n
+// blocks, later records of a block after earlier ones. It cuts off a torn record,
+// which would shift those that are appended after it.
+func readJournal(state *os.Root, name string, n uint32, claim func(i uint32, sum [32]byte)) error {
 	f, err := state.OpenFile(blocksName(name), os.O_RDWR, 0)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
+		return nil
 	}
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer f.Close()
-	b, err := io.ReadAll(f)
+	whole, err := parseJournal(f, n, claim)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	whole := len(b) - len(b)%recordSize
-	return parseJournal(b[:whole], n), f.Truncate(int64(whole))
+	return f.Truncate(whole)
 }
 
-// parseJournal returns the last digest noted for each block of a file with n.
-func parseJournal(b []byte, n uint32) map[uint32][32]byte {
-	claims := map[uint32][32]byte{}
-	for ; len(b) >= recordSize; b = b[recordSize:] {
-		if i := binary.BigEndian.Uint32(b); i < n {
-			claims[i] = [32]byte(b[4:recordSize])
+// parseJournal is readJournal of an open journal. It returns the length of the
+// records that are not torn.
+func parseJournal(r io.Reader, n uint32, claim func(i uint32, sum [32]byte)) (whole int64, err error) {
+	var b [recordSize]byte
+	for records := bufio.NewReader(r); ; whole += recordSize {
+		_, err := io.ReadFull(records, b[:])
+		if err == io.EOF || err == io.ErrUnexpectedEOF {
+			return whole, nil
+		}
+		if err != nil {
+			return 0, err
+		}
+		if i := binary.BigEndian.Uint32(b[:]); i < n {
+			claim(i, [32]byte(b[4:]))
 		}
 	}
-	return claims
 }
 
 func journalRecord(i uint32, sum [32]byte) []byte {

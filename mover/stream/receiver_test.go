@@ -5,12 +5,15 @@ import (
 	"context"
 	"crypto/rand"
 	"crypto/tls"
+	"encoding/hex"
 	"errors"
 	"io"
 	"io/fs"
 	"net"
 	"os"
 	"path/filepath"
+	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -346,6 +349,84 @@ func TestPowerCut(t *testing.T) {
 	if _, err := os.Lstat(journal); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("the journal is left behind: %v", err)
 	}
+}
+
+// TestResumeTakesLittleMemory holds that an arrival costs little more than the
+// digests of its blocks, however many a restart finds: 32 MiB for 1 TiB.
+func TestResumeTakesLittleMemory(t *testing.T) {
+	const blocks = 1 << 15
+	export, state := openRoot(t, t.TempDir()), openRoot(t, t.TempDir())
+	rec := record{File: mover.File{Name: "inbox/image", Size: blocks * mover.BlockSize, Digest: digest.Digest{Algo: "sha512"}}}
+	var journal []byte
+	for i := range uint32(blocks) {
+		journal = append(journal, journalRecord(i, [32]byte{byte(i)})...)
+	}
+	err := errors.Join(export.Mkdir("inbox", 0o700), export.WriteFile("inbox/.image.part", nil, 0o600),
+		state.Mkdir(arrivalDir, 0o700), state.WriteFile(blocksName(rec.File.Name), journal, 0o600))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	a := newArrival(export, state, nil, rec)
+	err = a.restore()
+	runtime.ReadMemStats(&after)
+	if err != nil || a.claimed != blocks || a.sums[7] != [32]byte{7} {
+		t.Fatalf("%d of %d blocks claimed, %v", a.claimed, blocks, err)
+	}
+	if took := after.TotalAlloc - before.TotalAlloc; took > 40*blocks {
+		t.Errorf("%d bytes were allocated for %d blocks", took, blocks)
+	}
+}
+
+// TestBlocksAreToldAsFarAsTheyAreProven holds what Receiver.Blocks tells, over
+// restarts.
+func TestBlocksAreToldAsFarAsTheyAreProven(t *testing.T) {
+	r := newRig(t)
+	req := r.request(t, r.stage(t, "image", 3*mover.BlockSize+5))
+	s, _ := r.open(t, req, "s", false)
+	sum := func(i uint32) string {
+		b := s.block(i)
+		return hex.EncodeToString(b[12:headerSize])
+	}
+	want := func(when string, from int64, blocks ...uint32) {
+		t.Helper()
+		sums := []string{}
+		for _, i := range blocks {
+			sums = append(sums, sum(i))
+		}
+		if got, err := r.recv().Blocks("inbox/image", from); err != nil || got.BLAKE3 == nil || !slices.Equal(got.BLAKE3, sums) {
+			t.Errorf("%s, from %d: %v, %v; want %v", when, from, got.BLAKE3, err, sums)
+		}
+	}
+	if _, err := r.recv().Blocks("inbox/other", 0); !errors.Is(err, mover.ErrNoArrival) {
+		t.Errorf("of an arrival that is not there: %v", err)
+	}
+	want("at the start", 0)
+	s.send(s.block(0))
+	s.send(s.block(2))
+	want("with a gap", 0, 0)
+	want("with a gap", 2)
+	s.send(s.block(1))
+	want("without", 0, 0, 1, 2)
+	want("without", 2, 2)
+	for _, from := range []int64{-1, 3, 1 << 40} {
+		want("outside", from)
+	}
+
+	r.restart(t)
+	want("after a restart, before anything is read again", 0)
+	s, a := r.open(t, req, "t", false)
+	if !a.Have.has(2) {
+		t.Errorf("the new session is told %x", a.Have)
+	}
+	s.send(s.block(3))
+	if a := s.commit(); !a.Done { // proves what was there
+		t.Fatalf("commit: %+v", a)
+	}
+	want("resumed", 0, 0, 1, 2, 3)
+	r.restart(t)
+	want("after a restart with the whole file", 0)
 }
 
 func TestRestartSweepsPartsThatNobodyKnows(t *testing.T) {
