@@ -26,6 +26,8 @@ import (
 // What a Receiver does when nobody says otherwise.
 const (
 	DefaultConns     = 256
+	DefaultStrangers = 128
+	DefaultPerPlace  = 32
 	DefaultHandshake = 10 * time.Second
 	DefaultIdle      = 5 * time.Minute
 )
@@ -47,7 +49,9 @@ type ReceiverOptions struct {
 	// Log is told when files begin, arrive and are refused; nil: nothing.
 	Log *slog.Logger
 
-	Conns     int           // connections at once; 0: DefaultConns
+	Conns     int           // connections with a certificate at once; 0: DefaultConns
+	Strangers int           // connections at once that have not shown one yet; 0: DefaultStrangers
+	PerPlace  int           // of these from one IPv4 address or IPv6 network; 0: DefaultPerPlace
 	Handshake time.Duration // for TLS and the hello; 0: DefaultHandshake
 	Idle      time.Duration // a connection may rest, or take for a block; 0: DefaultIdle
 	Busy      time.Duration // between signs of life during a commit; 0: a second
@@ -72,6 +76,8 @@ type Receiver struct {
 // were used, and removes from export's inbox the parts that nobody knows of.
 func NewReceiver(export, state *os.Root, o ReceiverOptions) (*Receiver, error) {
 	o.Conns = cmp.Or(o.Conns, DefaultConns)
+	o.Strangers = cmp.Or(o.Strangers, DefaultStrangers)
+	o.PerPlace = cmp.Or(o.PerPlace, DefaultPerPlace)
 	o.Handshake = cmp.Or(o.Handshake, DefaultHandshake)
 	o.Idle = cmp.Or(o.Idle, DefaultIdle)
 	o.Busy = cmp.Or(o.Busy, time.Second)
@@ -233,6 +239,7 @@ func (r *Receiver) Serve(ctx context.Context, l net.Listener) error {
 	defer stop()
 	defer r.work.Wait()
 	defer cancel()
+	strangers := &gate{all: r.opts.Strangers, each: r.opts.PerPlace}
 	slots := make(chan struct{}, r.opts.Conns)
 	for {
 		nc, err := l.Accept()
@@ -242,31 +249,43 @@ func (r *Receiver) Serve(ctx context.Context, l net.Listener) error {
 		if err != nil {
 			return fmt.Errorf("accept on %v: %w", l.Addr(), err)
 		}
-		select {
-		case slots <- struct{}{}:
-		default:
-			r.log.Warn("too many connections", "limit", r.opts.Conns)
+		place := origin(nc.RemoteAddr())
+		if !strangers.enter(place) {
+			r.log.Warn("too many connections without a certificate", "peer", nc.RemoteAddr().String(), "limit", r.opts.Strangers, "from_one_place", r.opts.PerPlace)
 			_ = nc.Close()
 			continue
 		}
 		r.work.Go(func() {
-			defer func() { <-slots }()
-			r.handle(ours, nc)
+			defer nc.Close()
+			stop := context.AfterFunc(ours, func() { _ = nc.Close() })
+			defer stop()
+			c, err := r.shake(ours, nc)
+			strangers.leave(place)
+			if err != nil {
+				r.log.Warn("connection refused", "peer", nc.RemoteAddr().String(), "err", err)
+				return
+			}
+			select {
+			case slots <- struct{}{}:
+				defer func() { <-slots }()
+				r.handle(ours, c)
+			default:
+				r.log.Warn("too many connections", "limit", r.opts.Conns)
+			}
 		})
 	}
 }
 
-// handle serves one connection.
-func (r *Receiver) handle(ctx context.Context, nc net.Conn) {
-	defer nc.Close()
-	stop := context.AfterFunc(ctx, func() { _ = nc.Close() })
-	defer stop()
+// shake makes sure of the caller's certificate. What follows, up to the hello's
+// end, has the same time limit.
+func (r *Receiver) shake(ctx context.Context, nc net.Conn) (*tls.Conn, error) {
 	_ = nc.SetDeadline(time.Now().Add(r.opts.Handshake))
 	c := tls.Server(nc, r.opts.TLS)
-	if err := c.HandshakeContext(ctx); err != nil {
-		r.log.Warn("connection refused", "peer", nc.RemoteAddr().String(), "err", err)
-		return
-	}
+	return c, c.HandshakeContext(ctx)
+}
+
+// handle serves one connection of a caller who has shown a certificate.
+func (r *Receiver) handle(ctx context.Context, c *tls.Conn) {
 	a, reply, err := r.greet(c)
 	if err != nil {
 		reply = refusal(err)

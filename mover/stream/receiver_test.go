@@ -10,6 +10,7 @@ import (
 	"io"
 	"io/fs"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -247,7 +248,7 @@ func TestSenderRefusesAReceiverThatIsNoDTN(t *testing.T) {
 func TestLimitsOfAListener(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newPipeRig(t)
-		r.opts.Conns = 2
+		r.opts.Conns, r.opts.Strangers = 2, 2
 		r.start(t, "")
 		dial := func() net.Conn {
 			c, err := r.wires.dial(t.Context(), "", "")
@@ -273,10 +274,128 @@ func TestLimitsOfAListener(t *testing.T) {
 		closed("no handshake", second, 0)
 
 		req := r.request(t, r.stage(t, "image", mover.BlockSize))
-		closed("no hello", r.connect(t, req, r.issue(t, "A", pki.DTN)), DefaultHandshake)
+		silent := r.connect(t, req, r.issue(t, "A", pki.DTN))
+		closed("no hello", silent, DefaultHandshake)
+		silent.Close()
+		synctest.Wait() // it is counted out
 		s, _ := r.open(t, req, "s", false)
+		r.open(t, req, "s", true)
+		closed("one too many with a certificate", r.connect(t, req, r.issue(t, "A", pki.DTN)), 0)
 		closed("no frame", s, DefaultIdle)
 	})
+}
+
+// away is a listener whose connections come from addresses that a test has chosen.
+type away struct {
+	net.Listener
+	from chan string
+}
+
+type awayConn struct {
+	net.Conn
+	from net.Addr
+}
+
+func (c awayConn) RemoteAddr() net.Addr { return c.from }
+
+func (l away) Accept() (net.Conn, error) {
+	c, err := l.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	return awayConn{c, net.TCPAddrFromAddrPort(netip.MustParseAddrPort(<-l.from))}, nil
+}
+
+// TestIdleStrangersKeepNobodyOut holds many connections open that say nothing.
+func TestIdleStrangersKeepNobodyOut(t *testing.T) {
+	r := newRig(t)
+	r.stop()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.opts.Handshake = time.Hour
+	recv, err := NewReceiver(openRoot(t, r.rig.Destination), openRoot(t, r.state), r.opts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.rig.Address = l.Addr().String()
+	from := make(chan string, DefaultConns+10)
+	ctx, cancel := context.WithCancel(t.Context())
+	served := make(chan error, 1)
+	go func() { served <- recv.Serve(ctx, away{l, from}) }()
+	defer func() {
+		cancel()
+		if err := <-served; err != nil {
+			t.Error(err)
+		}
+	}()
+	dial := func(as string) net.Conn {
+		t.Helper()
+		from <- as
+		c, err := r.wires.dial(t.Context(), "tcp", r.rig.Address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { c.Close() })
+		return c
+	}
+	for range DefaultConns {
+		dial("192.0.2.66:4444")
+	}
+	last := dial("192.0.2.66:4444")
+	_ = last.SetReadDeadline(time.Now().Add(time.Minute))
+	if _, err := last.Read(make([]byte, 1)); errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Error("one place opens as many connections as it likes")
+	}
+	req := r.request(t, r.stage(t, "image", mover.BlockSize))
+	req.PCP.Parallelism = 1
+	from <- "192.0.2.7:5555"
+	if err := r.rig.Engine.Move(t.Context(), req, func(int64) {}); err != nil {
+		t.Errorf("a move from elsewhere: %v", err)
+	}
+}
+
+func TestOriginOfAConnection(t *testing.T) {
+	for _, c := range []struct {
+		a, b string
+		same bool
+	}{
+		{"192.0.2.1:1", "192.0.2.1:2", true},
+		{"192.0.2.1:1", "192.0.2.2:1", false},
+		{"192.0.2.1:1", "[::ffff:192.0.2.1]:1", true},
+		{"[2001:db8::1]:1", "[2001:db8::ffff:2]:1", true},
+		{"[2001:db8::1]:1", "[2001:db8:0:1::1]:1", false},
+		{"[fe80::1%eth0]:1", "[fe80::2%eth0]:1", true},
+	} {
+		at := func(s string) netip.Prefix { return origin(net.TCPAddrFromAddrPort(netip.MustParseAddrPort(s))) }
+		if (at(c.a) == at(c.b)) != c.same {
+			t.Errorf("%s is %v, %s is %v", c.a, at(c.a), c.b, at(c.b))
+		}
+	}
+}
+
+func TestGateBoundsAllAndEach(t *testing.T) {
+	g := &gate{all: 3, each: 2}
+	a, b := netip.MustParsePrefix("192.0.2.1/32"), netip.MustParsePrefix("192.0.2.2/32")
+	for i, c := range []struct {
+		from netip.Prefix
+		want bool
+	}{{a, true}, {a, true}, {a, false}, {b, true}, {b, false}} {
+		if got := g.enter(c.from); got != c.want {
+			t.Errorf("%d: %v enters: %v", i, c.from, got)
+		}
+	}
+	g.leave(a)
+	if !g.enter(b) {
+		t.Error("a place that was left stays taken")
+	}
+	for _, p := range []netip.Prefix{a, b, b} {
+		g.leave(p)
+	}
+	if g.inside != 0 || len(g.from) != 0 {
+		t.Errorf("%d are inside an empty gate, %v", g.inside, g.from)
+	}
 }
 
 func TestProtocolErrorsEndTheSession(t *testing.T) {

@@ -1,0 +1,57 @@
+package stream
+
+import (
+	"net"
+	"net/netip"
+	"sync"
+)
+
+// gate bounds the connections of which nothing is known yet, in all and from one
+// place, so that whoever holds many open keeps out neither the sessions that run
+// nor others who come.
+type gate struct {
+	all, each int
+
+	mu     sync.Mutex // guards what follows
+	inside int
+	from   map[netip.Prefix]int
+}
+
+// enter lets a connection in, unless there are too many. Who came in leaves again.
+func (g *gate) enter(from netip.Prefix) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.inside >= g.all || g.from[from] >= g.each {
+		return false
+	}
+	if g.from == nil {
+		g.from = map[netip.Prefix]int{}
+	}
+	g.inside++
+	g.from[from]++
+	return true
+}
+
+func (g *gate) leave(from netip.Prefix) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.inside--
+	if g.from[from]--; g.from[from] == 0 {
+		delete(g.from, from)
+	}
+}
+
+// origin is the place that a connection comes from: an IPv4 address, or the 64 bits
+// of a network in which an IPv6 host chooses its address freely.
+func origin(a net.Addr) netip.Prefix {
+	p, err := netip.ParseAddrPort(a.String())
+	if err != nil {
+		return netip.Prefix{} // of another network than IP: all are one place
+	}
+	ip, bits := p.Addr().Unmap().WithZone(""), 32
+	if ip.Is6() {
+		bits = 64
+	}
+	place, _ := ip.Prefix(bits) // bits are never too many
+	return place
+}
