@@ -4,9 +4,13 @@ import (
 	"crypto/tls"
 	"errors"
 	"io"
+	"io/fs"
 	"net"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -250,4 +254,32 @@ func TestListenerThatNeverAnswers(t *testing.T) {
 			t.Errorf("got %v", err)
 		}
 	})
+}
+
+func TestAStagedFileThatMayNotBeRead(t *testing.T) {
+	for _, no := range []error{syscall.EACCES, syscall.EPERM} {
+		err := forbidden("outbox/image", &fs.PathError{Op: "openat", Err: no})
+		if mover.CodeOf(err) != mover.CodeName {
+			t.Errorf("%v has code %s, want %s", no, mover.CodeOf(err), mover.CodeName)
+		}
+		for _, want := range []string{"outbox/image", "glance", "transfer.stage: copy"} {
+			if !strings.Contains(err.Error(), want) {
+				t.Errorf("%v does not say %q", err, want)
+			}
+		}
+	}
+	if err := forbidden("outbox/image", syscall.EIO); mover.CodeOf(err) != mover.CodeOther {
+		t.Errorf("EIO has code %s", mover.CodeOf(err))
+	}
+	r := newPipeRig(t)
+	f := r.stage(t, "image", 1)
+	if err := os.Chmod(filepath.Join(r.rig.Source, f.Name), 0); err != nil {
+		t.Fatal(err)
+	}
+	if os.Geteuid() == 0 {
+		t.Skip("root may read every file")
+	}
+	if err := r.moves(t, f, 1); mover.CodeOf(err) != mover.CodeName {
+		t.Errorf("got %v (code %s), want code %s", err, mover.CodeOf(err), mover.CodeName)
+	}
 }

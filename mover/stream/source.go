@@ -28,19 +28,29 @@ func openSource(root *os.Root, f mover.File) (*os.File, error) {
 		return nil, mover.Coded(mover.CodeSource, fmt.Errorf("it is not staged: %w", err))
 	}
 	if err != nil {
-		return nil, err
+		return nil, forbidden(f.Name, err)
 	}
 	if !before.Mode().IsRegular() {
 		return nil, mover.Coded(mover.CodeName, fmt.Errorf("%s is not a plain file (%v)", f.Name, before.Mode().Type()))
 	}
 	file, err := root.OpenFile(f.Name, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if err != nil {
-		return nil, err
+		return nil, forbidden(f.Name, err)
 	}
 	if err := sameSource(file, before, f); err != nil {
 		return nil, errors.Join(err, file.Close())
 	}
 	return file, nil
+}
+
+// forbidden gives a file that this user may not read its code: a hard link in the
+// outbox has the owner and the mode of the store's file.
+func forbidden(name string, err error) error {
+	if !errors.Is(err, syscall.EACCES) && !errors.Is(err, syscall.EPERM) {
+		return err
+	}
+	return mover.Coded(mover.CodeName, fmt.Errorf("the DTN's user may not read %s: put that user into the group that owns the image store's files (glance) "+
+		"and restart the DTN, or set transfer.stage: copy in the agent's configuration: %w", name, err))
 }
 
 // sameSource reports whether the file that was opened is the one that was looked at.
