@@ -249,9 +249,29 @@ func sparse(t *testing.T, r *Rig) {
 }
 
 func reports(t *testing.T, r *Rig) {
-	req := r.stage(t, "reported", 20*block+1)
+	for name, size := range map[string]int64{"empty": 0, "one": 1, "block": block, "blocks": 20*block + 1} {
+		req := r.stage(t, name, size)
+		if first := r.reported(t, req); first != 0 {
+			t.Errorf("%s: the first report is %d bytes, and nothing was there", name, first)
+		}
+		if first := r.reported(t, req); first != size {
+			t.Errorf("%s: the first report of a second move is %d bytes, want %d", name, first, size)
+		}
+	}
+	req := r.stage(t, "resumed", whole)
+	if _, err := r.broken(t, req, func(cancel func()) { cancel() }); !errors.Is(err, context.Canceled) {
+		t.Fatal(err)
+	}
+	if first := r.reported(t, req); first < half || first >= whole {
+		t.Errorf("the first report is %d bytes, and at least %d of %d were there", first, half, whole)
+	}
+}
+
+// reported moves, checks the reports, and returns the first.
+func (r *Rig) reported(t *testing.T, req mover.Request) int64 {
+	t.Helper()
 	var mu sync.Mutex
-	last := int64(-1)
+	first, last := int64(-1), int64(-1)
 	ok(t, r.moveCtx(t.Context(), t, req, func(moved int64) {
 		if !mu.TryLock() {
 			t.Error("report is called concurrently")
@@ -261,11 +281,15 @@ func reports(t *testing.T, r *Rig) {
 		if moved < last || moved > req.Source.Size {
 			t.Errorf("%d bytes reported after %d of %d", moved, last, req.Source.Size)
 		}
+		if last < 0 {
+			first = moved
+		}
 		last = moved
 	}))
 	if last != req.Source.Size {
 		t.Errorf("the last report is %d bytes, want %d", last, req.Source.Size)
 	}
+	return first
 }
 
 func twice(t *testing.T, r *Rig) {

@@ -17,22 +17,25 @@ import (
 // lingerTime bounds how long a connection is read on for its last answer.
 const lingerTime = 5 * time.Second
 
-// dial opens a connection to another DTN and shakes hands.
-func dial(ctx context.Context, e *Engine, address string) (*tls.Conn, error) {
+// dial opens a connection to another DTN and shakes hands. It tells how long the
+// first took, without the second.
+func dial(ctx context.Context, e *Engine, address string) (_ *tls.Conn, rtt time.Duration, err error) {
 	host, _, err := net.SplitHostPort(address)
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
+	begin := time.Now()
 	nc, err := e.dialer()(ctx, "tcp", address)
+	rtt = time.Since(begin)
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
 	c := tls.Client(nc, clientConfig(e.TLS(), host))
 	if err := c.HandshakeContext(ctx); err != nil {
 		_ = nc.Close() // ctx may have closed it already
-		return nil, authError(err)
+		return nil, 0, authError(err)
 	}
-	return c, nil
+	return c, rtt, nil
 }
 
 // clientConfig makes of conf one for a server that is host, and a DTN.

@@ -30,9 +30,13 @@ import (
 // What Engine does when nobody says otherwise.
 const (
 	DefaultParallelism = 4
+	NearParallelism    = 2 // where the receiver is near: more connections bring nothing and cost CPU
 	DefaultPipelining  = 8
 	DefaultStall       = 2 * time.Minute
 )
+
+// near is a time for opening a TCP connection that no wide area path reaches.
+const near = 2 * time.Millisecond
 
 // maxCommits bounds how often a receiver may find that blocks it had are damaged.
 const maxCommits = 5
@@ -115,6 +119,7 @@ type move struct {
 // lane is one connection of a move. Its queue's mutex guards flight and quit.
 type lane struct {
 	conn    *tls.Conn
+	rtt     time.Duration // that opening it took, a name's lookup included
 	window  int
 	flight  map[uint32]bool // sent or about to be, not answered
 	quit    bool            // takes no more blocks
@@ -134,6 +139,7 @@ func (m *move) run(ctx context.Context, report func(moved int64)) error {
 		return first.conn.Close()
 	}
 	m.queue = newQueue(size, a.Have, m.stall)
+	report(m.queue.told)
 	stop := context.AfterFunc(ctx, func() { m.queue.fail(context.Cause(ctx)) })
 	defer stop()
 	m.start(ctx, first)
@@ -156,7 +162,7 @@ func (m *move) run(ctx context.Context, report func(moved int64)) error {
 
 // start runs the first lane and as many more as the request asks for and the file can use.
 func (m *move) start(ctx context.Context, first *lane) {
-	n := clamp(m.request.PCP.Parallelism, DefaultParallelism, mover.MaxParallelism)
+	n := clamp(m.request.PCP.Parallelism, parallelism(first.rtt), mover.MaxParallelism)
 	n = min(n, max(1, m.queue.left))
 	m.queue.expect(first)
 	m.lanes.Go(func() { m.drive(first) })
@@ -176,11 +182,19 @@ func (m *move) start(ctx context.Context, first *lane) {
 	}
 }
 
+// parallelism is how many connections a file goes over when nobody says.
+func parallelism(rtt time.Duration) int {
+	if rtt < near {
+		return NearParallelism
+	}
+	return DefaultParallelism
+}
+
 // open dials, and opens or joins the session. The connection is closed when ctx is done.
 func (m *move) open(ctx context.Context, join bool) (*lane, answer, error) {
 	limit, cancel := context.WithTimeoutCause(ctx, m.stall, errors.New("the receiver does not answer"))
 	defer cancel()
-	c, err := dial(limit, m.engine, m.request.Destination.Address)
+	c, rtt, err := dial(limit, m.engine, m.request.Destination.Address)
 	if err != nil && limit.Err() != nil {
 		err = context.Cause(limit)
 	}
@@ -194,7 +208,7 @@ func (m *move) open(ctx context.Context, join bool) (*lane, answer, error) {
 		return nil, answer{}, fmt.Errorf("open a session: %w", err)
 	}
 	return &lane{
-		conn: c, window: m.window,
+		conn: c, rtt: rtt, window: m.window,
 		flight: map[uint32]bool{}, answers: make(chan answer, 1), done: make(chan struct{}),
 	}, a, nil
 }

@@ -1,6 +1,7 @@
 package stream
 
 import (
+	"context"
 	"crypto/tls"
 	"errors"
 	"io"
@@ -10,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -281,5 +283,41 @@ func TestAStagedFileThatMayNotBeRead(t *testing.T) {
 	}
 	if err := r.moves(t, f, 1); mover.CodeOf(err) != mover.CodeName {
 		t.Errorf("got %v (code %s), want code %s", err, mover.CodeOf(err), mover.CodeName)
+	}
+}
+
+// TestParallelismFollowsThePath holds how many connections a move opens when
+// nobody says, and that it does not hold back one who does.
+func TestParallelismFollowsThePath(t *testing.T) {
+	for _, c := range []struct {
+		rtt         time.Duration
+		asked, want int
+	}{{0, 0, NearParallelism}, {near - 1, 0, NearParallelism}, {near, 0, DefaultParallelism}, {time.Second, 0, DefaultParallelism}, {0, 7, 7}, {time.Second, 1, 1}} {
+		synctest.Test(t, func(t *testing.T) {
+			r := newPipeRig(t)
+			f := r.stage(t, "image", 40*mover.BlockSize)
+			e := r.rig.Engine.(*Engine)
+			dial, dialled := e.Dial, new(atomic.Int32)
+			e.Dial = func(ctx context.Context, network, address string) (net.Conn, error) {
+				dialled.Add(1)
+				time.Sleep(c.rtt) // fake
+				return dial(ctx, network, address)
+			}
+			all := make(chan struct{}) // no block is answered before every connection is there
+			r.play(t, f.Size, script{answer: func(_ int, h header, w io.Writer) error {
+				<-all
+				if h.kind == kindCommit {
+					return done(w)
+				}
+				return say(w, kindProven, h.index)
+			}})
+			time.AfterFunc(time.Minute, func() { close(all) })
+			if err := r.moves(t, f, c.asked); err != nil {
+				t.Fatal(err)
+			}
+			if got := int(dialled.Load()); got != c.want {
+				t.Errorf("%v away, %d asked for: %d connections, want %d", c.rtt, c.asked, got, c.want)
+			}
+		})
 	}
 }

@@ -23,7 +23,7 @@ type queue struct {
 	next    uint32 // no block below it is in todo
 	left    int    // blocks not proven
 	moved   int64  // bytes proven
-	told    int64  // the most that was reported
+	told    int64  // the most that was reported; at first, what was there before
 	tries   map[uint32]int
 	lanes   map[*lane]bool // true: may send; false: being dialled
 	err     error          // why all is over
@@ -34,6 +34,7 @@ func newQueue(size int64, have bitmap, stall time.Duration) *queue {
 	q := &queue{size: size, stall: stall, tries: map[uint32]int{}, lanes: map[*lane]bool{}}
 	q.changed.L = &q.mu
 	q.fill(have)
+	q.told = q.moved
 	return q
 }
 
