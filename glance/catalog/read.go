@@ -192,12 +192,6 @@ func (c *Catalog) Datadirs(ctx context.Context) ([]string, error) {
 	return dirs, nil
 }
 
-// Check makes the cheapest request that needs a token, and returns why it failed.
-func (c *Catalog) Check(ctx context.Context) error {
-	_, err := get[page](ctx, c, request{doing: "reach Glance", method: http.MethodGet, path: "images", query: url.Values{"limit": {"1"}}})
-	return err
-}
-
 // image is a glance.Image in the JSON of the Image API, where custom properties
 // stand among the attributes.
 type image glance.Image

@@ -19,7 +19,7 @@ func TestReal(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := c.Check(t.Context()); err != nil {
+	if err := reach(t.Context(), c); err != nil {
 		t.Fatal(err)
 	}
 	var expire func()
