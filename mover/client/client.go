@@ -28,10 +28,8 @@ const (
 
 // Client is one DTN. It may be used by several goroutines at once.
 type Client struct {
-	base  string // ends in a slash
-	http  *http.Client
-	quiet time.Duration // an event stream that says nothing for so long is dead
-	pause time.Duration // before an event stream is opened again
+	base string // ends in a slash
+	http *http.Client
 }
 
 // New returns a client of the DTN at baseURL, e.g. https://dtn-a.example.org:7443.
@@ -47,7 +45,7 @@ func New(baseURL string, hc *http.Client) (*Client, error) {
 	own := *hc
 	own.Timeout = 0 // it would end event streams
 	own.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
-	return &Client{base: strings.TrimSuffix(baseURL, "/") + "/", http: &own, quiet: 15 * time.Second, pause: time.Second}, nil
+	return &Client{base: strings.TrimSuffix(baseURL, "/") + "/", http: &own}, nil
 }
 
 // Submit asks for a transfer. It may be repeated: the same Key with the same

@@ -3,7 +3,6 @@ package client
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -25,7 +24,6 @@ func serve(t *testing.T, h http.HandlerFunc) *Client {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c.pause = time.Millisecond
 	return c
 }
 
@@ -130,106 +128,6 @@ func TestASilentDTNIsGivenUp(t *testing.T) {
 		if waited := time.Since(start); waited != callTimeout || err == nil ||
 			!strings.Contains(err.Error(), c.base) || !strings.Contains(err.Error(), "no answer within 30s") {
 			t.Errorf("after %v: %v; want after %v the URL and the reason", waited, err, callTimeout)
-		}
-	})
-}
-
-func TestASilentEventStreamIsOpenedAgain(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		ctx, cancel := context.WithCancelCause(t.Context())
-		defer cancel(nil)
-		enough := errors.New("seen enough")
-		c, start := silent(t, ""), time.Now()
-		var told []error
-		for _, err := range c.Follow(ctx, "x") {
-			if told = append(told, err); len(told) == 3 {
-				cancel(enough)
-			}
-		}
-		if len(told) != 4 || !errors.Is(told[3], enough) || !strings.Contains(told[0].Error(), "no event within 15s") {
-			t.Errorf("told %v, want three broken streams and the end of the context", told)
-		}
-		if got, want := time.Since(start), 3*c.quiet+2*c.pause; got != want {
-			t.Errorf("took %v, want %v", got, want)
-		}
-	})
-}
-
-func TestAnEventStreamThatFallsSilentIsOpenedAgain(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		c := silent(t, "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n"+event(mover.Running))
-		start := time.Now()
-		for s, err := range c.Follow(t.Context(), "x") {
-			if err == nil && s.State == mover.Running {
-				time.Sleep(time.Hour) // a slow listener is not a silent stream
-				start = time.Now()
-				continue
-			}
-			if waited := time.Since(start); waited != c.quiet || !strings.Contains(err.Error(), "no event within 15s") {
-				t.Errorf("%v after %v, want it to be given up after %v", err, waited, c.quiet)
-			}
-			break
-		}
-	})
-}
-
-func event(s mover.TransferState) string {
-	return fmt.Sprintf("event: status\ndata: {\"id\":\"x\",\"state\":%q}\n\n", s)
-}
-
-func TestFollowGoesOnWhereAStreamBroke(t *testing.T) {
-	streams := []string{
-		event(mover.Queued) + event(mover.Running),
-		"event: status\ndata: {\"state\":\n\n",
-		strings.Repeat("x", 2*maxLine),
-		": a comment\nevent: beat\ndata: {}\n\n" + event(mover.Running) + event(mover.Done) + event(mover.Done),
-	}
-	next := 0
-	c := serve(t, func(w http.ResponseWriter, r *http.Request) {
-		if r.URL.Path != "/v1/transfers/x/events" {
-			t.Errorf("asked for %s", r.URL.Path)
-		}
-		io.WriteString(w, streams[next])
-		next++
-	})
-	var told []string
-	for s, err := range c.Follow(t.Context(), "x") {
-		if err != nil {
-			told = append(told, "broke")
-			continue
-		}
-		told = append(told, string(s.State))
-	}
-	if got, want := strings.Join(told, " "), "queued running broke broke broke running done"; got != want {
-		t.Errorf("told %s, want %s", got, want)
-	}
-}
-
-func TestFollowStopsWhenItsLoopDoes(t *testing.T) {
-	c := serve(t, func(w http.ResponseWriter, _ *http.Request) {
-		io.WriteString(w, event(mover.Running)+event(mover.Running))
-	})
-	n := 0
-	for range c.Follow(t.Context(), "x") {
-		n++
-		break
-	}
-	if n != 1 {
-		t.Errorf("told %d times, want 1", n)
-	}
-}
-
-func FuzzEvents(f *testing.F) {
-	f.Add(event(mover.Running))
-	f.Add("event: beat\ndata: {}\n\ndata: x\n\nevent:status\ndata:y\r\n\r\n")
-	f.Fuzz(func(t *testing.T, text string) {
-		n := 0
-		err := events(strings.NewReader(text), func([]byte) (bool, error) { n++; return true, nil })
-		if err == nil {
-			t.Error("a stream that ends is no error")
-		}
-		if most := strings.Count(text, "status"); n > most {
-			t.Errorf("%d events from %d mentions of status", n, most)
 		}
 	})
 }

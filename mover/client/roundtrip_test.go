@@ -1,11 +1,14 @@
 package client_test
 
 import (
+	"bufio"
 	"context"
 	"crypto/tls"
 	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"iter"
 	"log/slog"
 	"net"
 	"net/http"
@@ -114,7 +117,7 @@ func start(t *testing.T) *site {
 		Engines:  map[string]mover.Engine{dtn.DefaultEngine: engine{s.release}},
 		Arrivals: s.inbox, Export: root(t), State: root(t),
 		Transfers: 4, Keep: time.Hour,
-		Listening: func() error { return nil }, Log: log,
+		Log: log,
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -157,12 +160,36 @@ func (s *site) certificate(t *testing.T, role, name string) tls.Certificate {
 	return c
 }
 
+func (s *site) httpClient(t *testing.T, http2 bool, certs ...tls.Certificate) *http.Client {
+	tr := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: s.ca.Pool(), Certificates: certs}, ForceAttemptHTTP2: http2}
+	t.Cleanup(tr.CloseIdleConnections)
+	return &http.Client{Transport: tr}
+}
+
+// events yields what a transfer's event stream tells until it ends.
+func (s *site) events(t *testing.T, http2 bool, id mover.TransferID) iter.Seq[mover.Status] {
+	return func(yield func(mover.Status) bool) {
+		resp, err := s.httpClient(t, http2, s.certificate(t, pki.Operator, "A")).Get(s.url + "/v1/transfers/" + string(id) + "/events")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		for lines := bufio.NewScanner(resp.Body); lines.Scan(); {
+			var st mover.Status
+			if data, ok := strings.CutPrefix(lines.Text(), "data: "); !ok || json.Unmarshal([]byte(data), &st) != nil || st.ID == "" {
+				continue
+			}
+			if !yield(st) {
+				return
+			}
+		}
+	}
+}
+
 // client is a client with these certificates.
 func (s *site) client(t *testing.T, http2 bool, certs ...tls.Certificate) *client.Client {
 	t.Helper()
-	tr := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: s.ca.Pool(), Certificates: certs}, ForceAttemptHTTP2: http2}
-	t.Cleanup(tr.CloseIdleConnections)
-	c, err := client.New(s.url, &http.Client{Transport: tr})
+	c, err := client.New(s.url, s.httpClient(t, http2, certs...))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -177,16 +204,18 @@ func request(key string) mover.Request {
 	}
 }
 
-// last follows a transfer to its end.
-func last(t *testing.T, c *client.Client, id mover.TransferID) (s mover.Status) {
+// last waits for a transfer's end.
+func last(t *testing.T, c *client.Client, id mover.TransferID) mover.Status {
 	t.Helper()
-	for st, err := range c.Follow(t.Context(), id) {
-		if err != nil {
-			t.Fatal(err)
+	for deadline := time.Now().Add(time.Minute); ; {
+		st, err := c.Status(t.Context(), id)
+		if err != nil || time.Now().After(deadline) {
+			t.Fatalf("%+v, %v", st, err)
 		}
-		s = st
+		if st.State.Final() {
+			return st
+		}
 	}
-	return s
 }
 
 func TestTransfersOverMutualTLS(t *testing.T) {
@@ -242,10 +271,7 @@ func TestAnEventStreamOutlivesTheWriteTimeout(t *testing.T) {
 			}
 			running := 0
 			var end mover.TransferState
-			for st, err := range c.Follow(t.Context(), id) {
-				if err != nil {
-					t.Fatal(err)
-				}
+			for st := range s.events(t, http2, id) {
 				if end = st.State; end == mover.Running {
 					if running++; running == 2 { // the second after a second: five write timeouts
 						close(s.release)
@@ -266,11 +292,8 @@ func TestShutdownDoesNotWaitForEventStreams(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, err := range c.Follow(t.Context(), id) {
-		if err != nil {
-			break // the stream broke, as it should
-		}
-		s.stop()
+	for range s.events(t, false, id) {
+		s.stop() // and the stream ends
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
@@ -304,13 +327,6 @@ func TestWhatIsNotThere(t *testing.T) {
 	c := s.client(t, false, s.certificate(t, pki.Agent, "A"))
 	if _, err := c.Status(t.Context(), "unknown"); !errors.Is(err, mover.ErrNoTransfer) {
 		t.Errorf("Status: %v, want %v", err, mover.ErrNoTransfer)
-	}
-	var told []error
-	for _, err := range c.Follow(t.Context(), "unknown") {
-		told = append(told, err)
-	}
-	if len(told) != 1 || !errors.Is(told[0], mover.ErrNoTransfer) {
-		t.Errorf("Follow: %v, want %v once", told, mover.ErrNoTransfer)
 	}
 	if _, err := c.Arrival(t.Context(), "inbox/x"); !errors.Is(err, mover.ErrNoArrival) {
 		t.Errorf("Arrival: %v, want %v", err, mover.ErrNoArrival)
