@@ -198,7 +198,7 @@ func (b *box) requests(t testing.TB, site string) float64 {
 	}
 	var n float64
 	for line := range strings.Lines(string(text)) {
-		if strings.HasPrefix(line, "glance_dtn_agent_glance_request_seconds_count{") || strings.HasPrefix(line, "glance_dtn_agent_glance_requests_total{") {
+		if strings.HasPrefix(line, "glance_dtn_agent_glance_requests_total{") {
 			v, err := strconv.ParseFloat(strings.TrimSpace(line[strings.LastIndexByte(line, ' '):]), 64)
 			if err != nil {
 				t.Fatal(err)

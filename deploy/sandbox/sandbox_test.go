@@ -37,30 +37,75 @@ type box struct {
 	token   string
 }
 
-// up returns a new sandbox with these settings, and takes it down after the
-// test. It skips the test where GLANCE_DTN_REAL is not set: `make test` sets it.
-func up(t testing.TB, settings ...string) *box {
+// one is the sandbox that the tests share which need no settings of their own. It
+// starts no job by itself.
+var one struct {
+	sync.Once
+	box *box
+}
+
+func TestMain(m *testing.M) {
+	code := m.Run()
+	if one.box != nil {
+		if out, err := exec.Command("./sandbox", "down", one.box.dir).CombinedOutput(); err != nil {
+			fmt.Fprintf(os.Stderr, "sandbox down: %v\n%s", err, out)
+			code = 1
+		}
+		if code == 0 {
+			_ = os.RemoveAll(one.box.dir)
+		} else {
+			fmt.Fprintf(os.Stderr, "the logs are kept in %s/log\n", one.box.dir)
+		}
+	}
+	os.Exit(code)
+}
+
+func shared(t testing.TB) *box {
+	t.Helper()
+	needReal(t)
+	one.Do(func() { one.box = raise(t) })
+	if one.box == nil {
+		t.Fatal("the shared sandbox did not come up")
+	}
+	return one.box
+}
+
+// needReal skips the test where GLANCE_DTN_REAL is not set: `make test` sets it.
+func needReal(t testing.TB) {
 	t.Helper()
 	if os.Getenv("GLANCE_DTN_REAL") == "" {
 		t.Skip("needs Debian's OpenStack packages; `make test` runs it")
 	}
+}
+
+// up returns a new sandbox with these settings, and takes it down after the test.
+func up(t testing.TB, settings ...string) *box {
+	t.Helper()
+	needReal(t)
+	b := raise(t, settings...)
+	t.Cleanup(func() {
+		b.sandbox(t, "down", b.dir)
+		if t.Failed() {
+			t.Logf("the logs are kept in %s/log", b.dir)
+			return
+		}
+		_ = os.RemoveAll(b.dir)
+	})
+	return b
+}
+
+func raise(t testing.TB, settings ...string) *box {
+	t.Helper()
 	dir, err := os.MkdirTemp("", "gdtn-box") // short: sockets lie in it
 	if err != nil {
 		t.Fatal(err)
 	}
 	b := &box{dir: dir, env: map[string]map[string]string{}, control: map[string]*api.ControlClient{}}
-	t.Cleanup(func() {
-		b.sandbox(t, "down", dir)
-		if t.Failed() {
-			t.Logf("the logs are kept in %s/log", dir)
-			return
-		}
-		_ = os.RemoveAll(dir)
-	})
 	cmd := exec.Command("./sandbox", "up", dir)
 	cmd.Env = append(os.Environ(), append([]string{"SANDBOX_FAST=1", "SANDBOX_RULES=none"}, settings...)...)
 	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("sandbox up: %v\n%s", err, out)
+		_ = exec.Command("./sandbox", "down", dir).Run()
+		t.Fatalf("sandbox up: %v\n%s\nthe logs are kept in %s/log", err, out, dir)
 	}
 	for _, site := range []string{"A", "B"} {
 		b.env[site] = map[string]string{}
@@ -380,14 +425,16 @@ func TestUploadAtAIsServedByB(t *testing.T) {
 
 // Each daemon is killed in each leg, and started again: the image arrives once and whole.
 func TestKilledInEachLeg(t *testing.T) {
-	b := up(t)
-	const size = 200 * mib
+	b := shared(t)
+	const size = 120 * mib
 	for _, when := range []agent.State{agent.Offered, agent.Staged, agent.Moved} {
 		for _, part := range []string{"agentA", "agentB", "dtnA", "dtnB"} {
 			t.Run(string(when)+"/"+part, func(t *testing.T) {
 				id := b.create(t, "A", "killed-"+string(when)+part, size, nil)
 				job := b.push(t, id)
-				b.await(t, "A", job, when, agent.Verified)
+				if j := b.await(t, "A", job, when, agent.Verified); j.State != when {
+					t.Fatalf("the job was verified before it was seen %s", when)
+				}
 				b.kill(t, part)
 				b.start(t, part)
 				j := b.await(t, "A", job, agent.Verified, agent.Parked)
@@ -404,7 +451,7 @@ func TestKilledInEachLeg(t *testing.T) {
 
 // The receiving site is away while the image is on its way.
 func TestPeerDown(t *testing.T) {
-	b := up(t)
+	b := shared(t)
 	for _, part := range []string{"agentB", "dtnB", "glanceB"} {
 		t.Run(part, func(t *testing.T) {
 			b.sandbox(t, "stop", b.dir, part)
@@ -426,7 +473,7 @@ func TestPeerDown(t *testing.T) {
 // A token that lives shorter than the upload takes.
 func TestTokenExpiresDuringUploads(t *testing.T) {
 	b := up(t, "SANDBOX_TOKEN_LIFE=3")
-	for n := range 3 {
+	for n := range 2 {
 		const size = 700 * mib
 		id := b.create(t, "A", fmt.Sprint("long-", n), size, nil)
 		began := time.Now()
@@ -439,7 +486,7 @@ func TestTokenExpiresDuringUploads(t *testing.T) {
 }
 
 func TestTrouble(t *testing.T) {
-	b := up(t)
+	b := shared(t)
 	storeFile := func(site, id string) string { return filepath.Join(b.env[site]["GLANCE_DTN_SANDBOX_STORE"], id) }
 
 	t.Run("a damaged file never becomes active at B", func(t *testing.T) {
@@ -542,6 +589,10 @@ func TestTrouble(t *testing.T) {
 		}
 		b.sandbox(t, "stop", b.dir, "agentB")
 		b.start(t, "agentB", "GLANCE_DTN_DELIVER__ON_DELETED_ID=new-id")
+		defer func() {
+			b.sandbox(t, "stop", b.dir, "agentB")
+			b.start(t, "agentB")
+		}()
 		if _, err := b.control["A"].Retry(t.Context(), job); err != nil {
 			t.Fatal(err)
 		}
@@ -559,7 +610,7 @@ func TestTrouble(t *testing.T) {
 
 // The export is full: the DTN keeps its reserve, so a large reserve is a full disk.
 func TestExportFull(t *testing.T) {
-	b := up(t)
+	b := shared(t)
 	b.sandbox(t, "stop", b.dir, "dtnB")
 	b.start(t, "dtnB", "GLANCE_DTN_RESERVE=900TiB")
 	id := b.create(t, "A", "big", 10*mib, nil)
@@ -584,7 +635,13 @@ func TestExportFull(t *testing.T) {
 
 // glance-api dies in the middle of our upload: Glance leaves the image in saving for ever.
 func TestGlanceKilledDuringUpload(t *testing.T) {
-	b := up(t, "SANDBOX_EXTRA_AGENT_B=GLANCE_DTN_DELIVER__ON_DELETED_ID=new-id GLANCE_DTN_WATCH__STUCK=3s")
+	b := shared(t)
+	b.sandbox(t, "stop", b.dir, "agentB")
+	b.start(t, "agentB", "GLANCE_DTN_DELIVER__ON_DELETED_ID=new-id", "GLANCE_DTN_WATCH__STUCK=3s")
+	defer func() {
+		b.sandbox(t, "stop", b.dir, "agentB")
+		b.start(t, "agentB")
+	}()
 	const size = 300 * mib
 	id := b.create(t, "A", "glance-dies", size, nil)
 	job := b.push(t, id)
@@ -606,29 +663,52 @@ func TestGlanceKilledDuringUpload(t *testing.T) {
 	b.wantClean(t)
 }
 
-// 1,000 images on both sides and nothing to do: what a full pass asks of Glance.
-func TestPassOverManyImages(t *testing.T) {
-	if testing.Short() {
-		t.Skip("makes images for half a minute")
+// Bulk replication without a daemon at A, as cron does it.
+func TestReplicateOnce(t *testing.T) {
+	b := shared(t)
+	ids := []string{}
+	for n := range 5 {
+		ids = append(ids, b.create(t, "A", fmt.Sprint("once-", n), 2*mib+int64(n), map[string]any{"tags": []string{"once"}}))
 	}
-	b := up(t, "SANDBOX_AUTH=none")
-	for n := range 40 {
-		b.create(t, "A", fmt.Sprint("many-", n), 1000+int64(n), nil)
+	b.sandbox(t, "stop", b.dir, "agentA")
+	defer b.start(t, "agentA")
+	cmd := exec.Command(os.Getenv("GLANCE_DTN"), "replicate", "--tag", "once", "--to", "B", "--once", "--config", b.env["A"]["GLANCE_DTN_CONFIG"], "-o", "json")
+	cmd.Env = os.Environ()
+	for k, v := range b.env["A"] {
+		cmd.Env = append(cmd.Env, k+"="+v)
 	}
-	o, err := b.control["A"].Replicate(t.Context(), agent.Match{}, []string{"B"}, false)
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("replicate --once: %v\n%s%s", err, out, stderr.Bytes())
 	}
-	for _, c := range o {
-		b.await(t, "A", c.Job, agent.Verified)
+	if bytes.Contains(out, []byte(`"ticket"`)) {
+		t.Errorf("a ticket is shown: %s", out)
 	}
-	o, err = b.control["A"].Compare(t.Context(), []string{"B"}, agent.Match{})
-	if err != nil {
-		t.Fatal(err)
+	for n, id := range ids {
+		b.wantDelivered(t, id, 2*mib+int64(n))
 	}
-	for _, c := range o {
-		if c.Relation != agent.Same {
-			t.Errorf("%s is %s: %s", c.Name, c.Relation, c.Detail)
+}
+
+// "up" of a sandbox that is up does nothing; "status" tells of every part.
+func TestUpTwiceAndStatus(t *testing.T) {
+	b := shared(t)
+	before := b.sandbox(t, "status", b.dir)
+	b.sandbox(t, "up", b.dir)
+	pids := func(status string) (all []string) {
+		for line := range strings.Lines(status) {
+			f := strings.Fields(line)
+			if len(f) < 4 || f[1] != "running" {
+				t.Errorf("status: %s", line)
+				continue
+			}
+			all = append(all, f[0]+" "+f[3])
 		}
+		return all
+	}
+	x, y := pids(before), pids(b.sandbox(t, "status", b.dir))
+	if len(x) != 7 || !slices.Equal(x, y) {
+		t.Errorf("parts before the second up: %v, after: %v", x, y)
 	}
 }
