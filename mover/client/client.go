@@ -19,7 +19,7 @@ import (
 	"github.com/glance-dtn/glance-dtn/mover"
 )
 
-// Bounds of a call. An event stream has bounds of its own.
+// Bounds of a call.
 const (
 	callTimeout = 30 * time.Second
 	maxAnswer   = 64 << 20 // a list of 20,000 transfers included
@@ -43,7 +43,7 @@ func New(baseURL string, hc *http.Client) (*Client, error) {
 		return nil, fmt.Errorf("DTN's URL %q: want https://HOST:PORT", baseURL)
 	}
 	own := *hc
-	own.Timeout = 0 // it would end event streams
+	own.Timeout = 0 // each call has its own
 	own.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
 	return &Client{base: strings.TrimSuffix(baseURL, "/") + "/", http: &own}, nil
 }
