@@ -57,36 +57,47 @@ func (a *Agent) Offer(ctx context.Context, from string, o Offer) (Grant, error) 
 	if here.present != "" && (!known || j.State.Final()) {
 		return Grant{Verdict: Have, ImageID: here.present}, nil
 	}
+	file := mover.File{Name: Job{ID: id, Kind: Receive}.FileName(), Size: img.Size, Digest: img.Hash}
+	bytes := here.elsewhere == "" // have to come
+	if known && !j.State.Final() {
+		bytes = j.LocalCopy == "" && j.State != Delivered
+	}
+	var address string
+	if bytes {
+		if address, bytes, no = a.room(ctx, file); no.Verdict != "" {
+			return no, nil
+		}
+	}
 	if j, err = a.expect(ctx, j, Job{ID: id, Kind: Receive, Peer: from, Image: img, LocalCopy: here.elsewhere}); err != nil {
 		return Grant{}, err
 	}
 	g := Grant{Verdict: Accept, Delivery: id, ImageID: j.DeliverAs}
-	if j.LocalCopy != "" || j.State == Delivered { // no byte has to come
+	if !bytes {
 		return g, nil
 	}
-	return a.grant(ctx, g, j)
-}
-
-// grant completes g with a ticket, or turns it down when there is no room.
-func (a *Agent) grant(ctx context.Context, g Grant, j Job) (Grant, error) {
-	c, err := a.Landing.Capabilities(ctx)
-	if err != nil {
-		return Grant{Verdict: Wait, Reason: fmt.Sprintf("its DTN does not answer: %v", err)}, nil
-	}
-	f := mover.File{Name: j.FileName(), Size: j.Image.Size, Digest: j.Image.Hash}
-	arr, err := a.Landing.Arrival(ctx, f.Name)
-	if err == nil && arr.State == mover.Arrived {
-		return g, nil // it came in an earlier round
-	}
-	if errors.Is(err, mover.ErrNoArrival) && c.Free < f.Size {
-		return Grant{Verdict: Wait, Reason: fmt.Sprintf("no space: image %s needs %d bytes on the export of site %s, %d are free", j.Image.ID, f.Size, a.Site, c.Free)}, nil
-	}
-	g.Ticket, err = a.Signer.Sign(mover.Ticket{ID: randomID(), Site: a.Site, From: j.Peer, File: f, Expires: time.Now().Add(ticketLife)})
+	g.Address, g.Name = address, file.Name
+	g.Ticket, err = a.Signer.Sign(mover.Ticket{ID: randomID(), Site: a.Site, From: from, File: file, Expires: time.Now().Add(ticketLife)})
 	if err != nil {
 		return Grant{}, fmt.Errorf("sign the ticket: %w", err)
 	}
-	g.Address, g.Name = c.Address, f.Name
 	return g, nil
+}
+
+// room asks our DTN where to send a file, and whether it has to be sent at all: it may
+// have come in an earlier round. no is the answer when there is no room.
+func (a *Agent) room(ctx context.Context, f mover.File) (address string, send bool, no Grant) {
+	c, err := a.Landing.Capabilities(ctx)
+	if err != nil {
+		return "", false, Grant{Verdict: Wait, Reason: fmt.Sprintf("its DTN does not answer: %v", err)}
+	}
+	arr, err := a.Landing.Arrival(ctx, f.Name)
+	switch {
+	case err == nil && arr.State == mover.Arrived:
+		return c.Address, false, no
+	case errors.Is(err, mover.ErrNoArrival) && c.Free < f.Size:
+		return "", false, Grant{Verdict: Wait, Reason: fmt.Sprintf("no space: the image needs %d bytes on the export of site %s, %d are free", f.Size, a.Site, c.Free)}
+	}
+	return c.Address, true, no
 }
 
 // expect stores a Receive job in its first state: a new one, or the final one of the

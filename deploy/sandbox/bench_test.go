@@ -25,7 +25,7 @@ const rounds = 5
 func BenchmarkEndToEnd(b *testing.B) {
 	for _, stage := range []string{"auto", "copy"} {
 		b.Run("stage="+stage, func(b *testing.B) {
-			x := up(b, "SANDBOX_STAGE="+stage)
+			x := up(b, "SANDBOX_STAGE="+stage, "SANDBOX_FAST=0")
 			const size = 1 << 30
 			file := filepath.Join(x.dir, "image")
 			f, err := os.Create(file)
@@ -105,7 +105,7 @@ func median(x []float64) float64 {
 // BenchmarkMemory measures the largest resident size of each daemon while a 4 GiB
 // image goes from A to B. Goals: agent 120 MiB, dtn 80 MiB.
 func BenchmarkMemory(b *testing.B) {
-	x := up(b)
+	x := up(b, "SANDBOX_FAST=0")
 	for b.Loop() {
 		x.wholeJob(b, "large", 4<<30)
 		for _, part := range []string{"agentA", "agentB", "dtnA", "dtnB"} {
