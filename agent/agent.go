@@ -69,7 +69,9 @@ type Settings struct {
 // Waits that nobody needs to configure.
 const (
 	pollMin     = 100 * time.Millisecond // of a running leg, first
-	pollMax     = 2 * time.Second        // of a running leg, later
+	pollMax     = 2 * time.Second        // of what may take long to begin
+	pollBusy    = 300 * time.Millisecond // of a leg that is running
+	tidyAfter   = time.Second            // a verified job's copies are removed: freeing a large file keeps a disk busy
 	ticketLife  = time.Hour              // a session must open within
 	lostAfter   = 30 * time.Second       // an arrival that the peer does not see is sent anew
 	stallLimit  = 5 * time.Minute        // no byte in this time: the upload is given up and begun anew later
@@ -87,6 +89,7 @@ type Agent struct {
 	Options
 	settings atomic.Pointer[Settings]
 	hints    *hintQueue
+	tidying  sync.WaitGroup
 	reopened chan struct{} // a Reload: reconcile now
 
 	mu        sync.Mutex
@@ -184,8 +187,9 @@ func pause(ctx context.Context, d time.Duration) bool {
 	}
 }
 
-// polling yields the number of the round, waiting between rounds a little longer each time, until ctx ends.
-func polling(ctx context.Context) func(yield func(int) bool) {
+// polling yields the number of the round, waiting between rounds a little longer each
+// time, at most so long, until ctx ends.
+func polling(ctx context.Context, most time.Duration) func(yield func(int) bool) {
 	return func(yield func(int) bool) {
 		d := pollMin
 		for n := 0; ctx.Err() == nil; n++ {
@@ -193,7 +197,7 @@ func polling(ctx context.Context) func(yield func(int) bool) {
 				return
 			}
 			pause(ctx, d)
-			d = min(d*5/4, pollMax)
+			d = min(d*5/4, most)
 		}
 	}
 }

@@ -96,7 +96,7 @@ func (a *Agent) follow(ctx context.Context, file mover.File) (*follower, error) 
 // nothing new is proven for stallLimit.
 func (f *follower) wait(ok func(mover.Arrival) bool) (mover.Arrival, error) {
 	moved, since := int64(-1), time.Now()
-	for range polling(f.ctx) {
+	for range polling(f.ctx, pollBusy) {
 		arr, err := f.landing.Arrival(f.ctx, f.name)
 		if err != nil {
 			return arr, fmt.Errorf("ask the DTN for %s: %w", f.name, err)

@@ -210,7 +210,7 @@ func (a *Agent) awaitArrival(ctx context.Context, j Job, _ func(int64, int64)) (
 	if j.LocalCopy != "" {
 		return j.Enter(Arriving, time.Now().UTC(), "content is here as image "+string(j.LocalCopy)), nil
 	}
-	for range polling(ctx) {
+	for range polling(ctx, pollMax) {
 		_, err := a.Landing.Arrival(ctx, j.FileName())
 		if err == nil {
 			return j.Enter(Arriving, time.Now().UTC(), ""), nil
@@ -412,7 +412,7 @@ func (a *Agent) open(ctx context.Context, j Job) (content, error) {
 	return a.arriving(ctx, mover.File{Name: j.FileName(), Size: j.Image.Size, Digest: j.Image.Hash})
 }
 
-// finishDelivery makes the image visible as its source is, and removes the arrival.
+// finishDelivery makes the image visible as its source is.
 // Delivered → Verified.
 func (a *Agent) finishDelivery(ctx context.Context, j Job, _ func(int64, int64)) (Job, error) {
 	want := j.Image
@@ -427,9 +427,6 @@ func (a *Agent) finishDelivery(ctx context.Context, j Job, _ func(int64, int64))
 	if img.Status != glance.Active || !img.SameContent(j.Image) {
 		return j, failure.Permanently(fmt.Errorf("image %s at site %s is %s with %s, want active with %s", img.ID, a.Site, img.Status, img.Hash, j.Image.Hash))
 	}
-	if err := a.dropArrived(ctx, j.FileName()); err != nil {
-		return j, err
-	}
 	return j.Enter(Verified, time.Now().UTC(), ""), nil
 }
 
@@ -437,7 +434,7 @@ func (a *Agent) finishDelivery(ctx context.Context, j Job, _ func(int64, int64))
 // must not see its last answer cut off.
 func (a *Agent) dropArrived(ctx context.Context, name string) error {
 	began := time.Now()
-	for range polling(ctx) {
+	for range polling(ctx, pollBusy) {
 		arr, err := a.Landing.Arrival(ctx, name)
 		if errors.Is(err, mover.ErrNoArrival) {
 			return nil

@@ -315,7 +315,7 @@ func (a *Agent) sweepOutbox(ctx context.Context) error {
 		return err
 	}
 	for _, name := range names {
-		if ended, err := a.ended(ctx, name); err != nil {
+		if ended, err := a.ended(ctx, name, time.Time{}); err != nil {
 			return err
 		} else if !ended {
 			continue
@@ -335,10 +335,7 @@ func (a *Agent) sweepInbox(ctx context.Context) error {
 		return err
 	}
 	for _, arr := range arrivals {
-		if time.Since(arr.Since) < sweepAge {
-			continue
-		}
-		if ended, err := a.ended(ctx, arr.File.Name); err != nil {
+		if ended, err := a.ended(ctx, arr.File.Name, arr.Since); err != nil {
 			return err
 		} else if !ended {
 			continue
@@ -352,11 +349,11 @@ func (a *Agent) sweepInbox(ctx context.Context) error {
 }
 
 // ended reports whether nobody needs a file of the outbox or inbox any more: its job,
-// whose id is its name, is over or not known.
-func (a *Agent) ended(ctx context.Context, name string) (bool, error) {
+// whose id is its name, is over, or is not known and the file is not new.
+func (a *Agent) ended(ctx context.Context, name string, since time.Time) (bool, error) {
 	j, err := a.Store.Get(ctx, JobID(path.Base(name)))
 	if errors.Is(err, ErrNoJob) {
-		return true, nil
+		return time.Since(since) > sweepAge, nil
 	}
 	return j.State == Verified || j.State == Cancelled, err
 }

@@ -70,9 +70,6 @@ func (a *Agent) offer(ctx context.Context, j Job, _ func(int64, int64)) (Job, er
 	}
 	switch g.Verdict {
 	case Have:
-		if err := a.Stager.Unstage(ctx, j.FileName()); err != nil {
-			return j, err
-		}
 		return j.Enter(Verified, now, "site "+j.Peer+" has it already"), nil
 	case Accept:
 		if g.Ticket == "" {
@@ -132,7 +129,7 @@ func (a *Agent) move(ctx context.Context, j Job, report func(int64, int64)) (Job
 		j.Transfer = id
 		return j, nil
 	}
-	for range polling(ctx) {
+	for range polling(ctx, pollBusy) {
 		st, err := a.Mover.Status(ctx, j.Transfer)
 		if errors.Is(err, mover.ErrNoTransfer) {
 			j.Transfer = ""
@@ -198,9 +195,6 @@ func (a *Agent) awaitDelivery(ctx context.Context, j Job, report func(int64, int
 // finishSend ends the job once the peer has verified its image. Delivered → Verified.
 func (a *Agent) finishSend(ctx context.Context, j Job, report func(int64, int64)) (Job, error) {
 	return a.followPeer(ctx, j, report, Verified, func(j Job, d Delivery) (Job, error) {
-		if err := a.Stager.Unstage(ctx, j.FileName()); err != nil {
-			return j, fmt.Errorf("remove the staged copy: %w", err)
-		}
 		note := ""
 		if d.ImageID != j.Image.ID {
 			note = "as " + string(d.ImageID)
@@ -216,7 +210,7 @@ func (a *Agent) followPeer(ctx context.Context, j Job, report func(int64, int64)
 		return j, failure.Permanently(fmt.Errorf("%w; add it, or cancel the job", err))
 	}
 	began := time.Now()
-	for range polling(ctx) {
+	for range polling(ctx, pollBusy) {
 		d, err := p.Peer.Delivery(ctx, j.Offer.Delivery)
 		if errors.Is(err, ErrNoJob) {
 			return again(j, Pending, "site "+j.Peer+" has lost its job"), fmt.Errorf("site %s does not know its job %s any more; offering the image again", j.Peer, j.Offer.Delivery)

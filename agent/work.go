@@ -91,7 +91,11 @@ func (a *Agent) runWorkers(ctx context.Context, ids []JobID) error {
 	}
 	go func() { failed <- a.feed(ctx, events) }()
 	defer func() {
+		if w.wanted != nil {
+			a.tidying.Wait()
+		}
 		stop()
+		defer a.tidying.Wait()
 		for len(w.running) > 0 {
 			delete(w.running, <-done)
 		}
@@ -115,7 +119,7 @@ func (a *Agent) runWorkers(ctx context.Context, ids []JobID) error {
 			}
 			return err
 		case e := <-events:
-			a.note(w, e)
+			a.note(ctx, w, e)
 		case id := <-done:
 			w.used[w.running[id].slot]--
 			delete(w.running, id)
@@ -178,7 +182,7 @@ func (a *Agent) unreadable(id JobID, err error) {
 	a.Log.Error("a job's record cannot be read; it is left alone", "job", id, "err", err)
 }
 
-func (a *Agent) note(w *workers, e Event) {
+func (a *Agent) note(ctx context.Context, w *workers, e Event) {
 	switch {
 	case e.Progress != nil:
 		a.setProgress(*e.Progress)
@@ -196,6 +200,9 @@ func (a *Agent) note(w *workers, e Event) {
 		}
 		delete(w.held, j.ID)
 		if j.State.Final() {
+			if _, open := w.jobs[j.ID]; open && j.State == Verified {
+				a.tidying.Go(func() { a.tidy(ctx, j) })
+			}
 			delete(w.jobs, j.ID)
 			delete(w.wanted, j.ID)
 			a.over(j.ID)
@@ -280,6 +287,25 @@ func (a *Agent) work(ctx context.Context, j Job, slot string, limit int) {
 			return
 		}
 	}
+}
+
+// tidy removes the copy that a verified job leaves on this site's export. What it does not
+// get to, because the agent ends or the DTN stays away, a full pass sweeps up.
+func (a *Agent) tidy(ctx context.Context, j Job) {
+	for d := tidyAfter; d < time.Minute && pause(ctx, d); d *= 2 {
+		err := a.removeCopy(ctx, j)
+		if err == nil || ctx.Err() != nil {
+			return
+		}
+		a.Log.Warn("the copy of a verified job is not removed yet", "job", j.ID, "file", j.FileName(), "err", err)
+	}
+}
+
+func (a *Agent) removeCopy(ctx context.Context, j Job) error {
+	if j.Kind == Send {
+		return a.Stager.Unstage(ctx, j.FileName())
+	}
+	return a.dropArrived(ctx, j.FileName())
 }
 
 // try runs the job's step. A panic is a failure that a person must see, not the end of the daemon.
