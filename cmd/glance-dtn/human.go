@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"strings"
 	"time"
 )
 
@@ -43,4 +44,14 @@ func span(d time.Duration) string {
 		return fmt.Sprintf("%d h %d min", d/time.Hour, d%time.Hour/time.Minute)
 	}
 	return fmt.Sprintf("%d d %d h", d/(24*time.Hour), d%(24*time.Hour)/time.Hour)
+}
+
+// noteWidth bounds a note in a table; `jobs ID` and -o json tell it whole.
+const noteWidth = 72
+
+func brief(note string) string {
+	if r := []rune(note); len(r) > noteWidth {
+		return strings.TrimRight(string(r[:noteWidth-1]), " ,;:") + "…"
+	}
+	return note
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"strings"
 	"testing"
 	"time"
 )
@@ -25,5 +26,15 @@ func TestSizesRatesAndTimesReadWell(t *testing.T) {
 		if c.got != c.want {
 			t.Errorf("got %q, want %q", c.got, c.want)
 		}
+	}
+}
+
+func TestALongNoteIsCutInATable(t *testing.T) {
+	if got := brief("short"); got != "short" {
+		t.Errorf("brief of a short note: %q", got)
+	}
+	got := brief(strings.Repeat("é", noteWidth+1))
+	if n := len([]rune(got)); n != noteWidth || !strings.HasSuffix(got, "…") {
+		t.Errorf("brief of a long note: %d runes, %q", n, got)
 	}
 }

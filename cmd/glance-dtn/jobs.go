@@ -97,7 +97,7 @@ func (c *cli) jobTable(jobs []agent.Job) error {
 	}
 	var rows []table.Row
 	for _, j := range jobs {
-		rows = append(rows, table.Row{shortID(j.ID), route(j), size(j.Image.Size), c.paint(string(j.State), stateColour(j.State)), clock(j.Updated), j.Reason})
+		rows = append(rows, table.Row{shortID(j.ID), route(j), size(j.Image.Size), c.paint(string(j.State), stateColour(j.State)), clock(j.Updated), brief(j.Reason)})
 	}
 	return c.table(table.Row{"Job", "Image", "Size", "State", "Since", "Note"}, rows)
 }

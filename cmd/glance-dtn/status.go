@@ -71,7 +71,7 @@ func (c *cli) imageTable(o agent.Overview) error {
 			s := i.Sites[p.Name]
 			row = append(row, c.standing(s))
 			if s.Reason != "" {
-				notes = append(notes, p.Name+": "+s.Reason)
+				notes = append(notes, p.Name+": "+brief(s.Reason))
 			}
 		}
 		notes = slices.DeleteFunc(notes, func(n string) bool { return n == "" })
