@@ -155,12 +155,15 @@ func (a *Agent) Run(ctx context.Context) error {
 }
 
 // RunJobs works until the jobs named are final, without reconciling: a pipeline
-// without a daemon.
+// without a daemon. It leaves no copy of a job that is over, however it ends.
 func (a *Agent) RunJobs(ctx context.Context, ids []JobID) error {
 	if len(ids) == 0 {
 		return nil
 	}
-	return a.runWorkers(ctx, ids)
+	err := a.runWorkers(ctx, ids)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), lostAfter)
+	defer cancel()
+	return errors.Join(err, a.sweepOutbox(ctx))
 }
 
 // Hint tells the agent that an image may have changed. It never blocks.

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"context"
 	"errors"
 	"slices"
 	"strings"
@@ -310,5 +311,27 @@ func TestPulledJobIsSeenByWhoPulled(t *testing.T) {
 		if _, err := w.a.agent.Sending(t.Context(), "C", j.ID); !errors.Is(err, ErrNoJob) {
 			t.Errorf("seen by another site: %v, want ErrNoJob", err)
 		}
+	})
+}
+
+// A pipeline without a daemon, and stopped the moment its job is seen to be verified.
+func TestRunJobsLeavesNothing(t *testing.T) {
+	run(t, func(t *testing.T, w *world) {
+		data := bytesOf(30_000)
+		id := w.a.upload("x", data)
+		w.a.halt()
+		w.a.alive, w.a.die = context.WithCancel(t.Context())
+		defer w.a.die()
+		jobs, err := w.a.agent.Push(t.Context(), string(id), []string{"B"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan error)
+		go func() { ended <- w.a.agent.RunJobs(ctx, []JobID{jobs[0].ID}) }()
+		w.a.await(jobs[0].ID, Verified)
+		cancel()
+		<-ended
+		w.wantDelivered(id, data)
 	})
 }

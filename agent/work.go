@@ -91,9 +91,6 @@ func (a *Agent) runWorkers(ctx context.Context, ids []JobID) error {
 	}
 	go func() { failed <- a.feed(ctx, events) }()
 	defer func() {
-		if w.wanted != nil {
-			a.tidying.Wait()
-		}
 		stop()
 		defer a.tidying.Wait()
 		for len(w.running) > 0 {
@@ -200,7 +197,7 @@ func (a *Agent) note(ctx context.Context, w *workers, e Event) {
 		}
 		delete(w.held, j.ID)
 		if j.State.Final() {
-			if _, open := w.jobs[j.ID]; open && j.State == Verified {
+			if _, open := w.jobs[j.ID]; open && j.State == Verified && w.wanted == nil {
 				a.tidying.Go(func() { a.tidy(ctx, j) })
 			}
 			delete(w.jobs, j.ID)
