@@ -330,6 +330,11 @@ func (b *box) wantDelivered(t testing.TB, id string, size int64) {
 		t.Errorf("read back from B: %d bytes %s; A has %v, B says %v", n, sum, at["os_hash_value"], bt["os_hash_value"])
 	}
 	unlike := []string{"checksum", "created_at", "updated_at", "locations", "direct_url", "stores", "owner", "os_glance_importing_to_stores", "os_glance_failed_import"}
+	for _, i := range []image{at, bt} { // a set, in whatever order
+		if tags, ok := i["tags"].([]any); ok {
+			slices.SortFunc(tags, func(x, y any) int { return strings.Compare(fmt.Sprint(x), fmt.Sprint(y)) })
+		}
+	}
 	for k, v := range at {
 		if got := bt[k]; !slices.Contains(unlike, k) && fmt.Sprint(got) != fmt.Sprint(v) {
 			t.Errorf("%s is %v at B, %v at A", k, got, v)
