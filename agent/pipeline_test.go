@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -77,10 +78,9 @@ func TestEveryFailureEndsVerifiedOnce(t *testing.T) {
 		for _, f := range []fate{fail, kill} {
 			for _, after := range []bool{false, true} {
 				t.Run(fmt.Sprintf("%v/%s/%s", o, map[fate]string{fail: "fails", kill: "killed"}[f], map[bool]string{false: "before", true: "after"}[after]), func(t *testing.T) {
-					struck := false
+					var struck atomic.Bool
 					way(t, func(got op, gotAfter bool) fate {
-						if !struck && got == o && gotAfter == after {
-							struck = true
+						if got == o && gotAfter == after && struck.CompareAndSwap(false, true) {
 							return f
 						}
 						return live
@@ -246,7 +246,7 @@ func TestPeerHasItAlready(t *testing.T) {
 	run(t, func(t *testing.T, w *world) {
 		data := bytesOf(5000)
 		id := w.a.upload("x", data)
-		w.b.images[id] = &record{Image: w.a.images[id].Image, data: data}
+		w.locked(func() { w.b.images[id] = &record{Image: clone(w.a.images[id].Image), data: data} })
 		jobs, _ := w.a.agent.Push(t.Context(), string(id), []string{"B"})
 		w.a.await(jobs[0].ID, Verified)
 		if len(w.a.moves) != 0 || w.a.counts["stager.Stage"] != 0 {
@@ -277,7 +277,9 @@ func TestConflictIsParked(t *testing.T) {
 			run(t, func(t *testing.T, w *world) {
 				id := w.a.upload("x", bytesOf(5000))
 				other := bytesOf(600)
-				w.b.images[id] = &record{Image: glance.Image{ID: id, Status: status, Size: 600, Hash: sum(other), Properties: map[string]string{}}, data: other}
+				w.locked(func() {
+					w.b.images[id] = &record{Image: glance.Image{ID: id, Status: status, Size: 600, Hash: sum(other), Properties: map[string]string{}}, data: other}
+				})
 				jobs, _ := w.a.agent.Push(t.Context(), string(id), []string{"B"})
 				j := w.a.await(jobs[0].ID, Parked, Verified)
 				if j.State != Parked || !strings.Contains(j.Reason, "conflict") {
@@ -300,12 +302,20 @@ func TestDeletedIDIsParkedOrRenamed(t *testing.T) {
 				w.b.boot()
 				data := bytesOf(50_000)
 				id := w.a.upload("x", data)
-				w.b.used[id] = true
+				w.locked(func() { w.b.used[id] = true })
 				jobs, _ := w.a.agent.Push(t.Context(), string(id), []string{"B"})
 				j := w.a.await(jobs[0].ID, Parked, Verified)
 				if policy == OnDeletedPark {
 					if j.State != Parked || !strings.Contains(j.Reason, "new-id") {
 						t.Errorf("job is %s: %q, want parked and the option named", j.State, j.Reason)
+					}
+					for _, c := range j.History {
+						if c.State == Offered {
+							t.Errorf("it was accepted: %+v; want it refused before a byte moves", j.History)
+						}
+					}
+					if d, err := w.b.agent.Store.Get(t.Context(), NewJobID(Receive, id, j.Image.Hash, "A")); err != nil || d.State != Parked || d.Reason == "" {
+						t.Errorf("B's job is %s: %q (%v), want it parked, too", d.State, d.Reason, err)
 					}
 					return
 				}
@@ -491,7 +501,7 @@ func TestThousandImagesAndNothingToDo(t *testing.T) {
 		for i := range 1000 {
 			data := bytesOf(100 + i)
 			id := w.a.upload(fmt.Sprint("image-", i), data)
-			w.b.images[id] = &record{Image: clone(w.a.images[id].Image), data: data}
+			w.locked(func() { w.b.images[id] = &record{Image: clone(w.a.images[id].Image), data: data} })
 		}
 		w.a.boot()
 		time.Sleep(5 * time.Second)

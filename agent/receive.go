@@ -71,6 +71,11 @@ func (a *Agent) Offer(ctx context.Context, from string, o Offer) (Grant, error) 
 	if j, err = a.expect(ctx, j, Job{ID: id, Kind: Receive, Peer: from, Image: img, LocalCopy: here.elsewhere}); err != nil {
 		return Grant{}, err
 	}
+	if bytes && j.State == Expected {
+		if j, no, err = a.prepare(ctx, j); err != nil || no.Verdict != "" {
+			return no, err
+		}
+	}
 	g := Grant{Verdict: Accept, Delivery: id, ImageID: j.DeliverAs}
 	if !bytes {
 		return g, nil
@@ -124,6 +129,33 @@ func (a *Agent) expect(ctx context.Context, old, j Job) (Job, error) {
 		return stored, err
 	}
 	return old, nil
+}
+
+// prepare makes the image's empty record before a byte of it comes, so that what Glance
+// refuses is refused in time. no is the answer then, and the job is parked. What may
+// pass, the delivery deals with.
+func (a *Agent) prepare(ctx context.Context, j Job) (_ Job, no Grant, err error) {
+	for {
+		_, next, err := a.shell(ctx, j)
+		if failure.IsPermanent(err) {
+			no = refuse("%v", err)
+			next = a.settle(j, next, err)
+		} else if err != nil || next.DeliverAs == j.DeliverAs {
+			return j, no, nil
+		}
+		stored, err := a.Store.Update(ctx, next)
+		if errors.Is(err, ErrStale) { // its worker was faster, and finds the same
+			stored, err = a.Store.Get(ctx, j.ID)
+			return stored, Grant{}, err
+		}
+		if err != nil {
+			return j, Grant{}, err
+		}
+		a.logChange(j, stored)
+		if j = stored; no.Verdict != "" {
+			return j, no, nil
+		}
+	}
 }
 
 // presence says where an offered image's content is at this site already.
@@ -322,7 +354,9 @@ func (a *Agent) shell(ctx context.Context, j Job) (glance.Image, Job, error) {
 	if errors.Is(err, ErrNoImage) {
 		img, err = a.Catalog.Create(ctx, a.shellOf(j))
 		if errors.Is(err, ErrIDUsed) {
-			return a.idRefused(j)
+			if img, err = a.Catalog.Image(ctx, j.DeliverAs); errors.Is(err, ErrNoImage) {
+				return a.idRefused(j)
+			} // otherwise it was made this moment, by an offer or by the delivery
 		}
 	}
 	if err != nil {

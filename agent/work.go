@@ -192,7 +192,7 @@ func (a *Agent) note(ctx context.Context, w *workers, e Event) {
 		if old, ok := w.jobs[j.ID]; ok && old.Rev > j.Rev {
 			return
 		}
-		if r := w.running[j.ID]; r != nil && j.State == Cancelling && r.state != Cancelling {
+		if r := w.running[j.ID]; r != nil && r.state != j.State && (j.State == Cancelling || j.State == Parked) {
 			r.cancel(errReplaced)
 		}
 		delete(w.held, j.ID)

@@ -592,7 +592,7 @@ func TestTrouble(t *testing.T) {
 		b.await(t, "A", b.push(t, id), agent.Verified)
 		b.remove(t, "B", id)
 		job := b.push(t, id)
-		if j := b.await(t, "A", job, agent.Parked); !strings.Contains(j.Reason, "on_deleted_id: new-id") {
+		if j := b.await(t, "A", job, agent.Parked); !strings.Contains(j.Reason, "site B refuses") || !strings.Contains(j.Reason, "on_deleted_id: new-id") {
 			t.Errorf("parked: %s", j.Reason)
 		}
 		b.sandbox(t, "stop", b.dir, "agentB")

@@ -1,7 +1,6 @@
 package catalog
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -13,10 +12,6 @@ import (
 
 	"github.com/glance-dtn/glance-dtn/glance"
 )
-
-// pieces is how much of an upload's source is read at once, so that a source on NFS
-// sees reads of rsize.
-const pieces = 1 << 20
 
 var (
 	errOver    = errors.New("the upload is over")
@@ -85,7 +80,7 @@ type upload struct {
 }
 
 func newUpload(r io.Reader, size int64, dog *watchdog) *upload {
-	return &upload{size: size, dog: dog, r: bufio.NewReaderSize(io.LimitReader(r, size), pieces), left: size}
+	return &upload{size: size, dog: dog, r: io.LimitReader(r, size), left: size}
 }
 
 // attach makes u the body of req. Glance says before the body is sent whether it

@@ -15,6 +15,13 @@ const (
 	busy  = 5 * time.Second
 )
 
+// Every event would wake us, once for each 64 KiB that Glance writes. So we listen for
+// a moment and then rest, in which the kernel merges equal events that follow each other.
+const (
+	listen = 5 * time.Millisecond
+	rest   = 100 * time.Millisecond
+)
+
 // bursts turns many events of an image into few hints. It is data: the caller
 // tells the time.
 type bursts map[glance.ImageID]burst

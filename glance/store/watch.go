@@ -86,18 +86,23 @@ func (w *Watcher) Healthy() error {
 // loop is Run with its events and its scan handed in.
 func (w *Watcher) loop(ctx context.Context, events <-chan fsnotify.Event, errs <-chan error, scan func() survey, hint func(glance.Hint)) {
 	var (
-		wg      sync.WaitGroup
-		done    = make(chan survey, 1)
-		running = false
-		repeat  = false // scan once more: something happened during the scan
-		seen    = map[string]content{}
-		pending = bursts{}
-		next    = time.NewTimer(0)    // the next scan
-		settle  = time.NewTimer(busy) // the next look at pending
+		wg        sync.WaitGroup
+		done      = make(chan survey, 1)
+		running   = false
+		repeat    = false // scan once more: something happened during the scan
+		seen      = map[string]content{}
+		pending   = bursts{}
+		next      = time.NewTimer(0)    // the next scan
+		settle    = time.NewTimer(busy) // the next look at pending
+		heard     = events              // nil while we rest
+		listening = false               // since the last rest, an event came
+		turn      = time.NewTimer(busy) // from listening to resting, and back
 	)
+	turn.Stop()
 	defer wg.Wait()
 	defer next.Stop()
 	defer settle.Stop()
+	defer turn.Stop()
 	start := func() {
 		if repeat = running; running {
 			return
@@ -110,7 +115,11 @@ func (w *Watcher) loop(ctx context.Context, events <-chan fsnotify.Event, errs <
 		select {
 		case <-ctx.Done():
 			return
-		case e := <-events:
+		case e := <-heard:
+			if !listening {
+				listening = true
+				turn.Reset(listen)
+			}
 			if w.isDir(e.Name) {
 				start() // the datadir itself was removed, renamed or unmounted
 			} else if name := filepath.Base(e.Name); isID(name) && e.Op != fsnotify.Chmod {
@@ -118,6 +127,13 @@ func (w *Watcher) loop(ctx context.Context, events <-chan fsnotify.Event, errs <
 					settle.Reset(quiet)
 				}
 				pending.touch(glance.ImageID(name), time.Now())
+			}
+		case <-turn.C:
+			if listening {
+				listening, heard = false, nil
+				turn.Reset(rest)
+			} else {
+				heard = events
 			}
 		case err := <-errs:
 			if !errors.Is(err, fsnotify.ErrEventOverflow) {

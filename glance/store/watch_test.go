@@ -346,3 +346,24 @@ func TestABrokenDatadirIsScannedAgainSoonAndKeepsItsFiles(t *testing.T) {
 		}
 	})
 }
+
+// TestAnUploadWakesUsInTurns has something write every millisecond.
+func TestAnUploadWakesUsInTurns(t *testing.T) {
+	empty := func() survey { return survey{dirs: map[string]content{"/store": {}}} }
+	bubble(t, empty, func(events chan<- fsnotify.Event, _ chan<- error, hints func() []glance.Hint, _ *Watcher) {
+		taken, longest, last := 0, time.Duration(0), time.Now()
+		for began := last; time.Since(began) < time.Second; {
+			time.Sleep(time.Millisecond)
+			events <- fsnotify.Event{Name: "/store/" + string(id1), Op: fsnotify.Write}
+			taken++
+			longest, last = max(longest, time.Since(last)), time.Now()
+		}
+		if longest < rest || longest > rest+time.Millisecond || taken < 30 || taken > 100 {
+			t.Errorf("%d events in a second, and at the longest %v between two; want a rest of %v after each %v", taken, longest, rest, listen)
+		}
+		time.Sleep(quiet)
+		if h := hints(); !reflect.DeepEqual(h, []glance.Hint{{ID: id1, From: "inotify"}}) {
+			t.Errorf("got %v, want one hint", h)
+		}
+	})
+}

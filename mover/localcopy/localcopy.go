@@ -258,7 +258,7 @@ func (c *Copier) Staged(ctx context.Context) ([]string, error) {
 // Open opens a file of the inbox or the outbox, one under a hidden name included,
 // for reading at random: nothing is read ahead, because what comes after the part
 // that is asked for may not be written yet, and would be remembered as empty.
-func (c *Copier) Open(name string) (*os.File, error) {
+func (c *Copier) Open(name string) (*Reader, error) {
 	dir, base := path.Split(name)
 	if path.Clean(name) != name || dir != mover.Inbox+"/" && dir != mover.Outbox+"/" || base == "" {
 		return nil, failure.Permanently(fmt.Errorf("open %q: not a name in %s or %s", name, mover.Inbox, mover.Outbox))
@@ -275,7 +275,33 @@ func (c *Copier) Open(name string) (*os.File, error) {
 	if err := unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_RANDOM); err != nil {
 		return nil, errors.Join(fmt.Errorf("open %s on the export without read-ahead: %w", name, err), f.Close())
 	}
-	return f, nil
+	return &Reader{File: f}, nil
+}
+
+// Reader is a file of the export that is read once, from its start to its end: what
+// was read is not kept in this machine's page cache, where it would displace what
+// others need.
+type Reader struct {
+	*os.File
+	forgotten int64 // bytes from the start
+}
+
+// How far behind the last read the page cache is given back, and in what pieces. The
+// distance leaves the disk time to take what the DTN wrote: a page that is still
+// dirty cannot be given back.
+const (
+	forgetBehind = 32 << 20
+	forgetPiece  = 8 << 20
+)
+
+// ReadAt is for one goroutine at a time.
+func (r *Reader) ReadAt(p []byte, off int64) (int, error) {
+	n, err := r.File.ReadAt(p, off)
+	for off-r.forgotten >= forgetBehind+forgetPiece {
+		_ = unix.Fadvise(int(r.Fd()), r.forgotten, forgetPiece, unix.FADV_DONTNEED) // a hint
+		r.forgotten += forgetPiece
+	}
+	return n, err
 }
 
 // box opens a folder of the export. It never makes one: where the export is not

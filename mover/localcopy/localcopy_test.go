@@ -14,6 +14,7 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -509,5 +510,56 @@ func BenchmarkCopy(b *testing.B) {
 		if err := copyData(b.Context(), dst, bytes.NewReader(data), f, ignore); err != nil {
 			b.Fatal(err)
 		}
+	}
+}
+
+func TestReadingOnceLeavesThePageCacheFree(t *testing.T) {
+	const piece, pieces = 8 << 20, 10
+	s := newSite(t, Auto)
+	var fs unix.Statfs_t
+	if err := unix.Statfs(s.export, &fs); err != nil || fs.Type == unix.TMPFS_MAGIC {
+		t.Skipf("a filesystem in memory (%v)", err)
+	}
+	file, err := os.Create(filepath.Join(s.export, "inbox", job))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	block := random(piece)
+	for range pieces {
+		if _, err := file.Write(block); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := file.Sync(); err != nil {
+		t.Fatal(err)
+	}
+	f, err := s.Open("inbox/" + job)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	got := make([]byte, piece)
+	for i := range int64(pieces) {
+		if n, err := f.ReadAt(got, i*piece); n != piece || !bytes.Equal(got, block) {
+			t.Fatalf("piece %d: %d bytes (%v) or other ones", i, n, err)
+		}
+	}
+	m, err := unix.Mmap(int(file.Fd()), 0, pieces*piece, unix.PROT_READ, unix.MAP_SHARED)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Munmap(m)
+	page := os.Getpagesize()
+	in := make([]byte, pieces*piece/page)
+	if _, _, errno := unix.Syscall(unix.SYS_MINCORE, uintptr(unsafe.Pointer(&m[0])), uintptr(len(m)), uintptr(unsafe.Pointer(&in[0]))); errno != 0 {
+		t.Fatal(errno)
+	}
+	cached := 0
+	for _, b := range in {
+		cached += int(b & 1)
+	}
+	if most := (forgetBehind + 2*piece) / page; cached > most {
+		t.Errorf("%d of %d pages are in the page cache, want at most %d", cached, len(in), most)
 	}
 }

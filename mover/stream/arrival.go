@@ -25,6 +25,11 @@ import (
 // writeBackBlocks is how many blocks are sent to disk at once ahead of the fsync.
 const writeBackBlocks = 8
 
+// ahead is how many blocks a file may be ahead of its hash: a path that is faster than
+// the hash waits for it. These, and as many again that came out of order, are kept in
+// memory, so that the hash need not read them back.
+const ahead = 8
+
 // errGone is what a connection gets whose arrival was dropped or found wrong.
 var errGone = errors.New("the arrival was removed at the destination")
 
@@ -60,6 +65,7 @@ type arrival struct {
 	prefix   uint32     // blocks from the start, all proven
 	hash     hash.Hash  // of the first hashed blocks
 	hashed   uint32
+	hot      map[uint32]*[frameSize]byte // of the blocks to be hashed next, those still in memory
 }
 
 // session is the sender's Move whose connections may use an arrival.
@@ -83,7 +89,7 @@ func (a *arrival) forget() {
 	a.proven, a.count, a.prefix = newBitmap(a.blocks), 0, 0
 	a.sums = make([][32]byte, a.blocks)
 	a.hash, _ = digest.New(a.File.Digest.Algo) // Digest.Validate knew it
-	a.hashed = 0
+	a.hashed, a.hot = 0, map[uint32]*[frameSize]byte{}
 }
 
 // restore takes up what is on disk after a restart. A file under its final name
@@ -285,6 +291,22 @@ func (a *arrival) store(i uint32, sum [32]byte, b []byte) error {
 	return nil
 }
 
+// keep gives the frame of block i, which was stored, to the hash if that needs it
+// soon, and returns the one to go on with. It waits while the file is too far ahead of
+// its hash.
+func (a *arrival) keep(i uint32, frame *[frameSize]byte) *[frameSize]byte {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.followed && a.hot[i] == nil && i >= a.hashed && i-a.hashed < 2*ahead && a.proven.has(i) {
+		a.hot[i] = frame
+		frame = frames.Get().(*[frameSize]byte)
+	}
+	for a.prefix >= a.hashed+ahead && a.fault == nil && !a.gone {
+		a.changed.Wait()
+	}
+	return frame
+}
+
 // reserve waits until nobody writes block i, and returns whether the caller should.
 func (a *arrival) reserve(i uint32) bool {
 	a.mu.Lock()
@@ -322,41 +344,49 @@ func (a *arrival) prove(i uint32, sum [32]byte) {
 
 // follow proves claims and hashes, until no connection is left. It closes what open opened.
 func (a *arrival) follow() {
-	frame := frames.Get().(*[frameSize]byte)
-	defer frames.Put(frame)
 	for {
-		i, claim, ok := a.next()
+		i, claim, frame, ok := a.next()
 		if !ok {
 			return
 		}
-		b := frame[:blockLen(a.File.Size, i)]
-		_, err := a.data.ReadAt(b, blockStart(i))
+		n := blockLen(a.File.Size, i)
+		var err error
+		if frame == nil {
+			frame = frames.Get().(*[frameSize]byte)
+			_, err = a.data.ReadAt(frame[headerSize:headerSize+n], blockStart(i))
+		}
+		b := frame[headerSize : headerSize+n]
 		if claim {
 			a.settle(i, b, err)
 		} else {
 			a.digest(i, b, err)
 		}
+		frames.Put(frame)
 	}
 }
 
 // next waits for a block that is to be read: a claim, or else the next to be hashed.
-func (a *arrival) next() (i uint32, claim, ok bool) {
+// It returns the block's frame if that is still in memory.
+func (a *arrival) next() (i uint32, claim bool, frame *[frameSize]byte, ok bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	for len(a.conns) > 0 {
 		for ; a.claimed > 0; a.order++ {
 			if a.claims.has(a.order) {
-				return a.order, true, true
+				return a.order, true, nil, true
 			}
 		}
 		if a.hashed < a.prefix && a.fault == nil {
-			return a.hashed, false, true
+			frame := a.hot[a.hashed]
+			delete(a.hot, a.hashed)
+			return a.hashed, false, frame, true
 		}
 		a.changed.Wait()
 	}
 	a.followed = false
+	clear(a.hot)
 	_ = errors.Join(a.data.Close(), a.journal.Close()) // what matters was synced, or is read again
-	return 0, false, false
+	return 0, false, nil, false
 }
 
 // settle proves or forgets the claim on block i, which was read as b.

@@ -356,7 +356,7 @@ func (r *Receiver) joined(s session) *arrival {
 // receive serves frames until the sender has no more.
 func (r *Receiver) receive(ctx context.Context, c *tls.Conn, a *arrival) error {
 	frame := frames.Get().(*[frameSize]byte)
-	defer frames.Put(frame)
+	defer func() { frames.Put(frame) }()
 	for {
 		_ = c.SetDeadline(time.Now().Add(r.opts.Idle))
 		if _, err := io.ReadFull(c, frame[:headerSize]); err != nil {
@@ -375,7 +375,9 @@ func (r *Receiver) receive(ctx context.Context, c *tls.Conn, a *arrival) error {
 				return err
 			}
 			if blake3.Sum256(b) == h.digest {
-				err = a.store(h.index, h.digest, b)
+				if err = a.store(h.index, h.digest, b); err == nil {
+					frame = a.keep(h.index, frame)
+				}
 			} else {
 				reply = message{kindAgain, h.index}.bytes()
 			}

@@ -684,3 +684,60 @@ func TestServeEndsWithItsListener(t *testing.T) {
 		t.Error("Serve = nil on a closed listener")
 	}
 }
+
+// TestTheHashTakesBlocksFromMemory stores blocks as connections do, and hashes them one
+// by one: a block that is to be hashed soon is not read back, and a path that is faster
+// than the hash waits for it.
+func TestTheHashTakesBlocksFromMemory(t *testing.T) {
+	const blocks = 2*ahead + 1
+	r := newRig(t)
+	f := r.stage(t, "image", blocks*mover.BlockSize)
+	image, err := os.ReadFile(filepath.Join(r.rig.Source, f.Name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	export, state := openRoot(t, r.rig.Destination), openRoot(t, t.TempDir())
+	if err := state.Mkdir(arrivalDir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	synctest.Test(t, func(t *testing.T) {
+		f.Name = "inbox/image"
+		a := newArrival(export, state, func(func()) {}, record{File: f}) // nothing follows
+		if _, _, err := a.enter(session{id: "s"}, false, nil); err != nil {
+			t.Fatal(err)
+		}
+		stored := 0
+		go func() {
+			frame := new([frameSize]byte)
+			for i := range uint32(blocks) {
+				b := frame[headerSize:]
+				copy(b, image[blockStart(i):])
+				if err := a.store(i, blake3.Sum256(b), b); err != nil {
+					t.Error(err)
+				}
+				stored++
+				frame = a.keep(i, frame)
+			}
+		}()
+		synctest.Wait()
+		if stored != ahead || len(a.hot) != ahead {
+			t.Errorf("%d blocks are stored and %d in memory, want %d", stored, len(a.hot), ahead)
+		}
+		for i := range uint32(blocks) {
+			n, claim, frame, ok := a.next()
+			if n != i || claim || !ok || frame == nil {
+				t.Fatalf("block %d: next is %d (claim %v, in memory %v, %v)", i, n, claim, frame != nil, ok)
+			}
+			a.digest(i, frame[headerSize:], nil)
+			synctest.Wait()
+		}
+		if stored != blocks || len(a.hot) != 0 {
+			t.Errorf("%d blocks are stored, %d left in memory; want %d and none", stored, len(a.hot), blocks)
+		}
+		if got := digest.Of(f.Digest.Algo, a.hash); got != f.Digest {
+			t.Errorf("the hash is %v, want %v", got, f.Digest)
+		}
+		a.leave(nil, nil)
+		a.next() // closes
+	})
+}
