@@ -24,15 +24,9 @@ import (
 	"github.com/glance-dtn/glance-dtn/glance"
 )
 
-// Agent is what is served: *agent.Agent, whose methods are documented there.
-type Agent interface {
-	Offer(ctx context.Context, from string, o agent.Offer) (agent.Grant, error)
-	Delivery(ctx context.Context, from string, id agent.JobID) (agent.Delivery, error)
-	CancelDelivery(ctx context.Context, from string, id agent.JobID) error
-	Inventory(ctx context.Context, from string) iter.Seq2[glance.Image, error]
-	Request(ctx context.Context, from, image string) (agent.Job, error)
-	Sending(ctx context.Context, from string, id agent.JobID) (agent.Job, error)
-
+// Control is what an operator may ask: of an agent in this process, or through a
+// ControlClient of the daemon. *agent.Agent documents the methods.
+type Control interface {
 	Push(ctx context.Context, image string, to []string) ([]agent.Job, error)
 	Pull(ctx context.Context, image, from string) (agent.Job, error)
 	Pulled(ctx context.Context, from string, id agent.JobID) (agent.Job, error)
@@ -44,10 +38,25 @@ type Agent interface {
 	Watch(ctx context.Context) iter.Seq2[agent.Event, error]
 	Cancel(ctx context.Context, id agent.JobID) (agent.Job, error)
 	Retry(ctx context.Context, id agent.JobID) (agent.Job, error)
-	Checks(ctx context.Context) []agent.Check
 }
 
-var _ Agent = (*agent.Agent)(nil)
+// Agent is what is served: *agent.Agent.
+type Agent interface {
+	Control
+	Checks(ctx context.Context) []agent.Check
+
+	Offer(ctx context.Context, from string, o agent.Offer) (agent.Grant, error)
+	Delivery(ctx context.Context, from string, id agent.JobID) (agent.Delivery, error)
+	CancelDelivery(ctx context.Context, from string, id agent.JobID) error
+	Inventory(ctx context.Context, from string) iter.Seq2[glance.Image, error]
+	Request(ctx context.Context, from, image string) (agent.Job, error)
+	Sending(ctx context.Context, from string, id agent.JobID) (agent.Job, error)
+}
+
+var (
+	_ Agent   = (*agent.Agent)(nil)
+	_ Control = (*ControlClient)(nil)
+)
 
 const (
 	maxBody  = 1 << 20          // of a request

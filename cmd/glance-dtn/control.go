@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"iter"
 	"net"
 	"strings"
 	"time"
@@ -15,19 +14,7 @@ import (
 
 // control is what the commands ask of an agent: of a daemon through its socket,
 // or of the one that --once runs in this process.
-type control interface {
-	Push(ctx context.Context, image string, to []string) ([]agent.Job, error)
-	Pull(ctx context.Context, image string, from string) (agent.Job, error)
-	Pulled(ctx context.Context, from string, id agent.JobID) (agent.Job, error)
-	Replicate(ctx context.Context, m agent.Match, to []string, dryRun bool) ([]agent.Comparison, error)
-	Compare(ctx context.Context, peers []string, m agent.Match) ([]agent.Comparison, error)
-	Overview(ctx context.Context) (agent.Overview, error)
-	Jobs(ctx context.Context) iter.Seq2[agent.Job, error]
-	Job(ctx context.Context, id agent.JobID) (agent.Job, error)
-	Watch(ctx context.Context) iter.Seq2[agent.Event, error]
-	Cancel(ctx context.Context, id agent.JobID) (agent.Job, error)
-	Retry(ctx context.Context, id agent.JobID) (agent.Job, error)
-}
+type control = api.Control
 
 // daemon is the agent on the control socket, whether it runs or not.
 func (c *cli) daemon() control { return api.NewControlClient(c.socket) }
