@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"slices"
 	"strings"
-	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -18,7 +17,7 @@ func TestPushDelivers(t *testing.T) {
 	run(t, func(t *testing.T, w *world) {
 		data := bytesOf(200_000)
 		id := w.a.upload("debian", data)
-		jobs, err := w.a.agent.Push(t.Context(), "debian", []string{"B"})
+		jobs, err := w.a.agent().Push(t.Context(), "debian", []string{"B"})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -47,9 +46,9 @@ func TestEveryFailureEndsVerifiedOnce(t *testing.T) {
 			synctest.Wait()
 			time.Sleep(time.Second)
 			w.locked(func() { w.ops, w.a.counts, w.b.counts = nil, map[string]int{}, map[string]int{} })
-			w.fault = fault
+			w.inject(fault)
 			id := w.a.upload("debian", data)
-			w.a.agent.Hint(glance.Hint{ID: id, From: "inotify"})
+			w.a.agent().Hint(glance.Hint{ID: id, From: "inotify"})
 			for range 10000 {
 				time.Sleep(100 * time.Millisecond)
 				if s := w.a.job(id).State; s.Final() {
@@ -78,9 +77,10 @@ func TestEveryFailureEndsVerifiedOnce(t *testing.T) {
 		for _, f := range []fate{fail, kill} {
 			for _, after := range []bool{false, true} {
 				t.Run(fmt.Sprintf("%v/%s/%s", o, map[fate]string{fail: "fails", kill: "killed"}[f], map[bool]string{false: "before", true: "after"}[after]), func(t *testing.T) {
-					var struck atomic.Bool
+					struck := false
 					way(t, func(got op, gotAfter bool) fate {
-						if got == o && gotAfter == after && struck.CompareAndSwap(false, true) {
+						if got == o && gotAfter == after && !struck {
+							struck = true
 							return f
 						}
 						return live
@@ -99,7 +99,7 @@ func TestHintedImageIsWaitedForUntilActive(t *testing.T) {
 		data := bytesOf(5000)
 		id := w.a.upload("slow", data)
 		w.locked(func() { w.a.images[id].Status = glance.Saving })
-		w.a.agent.Hint(glance.Hint{ID: id})
+		w.a.agent().Hint(glance.Hint{ID: id})
 		time.Sleep(3 * time.Second)
 		if j := w.a.job(id); j.ID != "" {
 			t.Fatalf("a job was made for an image that is saving: %+v", j)
@@ -119,7 +119,7 @@ func TestStuckImageIsReported(t *testing.T) {
 		id := w.a.upload("stuck", bytesOf(10))
 		w.locked(func() { w.a.images[id].Status = glance.Saving })
 		time.Sleep(2 * time.Hour)
-		o, err := w.a.agent.Overview(t.Context())
+		o, err := w.a.agent().Overview(t.Context())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -139,25 +139,21 @@ func TestImageDeletedInFlightIsUndone(t *testing.T) {
 				data := bytesOf(3_000_000)
 				id := w.a.upload("gone", data)
 				deleted := false
-				w.fault = func(o op, after bool) fate {
+				w.inject(func(o op, after bool) fate {
 					if o.name == "claim.Update" && o.site == "A" && after && !deleted {
-						w.locked(func() {
-							for _, j := range w.a.jobs {
-								if j.State == when {
-									deleted = true
-								}
+						for _, j := range w.a.jobs {
+							if j.State == when {
+								deleted = true
 							}
-							if deleted {
-								w.a.remove(id)
-							}
-						})
+						}
 						if deleted {
-							w.a.agent.Hint(glance.Hint{ID: id})
+							w.a.remove(id)
+							w.a.life.agent.Hint(glance.Hint{ID: id})
 						}
 					}
 					return live
-				}
-				jobs, err := w.a.agent.Push(t.Context(), string(id), []string{"B"})
+				})
+				jobs, err := w.a.agent().Push(t.Context(), string(id), []string{"B"})
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -194,16 +190,18 @@ func TestDamagedSourceIsParked(t *testing.T) {
 			run(t, func(t *testing.T, w *world) {
 				id := w.a.upload("bad", bytesOf(5000))
 				w.locked(func() { damage(w, id) })
-				jobs, err := w.a.agent.Push(t.Context(), string(id), []string{"B"})
+				jobs, err := w.a.agent().Push(t.Context(), string(id), []string{"B"})
 				if err != nil {
 					t.Fatal(err)
 				}
 				if j := w.a.await(jobs[0].ID, Parked, Verified); j.State != Parked || !strings.Contains(j.Reason, "restore the file") {
 					t.Errorf("job is %s: %q, want parked with what to do", j.State, j.Reason)
 				}
-				if r := w.b.images[id]; r != nil && r.Status == glance.Active {
-					t.Error("it became active at B")
-				}
+				w.locked(func() {
+					if r := w.b.images[id]; r != nil && r.Status == glance.Active {
+						t.Error("it became active at B")
+					}
+				})
 			})
 		})
 	}
@@ -215,18 +213,16 @@ func TestWrongBytesOnTheExportNeverBecomeActive(t *testing.T) {
 		for _, times := range []int{1, mismatchMax} {
 			t.Run(fmt.Sprintf("digests %v, %d times", digests, times), func(t *testing.T) {
 				run(t, func(t *testing.T, w *world) {
-					w.b.corrupt, w.b.digests = times, digests
+					w.locked(func() { w.b.corrupt, w.b.digests = times, digests })
 					data := bytesOf(3_000_000)
 					id := w.a.upload("debian", data)
-					w.fault = func(o op, after bool) fate {
-						w.locked(func() {
-							if r := w.b.images[id]; r != nil && r.Status == glance.Active && string(r.data) != string(data) {
-								t.Error("a wrong byte is active at B")
-							}
-						})
+					w.inject(func(o op, after bool) fate {
+						if r := w.b.images[id]; r != nil && r.Status == glance.Active && string(r.data) != string(data) {
+							t.Error("a wrong byte is active at B")
+						}
 						return live
-					}
-					jobs, err := w.a.agent.Push(t.Context(), string(id), []string{"B"})
+					})
+					jobs, err := w.a.agent().Push(t.Context(), string(id), []string{"B"})
 					if err != nil {
 						t.Fatal(err)
 					}
@@ -247,8 +243,10 @@ func TestPeerHasItAlready(t *testing.T) {
 		data := bytesOf(5000)
 		id := w.a.upload("x", data)
 		w.locked(func() { w.b.images[id] = &record{Image: clone(w.a.images[id].Image), data: data} })
-		jobs, _ := w.a.agent.Push(t.Context(), string(id), []string{"B"})
+		jobs, _ := w.a.agent().Push(t.Context(), string(id), []string{"B"})
 		w.a.await(jobs[0].ID, Verified)
+		w.mu.Lock()
+		defer w.mu.Unlock()
 		if len(w.a.moves) != 0 || w.a.counts["stager.Stage"] != 0 {
 			t.Errorf("%d transfers, %d copies; want none", len(w.a.moves), w.a.counts["stager.Stage"])
 		}
@@ -260,8 +258,10 @@ func TestSameContentUnderAnotherIDMovesNoByte(t *testing.T) {
 		data := bytesOf(200_000)
 		id := w.a.upload("copy", data)
 		w.b.upload("original", data)
-		jobs, _ := w.a.agent.Push(t.Context(), string(id), []string{"B"})
+		jobs, _ := w.a.agent().Push(t.Context(), string(id), []string{"B"})
 		w.a.await(jobs[0].ID, Verified)
+		w.mu.Lock()
+		defer w.mu.Unlock()
 		if len(w.a.moves) != 0 || w.a.counts["stager.Stage"] != 0 {
 			t.Errorf("%d transfers, %d copies; want none", len(w.a.moves), w.a.counts["stager.Stage"])
 		}
@@ -280,14 +280,16 @@ func TestConflictIsParked(t *testing.T) {
 				w.locked(func() {
 					w.b.images[id] = &record{Image: glance.Image{ID: id, Status: status, Size: 600, Hash: sum(other), Properties: map[string]string{}}, data: other}
 				})
-				jobs, _ := w.a.agent.Push(t.Context(), string(id), []string{"B"})
+				jobs, _ := w.a.agent().Push(t.Context(), string(id), []string{"B"})
 				j := w.a.await(jobs[0].ID, Parked, Verified)
 				if j.State != Parked || !strings.Contains(j.Reason, "conflict") {
 					t.Errorf("job is %s: %q", j.State, j.Reason)
 				}
-				if string(w.b.images[id].data) != string(other) {
-					t.Error("the image at B was touched")
-				}
+				w.locked(func() {
+					if string(w.b.images[id].data) != string(other) {
+						t.Error("the image at B was touched")
+					}
+				})
 			})
 		})
 	}
@@ -303,7 +305,7 @@ func TestDeletedIDIsParkedOrRenamed(t *testing.T) {
 				data := bytesOf(50_000)
 				id := w.a.upload("x", data)
 				w.locked(func() { w.b.used[id] = true })
-				jobs, _ := w.a.agent.Push(t.Context(), string(id), []string{"B"})
+				jobs, _ := w.a.agent().Push(t.Context(), string(id), []string{"B"})
 				j := w.a.await(jobs[0].ID, Parked, Verified)
 				if policy == OnDeletedPark {
 					if j.State != Parked || !strings.Contains(j.Reason, "new-id") {
@@ -314,24 +316,28 @@ func TestDeletedIDIsParkedOrRenamed(t *testing.T) {
 							t.Errorf("it was accepted: %+v; want it refused before a byte moves", j.History)
 						}
 					}
-					if d, err := w.b.agent.Store.Get(t.Context(), NewJobID(Receive, id, j.Image.Hash, "A")); err != nil || d.State != Parked || d.Reason == "" {
+					if d, err := w.b.agent().Store.Get(t.Context(), NewJobID(Receive, id, j.Image.Hash, "A")); err != nil || d.State != Parked || d.Reason == "" {
 						t.Errorf("B's job is %s: %q (%v), want it parked, too", d.State, d.Reason, err)
 					}
 					return
 				}
-				r := w.b.images[j.DeliverAs]
-				if j.DeliverAs == id || r == nil || r.Properties[glance.PropSourceID] != string(id) || string(r.data) != string(data) {
-					t.Errorf("delivered as %s: %+v", j.DeliverAs, r)
-				}
+				w.locked(func() {
+					r := w.b.images[j.DeliverAs]
+					if j.DeliverAs == id || r == nil || r.Properties[glance.PropSourceID] != string(id) || string(r.data) != string(data) {
+						t.Errorf("delivered as %s: %+v", j.DeliverAs, r)
+					}
+				})
 				// And it is known again under that name: nothing moves a second time.
-				if _, err := w.a.agent.Push(t.Context(), string(id), []string{"B"}); err != nil {
+				if _, err := w.a.agent().Push(t.Context(), string(id), []string{"B"}); err != nil {
 					t.Fatal(err)
 				}
 				time.Sleep(time.Minute)
 				w.a.await(j.ID, Verified)
-				if len(w.b.images) != 1 {
-					t.Errorf("B has %d images, want 1", len(w.b.images))
-				}
+				w.locked(func() {
+					if len(w.b.images) != 1 {
+						t.Errorf("B has %d images, want 1", len(w.b.images))
+					}
+				})
 			})
 		})
 	}
@@ -339,15 +345,15 @@ func TestDeletedIDIsParkedOrRenamed(t *testing.T) {
 
 func TestNoSpaceWaits(t *testing.T) {
 	run(t, func(t *testing.T, w *world) {
-		w.b.free = 100
+		w.locked(func() { w.b.free = 100 })
 		data := bytesOf(5000)
 		id := w.a.upload("x", data)
-		jobs, _ := w.a.agent.Push(t.Context(), string(id), []string{"B"})
+		jobs, _ := w.a.agent().Push(t.Context(), string(id), []string{"B"})
 		time.Sleep(3 * time.Minute)
 		if j := w.a.job(id); j.State != Pending || !strings.Contains(j.Reason, "no space") {
 			t.Errorf("job is %s: %q, want waiting for space", j.State, j.Reason)
 		}
-		w.b.free = 1 << 30
+		w.locked(func() { w.b.free = 1 << 30 })
 		w.a.await(jobs[0].ID, Verified)
 		w.wantDelivered(id, data)
 	})
@@ -365,25 +371,25 @@ func TestPeerDownAtEachLeg(t *testing.T) {
 					time.AfterFunc(10*time.Minute, func() { w.locked(func() { w.b.down = false }) })
 				}
 				struck := false
-				w.fault = func(o op, after bool) fate {
-					w.locked(func() {
-						for _, j := range w.a.jobs {
-							if j.State == when && !struck {
-								struck = true
-								down()
-							}
+				w.inject(func(o op, after bool) fate {
+					for _, j := range w.a.jobs {
+						if j.State == when && !struck {
+							struck = true
+							down()
 						}
-					})
+					}
 					return live
-				}
-				jobs, err := w.a.agent.Push(t.Context(), string(id), []string{"B"})
+				})
+				jobs, err := w.a.agent().Push(t.Context(), string(id), []string{"B"})
 				if err != nil {
 					t.Fatal(err)
 				}
 				w.a.await(jobs[0].ID, Verified)
-				if !struck {
-					t.Error("the peer was never away")
-				}
+				w.locked(func() {
+					if !struck {
+						t.Error("the peer was never away")
+					}
+				})
 				w.wantDelivered(id, data)
 			})
 		})
@@ -396,9 +402,9 @@ func TestOperatorCancelAndRetry(t *testing.T) {
 			run(t, func(t *testing.T, w *world) {
 				data := bytesOf(3_000_000)
 				id := w.a.upload("x", data)
-				jobs, _ := w.a.agent.Push(t.Context(), string(id), []string{"B"})
+				jobs, _ := w.a.agent().Push(t.Context(), string(id), []string{"B"})
 				w.a.await(jobs[0].ID, Offered, Staged)
-				if _, err := w.a.agent.Cancel(t.Context(), jobs[0].ID); err != nil {
+				if _, err := w.a.agent().Cancel(t.Context(), jobs[0].ID); err != nil {
 					t.Fatal(err)
 				}
 				w.a.await(jobs[0].ID, Cancelled)
@@ -408,12 +414,12 @@ func TestOperatorCancelAndRetry(t *testing.T) {
 						t.Errorf("left over: outbox %d, inbox %d", len(w.a.outbox), len(w.b.inbox))
 					}
 				})
-				if _, err := w.a.agent.Retry(t.Context(), jobs[0].ID); err != nil {
+				if _, err := w.a.agent().Retry(t.Context(), jobs[0].ID); err != nil {
 					t.Fatal(err)
 				}
 				w.a.await(jobs[0].ID, Verified)
 				w.wantDelivered(id, data)
-				if _, err := w.a.agent.Cancel(t.Context(), jobs[0].ID); !errors.Is(err, ErrBadState) {
+				if _, err := w.a.agent().Cancel(t.Context(), jobs[0].ID); !errors.Is(err, ErrBadState) {
 					t.Errorf("cancel of a verified job: %v, want ErrBadState", err)
 				}
 			})
@@ -426,18 +432,16 @@ func TestTicketExpiredIsRenewed(t *testing.T) {
 		data := bytesOf(50_000)
 		id := w.a.upload("x", data)
 		struck := false
-		w.fault = func(o op, after bool) fate {
+		w.inject(func(o op, after bool) fate {
 			if o.name == "stager.Stage" && !after && !struck {
 				struck = true
-				w.locked(func() {
-					for _, j := range w.a.jobs {
-						w.b.spent[ticketID(j.Offer.Ticket)] = true
-					}
-				})
+				for _, j := range w.a.jobs {
+					w.b.spent[ticketID(j.Offer.Ticket)] = true
+				}
 			}
 			return live
-		}
-		jobs, _ := w.a.agent.Push(t.Context(), string(id), []string{"B"})
+		})
+		jobs, _ := w.a.agent().Push(t.Context(), string(id), []string{"B"})
 		j := w.a.await(jobs[0].ID, Verified)
 		if j.Round == 0 {
 			t.Error("the job did not begin anew")
@@ -451,7 +455,7 @@ func TestConcurrencyPerSite(t *testing.T) {
 		var ids []JobID
 		for i := range 6 {
 			id := w.a.upload("x", bytesOf(100_000+i))
-			j, err := w.a.agent.Push(t.Context(), string(id), []string{"B"})
+			j, err := w.a.agent().Push(t.Context(), string(id), []string{"B"})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -506,9 +510,11 @@ func TestThousandImagesAndNothingToDo(t *testing.T) {
 		w.a.boot()
 		time.Sleep(5 * time.Second)
 		w.locked(func() { w.ops = nil })
-		if _, err := w.a.agent.reconcile(t.Context()); err != nil {
+		if _, err := w.a.agent().reconcile(t.Context()); err != nil {
 			t.Fatal(err)
 		}
+		w.mu.Lock()
+		defer w.mu.Unlock()
 		calls := map[string]int{}
 		for _, o := range w.ops {
 			if strings.HasPrefix(o.name, "catalog.") {
@@ -532,16 +538,18 @@ func TestOneImageFoundOftenIsOneJob(t *testing.T) {
 		data := bytesOf(70_000)
 		id := w.a.upload("x", data)
 		for range 50 {
-			w.a.agent.Hint(glance.Hint{ID: id})
+			w.a.agent().Hint(glance.Hint{ID: id})
 			time.Sleep(20 * time.Millisecond)
 		}
-		if _, err := w.a.agent.Push(t.Context(), string(id), []string{"B"}); err != nil {
+		if _, err := w.a.agent().Push(t.Context(), string(id), []string{"B"}); err != nil {
 			t.Fatal(err)
 		}
 		w.a.await(NewJobID(Send, id, sum(data), "B"), Verified)
-		if len(w.a.jobs) != 1 || len(w.a.moves) != 1 {
-			t.Errorf("%d jobs, %d transfers; want one each", len(w.a.jobs), len(w.a.moves))
-		}
+		w.locked(func() {
+			if len(w.a.jobs) != 1 || len(w.a.moves) != 1 {
+				t.Errorf("%d jobs, %d transfers; want one each", len(w.a.jobs), len(w.a.moves))
+			}
+		})
 		w.wantDelivered(id, data)
 	})
 }
@@ -550,7 +558,7 @@ func TestPullNeedsPermission(t *testing.T) {
 	run(t, func(t *testing.T, w *world) {
 		data := bytesOf(1000)
 		id := w.a.upload("x", data)
-		if _, err := w.b.agent.Pull(t.Context(), "x", "A"); err != nil {
+		if _, err := w.b.agent().Pull(t.Context(), "x", "A"); err != nil {
 			t.Fatal(err)
 		}
 		w.a.await(NewJobID(Send, id, sum(data), "B"), Verified)
@@ -558,10 +566,10 @@ func TestPullNeedsPermission(t *testing.T) {
 		s := w.a.settings
 		s.Peers = slices.Clone(s.Peers)
 		s.Peers[0].MayPull = false
-		if err := w.a.agent.Reload(s); err != nil {
+		if err := w.a.agent().Reload(s); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := w.b.agent.Pull(t.Context(), "x", "A"); !errors.Is(err, ErrForbidden) {
+		if _, err := w.b.agent().Pull(t.Context(), "x", "A"); !errors.Is(err, ErrForbidden) {
 			t.Errorf("pull without permission: %v, want ErrForbidden", err)
 		}
 	})
@@ -569,16 +577,17 @@ func TestPullNeedsPermission(t *testing.T) {
 
 func TestStrangerIsRefused(t *testing.T) {
 	run(t, func(t *testing.T, w *world) {
-		if _, err := w.b.agent.Offer(t.Context(), "C", Offer{}); !errors.Is(err, ErrForbidden) {
+		if _, err := w.b.agent().Offer(t.Context(), "C", Offer{}); !errors.Is(err, ErrForbidden) {
 			t.Errorf("an offer of an unknown site: %v, want ErrForbidden", err)
 		}
-		id := w.a.upload("x", bytesOf(3_000_000))
-		jobs, _ := w.a.agent.Push(t.Context(), string(id), []string{"B"})
+		data := bytesOf(3_000_000)
+		id := w.a.upload("x", data)
+		jobs, _ := w.a.agent().Push(t.Context(), string(id), []string{"B"})
 		w.a.await(jobs[0].ID, Staged)
-		if _, err := collect(w.b.agent.Inventory(t.Context(), "C")); !errors.Is(err, ErrForbidden) {
+		if _, err := collect(w.b.agent().Inventory(t.Context(), "C")); !errors.Is(err, ErrForbidden) {
 			t.Errorf("the inventory for an unknown site: %v, want ErrForbidden", err)
 		}
-		if _, err := w.b.agent.Delivery(t.Context(), "C", NewJobID(Receive, id, w.a.images[id].Hash, "A")); !errors.Is(err, ErrNoJob) {
+		if _, err := w.b.agent().Delivery(t.Context(), "C", NewJobID(Receive, id, sum(data), "A")); !errors.Is(err, ErrNoJob) {
 			t.Errorf("another site's delivery: %v, want ErrNoJob", err)
 		}
 		w.a.await(jobs[0].ID, Verified)
@@ -596,18 +605,16 @@ func TestImageStuckInSavingIsParkedOrRenamed(t *testing.T) {
 				data := bytesOf(300_000)
 				id := w.a.upload("x", data)
 				struck := false
-				w.fault = func(o op, after bool) fate {
+				w.inject(func(o op, after bool) fate {
 					if o.name == "catalog.Upload" && after && !struck {
 						struck = true
-						w.locked(func() {
-							r := w.b.images[id]
-							r.Status, r.Size, r.Hash, r.data = glance.Saving, 0, digest.Digest{}, nil
-						})
+						r := w.b.images[id]
+						r.Status, r.Size, r.Hash, r.data = glance.Saving, 0, digest.Digest{}, nil
 						return fail
 					}
 					return live
-				}
-				jobs, _ := w.a.agent.Push(t.Context(), string(id), []string{"B"})
+				})
+				jobs, _ := w.a.agent().Push(t.Context(), string(id), []string{"B"})
 				j := w.a.await(jobs[0].ID, Parked, Verified)
 				if policy == OnDeletedPark {
 					if j.State != Parked || !strings.Contains(j.Reason, "stuck in saving") {
@@ -615,6 +622,8 @@ func TestImageStuckInSavingIsParkedOrRenamed(t *testing.T) {
 					}
 					return
 				}
+				w.mu.Lock()
+				defer w.mu.Unlock()
 				r := w.b.images[j.DeliverAs]
 				if j.State != Verified || j.DeliverAs == id || r == nil || string(r.data) != string(data) || len(w.b.images) != 1 {
 					t.Errorf("job is %s: %q, delivered as %s: %+v", j.State, j.Reason, j.DeliverAs, r)

@@ -17,10 +17,12 @@ import (
 // Glance does not let the agent publish the image until an admin grants the role.
 func TestFinishRefusedAndThenRetried(t *testing.T) {
 	run(t, func(t *testing.T, w *world) {
-		w.b.refuseFinish = failure.Permanently(errors.New("403: needs the role that publicize_image asks for"))
+		w.locked(func() {
+			w.b.refuseFinish = failure.Permanently(errors.New("403: needs the role that publicize_image asks for"))
+		})
 		data := bytesOf(50_000)
 		id := w.a.upload("x", data)
-		jobs, _ := w.a.agent.Push(t.Context(), string(id), []string{"B"})
+		jobs, _ := w.a.agent().Push(t.Context(), string(id), []string{"B"})
 		if j := w.a.await(jobs[0].ID, Parked, Verified); j.State != Parked || !strings.Contains(j.Reason, "publicize_image") {
 			t.Fatalf("job is %s: %q, want parked with what B said", j.State, j.Reason)
 		}
@@ -30,7 +32,7 @@ func TestFinishRefusedAndThenRetried(t *testing.T) {
 			}
 			w.b.refuseFinish = nil
 		})
-		if _, err := w.a.agent.Retry(t.Context(), jobs[0].ID); err != nil {
+		if _, err := w.a.agent().Retry(t.Context(), jobs[0].ID); err != nil {
 			t.Fatal(err)
 		}
 		w.a.await(jobs[0].ID, Verified)
@@ -40,18 +42,20 @@ func TestFinishRefusedAndThenRetried(t *testing.T) {
 
 func TestFullGlanceIsParkedAfterAFewUploads(t *testing.T) {
 	run(t, func(t *testing.T, w *world) {
-		w.b.refuseUpload = ErrQuota
+		w.locked(func() { w.b.refuseUpload = ErrQuota })
 		data := bytesOf(50_000)
 		id := w.a.upload("x", data)
-		jobs, _ := w.a.agent.Push(t.Context(), string(id), []string{"B"})
+		jobs, _ := w.a.agent().Push(t.Context(), string(id), []string{"B"})
 		if j := w.a.await(jobs[0].ID, Parked, Verified); j.State != Parked || !strings.Contains(j.Reason, "raise the quota") {
 			t.Fatalf("job is %s: %q", j.State, j.Reason)
 		}
-		if n := w.b.counts["catalog.Upload"]; n != fullMax {
-			t.Errorf("%d uploads, want %d", n, fullMax)
-		}
-		w.locked(func() { w.b.refuseUpload = nil })
-		if _, err := w.a.agent.Retry(t.Context(), jobs[0].ID); err != nil {
+		w.locked(func() {
+			if n := w.b.counts["catalog.Upload"]; n != fullMax {
+				t.Errorf("%d uploads, want %d", n, fullMax)
+			}
+			w.b.refuseUpload = nil
+		})
+		if _, err := w.a.agent().Retry(t.Context(), jobs[0].ID); err != nil {
 			t.Fatal(err)
 		}
 		w.a.await(jobs[0].ID, Verified)
@@ -70,13 +74,15 @@ func TestBadLocalCopyIsNotTakenAgain(t *testing.T) {
 				data := bytesOf(200_000)
 				id, twin := w.a.upload("copy", data), w.b.upload("original", data)
 				w.locked(func() { spoil(w, twin) })
-				jobs, _ := w.a.agent.Push(t.Context(), string(id), []string{"B"})
+				jobs, _ := w.a.agent().Push(t.Context(), string(id), []string{"B"})
 				if j := w.a.await(jobs[0].ID, Verified, Parked); j.State != Verified {
 					t.Fatalf("job is %s: %s", j.State, j.Reason)
 				}
-				if r := w.b.images[id]; r == nil || string(r.data) != string(data) {
-					t.Errorf("image at B: %+v", r)
-				}
+				w.locked(func() {
+					if r := w.b.images[id]; r == nil || string(r.data) != string(data) {
+						t.Errorf("image at B: %+v", r)
+					}
+				})
 			})
 		})
 	}
@@ -87,11 +93,11 @@ func TestCancelAtTheReceivingSiteHolds(t *testing.T) {
 	run(t, func(t *testing.T, w *world) {
 		data := bytesOf(3_000_000)
 		id := w.a.upload("x", data)
-		jobs, _ := w.a.agent.Push(t.Context(), string(id), []string{"B"})
+		jobs, _ := w.a.agent().Push(t.Context(), string(id), []string{"B"})
 		w.a.await(jobs[0].ID, Staged)
 		receive := NewJobID(Receive, id, sum(data), "A")
 		w.b.await(receive, Arriving)
-		if _, err := w.b.agent.Cancel(t.Context(), receive); err != nil {
+		if _, err := w.b.agent().Cancel(t.Context(), receive); err != nil {
 			t.Fatal(err)
 		}
 		if j := w.a.await(jobs[0].ID, Parked, Verified); j.State != Parked || !strings.Contains(j.Reason, "cancelled") {
@@ -100,7 +106,7 @@ func TestCancelAtTheReceivingSiteHolds(t *testing.T) {
 		if j := w.b.await(receive, Cancelled); !strings.Contains(j.Reason, "operator at site B") {
 			t.Errorf("job at B: %q", j.Reason)
 		}
-		if _, err := w.a.agent.Retry(t.Context(), jobs[0].ID); err != nil {
+		if _, err := w.a.agent().Retry(t.Context(), jobs[0].ID); err != nil {
 			t.Fatal(err)
 		}
 		w.a.await(jobs[0].ID, Verified)
@@ -112,13 +118,13 @@ func TestRetryAtOnceAfterCancel(t *testing.T) {
 	run(t, func(t *testing.T, w *world) {
 		data := bytesOf(3_000_000)
 		id := w.a.upload("x", data)
-		jobs, _ := w.a.agent.Push(t.Context(), string(id), []string{"B"})
+		jobs, _ := w.a.agent().Push(t.Context(), string(id), []string{"B"})
 		w.a.await(jobs[0].ID, Staged)
-		if _, err := w.a.agent.Cancel(t.Context(), jobs[0].ID); err != nil {
+		if _, err := w.a.agent().Cancel(t.Context(), jobs[0].ID); err != nil {
 			t.Fatal(err)
 		}
 		w.a.await(jobs[0].ID, Cancelled)
-		if _, err := w.a.agent.Retry(t.Context(), jobs[0].ID); err != nil {
+		if _, err := w.a.agent().Retry(t.Context(), jobs[0].ID); err != nil {
 			t.Fatal(err)
 		}
 		if j := w.a.await(jobs[0].ID, Verified, Parked); j.State != Verified {
@@ -133,7 +139,7 @@ func TestCancelReachesThePeerAfterItSaidWait(t *testing.T) {
 	run(t, func(t *testing.T, w *world) {
 		data := bytesOf(3_000_000)
 		id := w.a.upload("x", data)
-		jobs, _ := w.a.agent.Push(t.Context(), string(id), []string{"B"})
+		jobs, _ := w.a.agent().Push(t.Context(), string(id), []string{"B"})
 		w.a.await(jobs[0].ID, Staged)
 		receive := NewJobID(Receive, id, sum(data), "A")
 		w.b.await(receive, Arriving)
@@ -142,23 +148,25 @@ func TestCancelReachesThePeerAfterItSaidWait(t *testing.T) {
 				w.b.spent[ticketID(m.req.Destination.Ticket)] = true
 			}
 		})
-		w.fault = func(o op, after bool) fate {
+		w.inject(func(o op, after bool) fate {
 			if o.name == "landing.Capabilities" {
 				return fail
 			}
 			return live
-		}
+		})
 		for w.a.job(id).State != Pending || w.a.job(id).Reason == "" {
 			time.Sleep(100 * time.Millisecond)
 		}
-		if _, err := w.a.agent.Cancel(t.Context(), jobs[0].ID); err != nil {
+		if _, err := w.a.agent().Cancel(t.Context(), jobs[0].ID); err != nil {
 			t.Fatal(err)
 		}
 		w.a.await(jobs[0].ID, Cancelled)
 		w.b.await(receive, Cancelled)
-		if len(w.b.inbox) > 0 {
-			t.Error("the partial file stays at B")
-		}
+		w.locked(func() {
+			if len(w.b.inbox) > 0 {
+				t.Error("the partial file stays at B")
+			}
+		})
 	})
 }
 
@@ -167,7 +175,7 @@ func TestArrivalWithoutASenderIsGivenUp(t *testing.T) {
 	run(t, func(t *testing.T, w *world) {
 		data := bytesOf(3_000_000)
 		id := w.a.upload("x", data)
-		jobs, _ := w.a.agent.Push(t.Context(), string(id), []string{"B"})
+		jobs, _ := w.a.agent().Push(t.Context(), string(id), []string{"B"})
 		w.a.await(jobs[0].ID, Staged)
 		receive := NewJobID(Receive, id, sum(data), "A")
 		w.b.await(receive, Arriving)
@@ -180,9 +188,11 @@ func TestArrivalWithoutASenderIsGivenUp(t *testing.T) {
 		if j := w.b.await(receive, Cancelled); !strings.Contains(j.Reason, "stopped sending") {
 			t.Errorf("job at B: %q", j.Reason)
 		}
-		if len(w.b.inbox) > 0 {
-			t.Error("the partial file stays at B")
-		}
+		w.locked(func() {
+			if len(w.b.inbox) > 0 {
+				t.Error("the partial file stays at B")
+			}
+		})
 		w.a.boot()
 	})
 }
@@ -192,20 +202,21 @@ func TestTwoSitesSendTheSameImage(t *testing.T) {
 	run(t, func(t *testing.T, w *world) {
 		data := bytesOf(3_000_000)
 		id := w.a.upload("x", data)
-		img := w.a.images[id].Image
+		var img glance.Image
+		w.locked(func() { img = clone(w.a.images[id].Image) })
 		s := w.b.settings
 		s.Peers = append(slices.Clone(s.Peers), PeerSite{Name: "C", Jobs: 1})
-		if err := w.b.agent.Reload(s); err != nil {
+		if err := w.b.agent().Reload(s); err != nil {
 			t.Fatal(err)
 		}
-		jobs, _ := w.a.agent.Push(t.Context(), string(id), []string{"B"})
+		jobs, _ := w.a.agent().Push(t.Context(), string(id), []string{"B"})
 		w.b.await(NewJobID(Receive, id, sum(data), "A"), Arriving)
 		time.Sleep(200 * time.Millisecond)
-		if g, err := w.b.agent.Offer(t.Context(), "C", Offer{Image: img}); err != nil || g.Verdict != Wait {
+		if g, err := w.b.agent().Offer(t.Context(), "C", Offer{Image: img}); err != nil || g.Verdict != Wait {
 			t.Errorf("an offer of what is arriving from A: %+v, %v; want wait", g, err)
 		}
 		w.a.await(jobs[0].ID, Verified)
-		if g, err := w.b.agent.Offer(t.Context(), "C", Offer{Image: img}); err != nil || g.Verdict != Have {
+		if g, err := w.b.agent().Offer(t.Context(), "C", Offer{Image: img}); err != nil || g.Verdict != Have {
 			t.Errorf("an offer of what has arrived from A: %+v, %v; want have", g, err)
 		}
 	})
@@ -222,7 +233,7 @@ func TestShellOfACancelledJobIsTakenOver(t *testing.T) {
 			shell.Properties[glance.PropJob] = "0123456789abcdef0123"
 			w.b.images[id] = &record{Image: shell}
 		})
-		jobs, _ := w.a.agent.Push(t.Context(), string(id), []string{"B"})
+		jobs, _ := w.a.agent().Push(t.Context(), string(id), []string{"B"})
 		w.a.await(jobs[0].ID, Verified)
 		w.wantDelivered(id, data)
 	})
@@ -249,14 +260,16 @@ func TestQueuedForeverIsReported(t *testing.T) {
 		w.a.boot()
 		id := w.a.upload("queued", nil)
 		w.locked(func() { w.a.images[id].Status = glance.Queued })
-		w.a.agent.Hint(glance.Hint{ID: id})
+		w.a.agent().Hint(glance.Hint{ID: id})
 		time.Sleep(2 * time.Hour)
 		w.locked(func() { w.a.counts["catalog.Image"] = 0 })
 		time.Sleep(time.Hour)
-		if n := w.a.counts["catalog.Image"]; n > 20 {
-			t.Errorf("Glance was asked %d times in an hour for an image that stays queued", n)
-		}
-		o, err := w.a.agent.Overview(t.Context())
+		w.locked(func() {
+			if n := w.a.counts["catalog.Image"]; n > 20 {
+				t.Errorf("Glance was asked %d times in an hour for an image that stays queued", n)
+			}
+		})
+		o, err := w.a.agent().Overview(t.Context())
 		if err != nil || len(o.Store) != 1 || !strings.Contains(o.Store[0].Note, "queued since") {
 			t.Errorf("faults %+v, %v", o.Store, err)
 		}
@@ -265,10 +278,10 @@ func TestQueuedForeverIsReported(t *testing.T) {
 
 func TestExportFullAtTheSender(t *testing.T) {
 	run(t, func(t *testing.T, w *world) {
-		w.a.refuseStage = ErrSpace
+		w.locked(func() { w.a.refuseStage = ErrSpace })
 		data := bytesOf(4000)
 		id := w.a.upload("x", data)
-		jobs, _ := w.a.agent.Push(t.Context(), string(id), []string{"B"})
+		jobs, _ := w.a.agent().Push(t.Context(), string(id), []string{"B"})
 		time.Sleep(5 * time.Minute)
 		if j := w.a.job(id); j.State != Offered || !strings.Contains(j.Reason, "export of site A") {
 			t.Errorf("job is %s: %q, want waiting, and the site named", j.State, j.Reason)
@@ -299,16 +312,16 @@ func TestPulledJobIsSeenByWhoPulled(t *testing.T) {
 	run(t, func(t *testing.T, w *world) {
 		id := w.a.upload("x", bytesOf(1000))
 		w.locked(func() { delete(w.a.files, string(id)) })
-		j, err := w.b.agent.Pull(t.Context(), "x", "A")
+		j, err := w.b.agent().Pull(t.Context(), "x", "A")
 		if err != nil {
 			t.Fatal(err)
 		}
 		w.a.await(j.ID, Parked)
-		got, err := w.b.agent.Pulled(t.Context(), "A", j.ID)
+		got, err := w.b.agent().Pulled(t.Context(), "A", j.ID)
 		if err != nil || got.State != Parked || got.Reason == "" {
 			t.Errorf("the job at A, seen from B: %s %q, %v", got.State, got.Reason, err)
 		}
-		if _, err := w.a.agent.Sending(t.Context(), "C", j.ID); !errors.Is(err, ErrNoJob) {
+		if _, err := w.a.agent().Sending(t.Context(), "C", j.ID); !errors.Is(err, ErrNoJob) {
 			t.Errorf("seen by another site: %v, want ErrNoJob", err)
 		}
 	})
@@ -320,15 +333,18 @@ func TestRunJobsLeavesNothing(t *testing.T) {
 		data := bytesOf(30_000)
 		id := w.a.upload("x", data)
 		w.a.halt()
-		w.a.alive, w.a.die = context.WithCancel(t.Context())
-		defer w.a.die()
-		jobs, err := w.a.agent.Push(t.Context(), string(id), []string{"B"})
+		w.locked(func() { // its mechanisms work again, for the same agent, without Run
+			l := *w.a.life
+			l.ctx, l.die = context.WithCancel(t.Context())
+			w.a.life = &l
+		})
+		jobs, err := w.a.agent().Push(t.Context(), string(id), []string{"B"})
 		if err != nil {
 			t.Fatal(err)
 		}
 		ctx, cancel := context.WithCancel(t.Context())
 		ended := make(chan error)
-		go func() { ended <- w.a.agent.RunJobs(ctx, []JobID{jobs[0].ID}) }()
+		go func() { ended <- w.a.agent().RunJobs(ctx, []JobID{jobs[0].ID}) }()
 		w.a.await(jobs[0].ID, Verified)
 		cancel()
 		<-ended

@@ -28,12 +28,12 @@ import (
 // agents come and go. Every call of a mechanism goes through call, where a test
 // makes it fail before or after its effect, or kills the agent that makes it.
 type world struct {
-	t     *testing.T
-	a, b  *site
-	fault func(op op, after bool) fate
+	t    *testing.T
+	a, b *site
 
-	mu  sync.Mutex
-	ops []op // every call of a mechanism, in order
+	mu    sync.Mutex                   // guards what follows, and both sites
+	ops   []op                         // every call of a mechanism, in order
+	fault func(op op, after bool) fate // set by inject
 }
 
 type op struct {
@@ -78,14 +78,19 @@ type site struct {
 	down    bool // its agent and DTN do not answer other sites
 	corrupt int  // so many arrivals come with a wrong byte, and the DTN does not notice
 
-	refuseFinish, refuseUpload, refuseStage error          // what Glance or the export answer
-	vanish                                  glance.ImageID // its data is gone when asked for
+	refuseFinish, refuseUpload, refuseStage, refuseRoom error          // what Glance or the export answer
+	vanish                                              glance.ImageID // its data is gone when asked for
 
-	settings Settings
-	agent    *Agent
-	alive    context.Context
-	die      context.CancelFunc
-	ended    chan struct{}
+	settings Settings // of the next boot; a test sets them while nothing kills the agent
+	life     *life    // the latest
+}
+
+// life is one run of a site's agent, from its boot until it is halted or killed.
+type life struct {
+	agent *Agent
+	ctx   context.Context
+	die   context.CancelFunc // ends ctx
+	ended chan struct{}      // closed when Run has returned
 }
 
 type record struct {
@@ -132,24 +137,26 @@ func (s *site) other() *site {
 
 // boot starts the site's agent, after a kill too.
 func (s *site) boot() {
-	s.settings = Settings{
-		Peers: []PeerSite{{Name: s.other().name, Peer: peerOf{s}, Jobs: 2, MayPull: true}}, Rules: s.settings.Rules,
-		DeliverJobs: 2, OnDeletedID: cmpOr(s.settings.OnDeletedID, OnDeletedPark), Owner: OwnerAgent,
-		RetryMin: time.Second, RetryMax: time.Minute, Listing: 15 * time.Second, Reconcile: 10 * time.Minute, Stuck: time.Hour, Keep: 30 * 24 * time.Hour,
-	}
-	a, err := New(Options{Site: s.name, Catalog: catalogOf{s}, Stager: stagerOf{s}, Mover: moverOf{s}, Landing: landingOf{s}, Signer: signerOf{s}, Store: storeOf{s}, Settings: s.settings})
-	if err != nil {
-		s.w.t.Fatal(err)
-	}
-	s.agent = a
-	s.alive, s.die = context.WithCancel(s.w.t.Context())
-	s.ended = make(chan struct{})
-	go func(ctx context.Context, ended chan struct{}) {
-		defer close(ended)
-		if err := a.Run(ctx); err != nil && ctx.Err() == nil {
+	l := &life{ended: make(chan struct{})}
+	l.ctx, l.die = context.WithCancel(s.w.t.Context())
+	s.w.locked(func() {
+		s.settings = Settings{
+			Peers: []PeerSite{{Name: s.other().name, Peer: peerOf{s}, Jobs: 2, MayPull: true}}, Rules: s.settings.Rules,
+			DeliverJobs: 2, OnDeletedID: cmpOr(s.settings.OnDeletedID, OnDeletedPark), Owner: OwnerAgent,
+			RetryMin: time.Second, RetryMax: time.Minute, Listing: 15 * time.Second, Reconcile: 10 * time.Minute, Stuck: time.Hour, Keep: 30 * 24 * time.Hour,
+		}
+		a, err := New(Options{Site: s.name, Catalog: catalogOf{s}, Stager: stagerOf{s}, Mover: moverOf{s}, Landing: landingOf{s}, Signer: signerOf{s}, Store: storeOf{s}, Settings: s.settings})
+		if err != nil {
+			s.w.t.Fatal(err)
+		}
+		l.agent, s.life = a, l
+	})
+	go func() {
+		defer close(l.ended)
+		if err := l.agent.Run(l.ctx); err != nil && l.ctx.Err() == nil {
 			s.w.t.Errorf("agent %s: %v", s.name, err)
 		}
-	}(s.alive, s.ended)
+	}()
 }
 
 func cmpOr(s, or string) string {
@@ -159,33 +166,46 @@ func cmpOr(s, or string) string {
 	return s
 }
 
+func (s *site) current() (l *life) {
+	s.w.locked(func() { l = s.life })
+	return l
+}
+
+func (s *site) agent() *Agent { return s.current().agent }
+
 func (s *site) halt() {
-	s.die()
-	<-s.ended
+	l := s.current()
+	l.die()
+	<-l.ended
 }
 
 // call is where every mechanism begins and ends. With an error the effect must not
 // happen; otherwise post turns the effect's error into what the caller sees.
 func (s *site) call(name string) (post func(error) error, pre error) {
-	if s.alive.Err() != nil {
+	if s.current().ctx.Err() != nil {
 		return nil, errDead
 	}
 	w := s.w
-	w.mu.Lock()
-	o := op{s.name, name, s.counts[name]}
-	s.counts[name]++
-	w.ops = append(w.ops, o)
-	w.mu.Unlock()
+	var o op
+	w.locked(func() {
+		o = op{s.name, name, s.counts[name]}
+		s.counts[name]++
+		w.ops = append(w.ops, o)
+	})
 	decide := func(after bool) error {
-		if w.fault == nil {
-			return nil
-		}
-		switch w.fault(o, after) {
+		f := live
+		w.locked(func() {
+			if w.fault != nil {
+				f = w.fault(o, after)
+			}
+		})
+		switch f {
 		case fail:
 			return fmt.Errorf("%v: %w", o, errInjected)
 		case kill:
-			s.die()
-			go func() { <-s.ended; s.boot() }()
+			l := s.current()
+			l.die()
+			go func() { <-l.ended; s.boot() }()
 			return errDead
 		}
 		return nil
@@ -205,6 +225,12 @@ func (w *world) locked(f func()) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	f()
+}
+
+// inject has fault decide every call from now on, before and after its effect. It is
+// called with w.mu held, and so sees and changes the world as it likes.
+func (w *world) inject(fault func(o op, after bool) fate) {
+	w.locked(func() { w.fault = fault })
 }
 
 // upload puts an image into the site's Glance as a user would.
@@ -689,7 +715,8 @@ func (l landingOf) Capabilities(context.Context) (c mover.Capabilities, err erro
 	if pre != nil {
 		return c, pre
 	}
-	return mover.Capabilities{Address: "dtn-" + l.name, Free: l.free}, post(nil)
+	l.w.locked(func() { c = mover.Capabilities{Address: "dtn-" + l.name, Free: l.free} })
+	return c, post(nil)
 }
 
 type signerOf struct{ *site }
@@ -704,11 +731,12 @@ func (s signerOf) Sign(t mover.Ticket) (string, error) {
 type peerOf struct{ *site }
 
 func (p peerOf) remote() (*Agent, error) {
-	o := p.other()
-	if o.down || o.alive.Err() != nil {
-		return nil, errors.New("connection refused")
+	p.w.mu.Lock()
+	defer p.w.mu.Unlock()
+	if o := p.other(); !o.down && o.life != nil && o.life.ctx.Err() == nil {
+		return o.life.agent, nil
 	}
-	return o.agent, nil
+	return nil, errors.New("connection refused")
 }
 
 // ask calls the other agent as over a network.
@@ -902,7 +930,7 @@ func (s storeOf) Claim(ctx context.Context, j Job, slot string, limit int) (Clai
 	if pre != nil {
 		return nil, pre
 	}
-	c := &claim{s: s.site, id: j.ID, slot: slot, owner: s.alive}
+	c := &claim{s: s.site, id: j.ID, slot: slot, owner: s.current().ctx}
 	c.ctx, c.cancel = context.WithCancel(ctx)
 	var err error
 	s.w.locked(func() {
