@@ -27,6 +27,9 @@ type Catalog interface {
 	Images(ctx context.Context, since time.Time) iter.Seq2[glance.Image, error]
 	// Holding returns the active images whose content is this one.
 	Holding(ctx context.Context, i glance.Image) ([]glance.Image, error)
+	// Room returns nil, or ErrQuota with the figures when Glance says that it takes no
+	// upload from this project now.
+	Room(ctx context.Context) error
 	// Create makes a queued image from i's id and metadata; ErrIDUsed.
 	Create(ctx context.Context, i glance.Image) (glance.Image, error)
 	// Upload gives a queued image its data: exactly size bytes of r, sent with

@@ -24,14 +24,14 @@ func (a *Agent) Offer(ctx context.Context, from string, o Offer) (Grant, error) 
 	img := o.Image
 	imageID, err := glance.ParseImageID(string(img.ID))
 	if err != nil {
-		return Grant{Verdict: Refuse, Reason: err.Error()}, nil
+		return refuse("%v", err), nil
 	}
 	img.ID = imageID
 	if err := img.Hash.Validate(); err != nil {
-		return Grant{Verdict: Refuse, Reason: fmt.Sprintf("os_hash_value of image %s: %v", img.ID, err)}, nil
+		return refuse("os_hash_value of image %s: %v", img.ID, err), nil
 	}
 	if img.Size < 0 || img.Status != glance.Active {
-		return Grant{Verdict: Refuse, Reason: fmt.Sprintf("image %s is %s with %d bytes: only an active image can be offered", img.ID, img.Status, img.Size)}, nil
+		return refuse("image %s is %s with %d bytes: only an active image can be offered", img.ID, img.Status, img.Size), nil
 	}
 	id := NewJobID(Receive, img.ID, img.Hash, from)
 	j, err := a.Store.Get(ctx, id)
@@ -41,11 +41,11 @@ func (a *Agent) Offer(ctx context.Context, from string, o Offer) (Grant, error) 
 	}
 	switch {
 	case known && j.State == Cancelling:
-		return Grant{Verdict: Wait, Reason: "its earlier job for this image is being cancelled"}, nil
+		return wait("its earlier job for this image is being cancelled"), nil
 	case known && j.State == Cancelled && j.Stopped && !o.Anew:
-		return Grant{Verdict: Refuse, Reason: "an operator cancelled it there; push it again, or retry this job, to have it all the same"}, nil
+		return refuse("an operator cancelled it there; push it again, or retry this job, to have it all the same"), nil
 	case !known && a.crowded(from):
-		return Grant{Verdict: Wait, Reason: fmt.Sprintf("%d images of site %s are on their way to it", receiveMax, from)}, nil
+		return wait("%d images of site %s are on their way to it", receiveMax, from), nil
 	}
 	here, no, err := a.standing(ctx, img, j)
 	if err != nil {
@@ -64,8 +64,9 @@ func (a *Agent) Offer(ctx context.Context, from string, o Offer) (Grant, error) 
 	}
 	var address string
 	if bytes {
-		if address, bytes, no = a.room(ctx, file); no.Verdict != "" {
-			return no, nil
+		address, bytes, no, err = a.room(ctx, file)
+		if err != nil || no.Verdict != "" {
+			return no, err
 		}
 	}
 	if j, err = a.expect(ctx, j, Job{ID: id, Kind: Receive, Peer: from, Image: img, LocalCopy: here.elsewhere}); err != nil {
@@ -89,20 +90,24 @@ func (a *Agent) Offer(ctx context.Context, from string, o Offer) (Grant, error) 
 }
 
 // room asks our DTN where to send a file, and whether it has to be sent at all: it may
-// have come in an earlier round. no is the answer when there is no room.
-func (a *Agent) room(ctx context.Context, f mover.File) (address string, send bool, no Grant) {
+// have come in an earlier round. no is the answer when there, or in Glance, is no room.
+func (a *Agent) room(ctx context.Context, f mover.File) (address string, send bool, no Grant, err error) {
 	c, err := a.Landing.Capabilities(ctx)
 	if err != nil {
-		return "", false, Grant{Verdict: Wait, Reason: fmt.Sprintf("its DTN does not answer: %v", err)}
+		return "", false, wait("its DTN does not answer: %v", err), nil
 	}
 	arr, err := a.Landing.Arrival(ctx, f.Name)
-	switch {
-	case err == nil && arr.State == mover.Arrived:
-		return c.Address, false, no
-	case errors.Is(err, mover.ErrNoArrival) && c.Free < f.Size:
-		return "", false, Grant{Verdict: Wait, Reason: fmt.Sprintf("no space: the image needs %d bytes on the export of site %s, %d are free", f.Size, a.Site, c.Free)}
+	if err == nil && arr.State == mover.Arrived {
+		return c.Address, false, no, nil
 	}
-	return c.Address, true, no
+	if errors.Is(err, mover.ErrNoArrival) && c.Free < f.Size {
+		return "", false, wait("no space: the image needs %d bytes on the export of site %s, %d are free", f.Size, a.Site, c.Free), nil
+	}
+	err = a.Catalog.Room(ctx)
+	if errors.Is(err, ErrQuota) {
+		return "", false, wait("quota: %v", err), nil
+	}
+	return c.Address, true, no, err
 }
 
 // expect stores a Receive job in its first state: a new one, or the final one of the
@@ -188,7 +193,7 @@ func (a *Agent) standing(ctx context.Context, img glance.Image, j Job) (p presen
 			p.elsewhere = mine.ID // all but finished: it was parked or cancelled in its last step
 			return p, no, nil
 		case maker == makerBusy && mine.Properties[glance.PropJob] != string(j.ID):
-			return p, Grant{Verdict: Wait, Reason: fmt.Sprintf("image %s is on its way to site %s from another site", img.ID, a.Site)}, nil
+			return p, wait("image %s is on its way to site %s from another site", img.ID, a.Site), nil
 		}
 	}
 	same, err := a.Catalog.Holding(ctx, img)
@@ -210,6 +215,10 @@ func (a *Agent) standing(ctx context.Context, img glance.Image, j Job) (p presen
 
 func refuse(format string, args ...any) Grant {
 	return Grant{Verdict: Refuse, Reason: fmt.Sprintf(format, args...)}
+}
+
+func wait(format string, args ...any) Grant {
+	return Grant{Verdict: Wait, Reason: fmt.Sprintf(format, args...)}
 }
 
 // Who made an image that is in the way.

@@ -40,6 +40,27 @@ func TestFinishRefusedAndThenRetried(t *testing.T) {
 	})
 }
 
+// A quota that Glance tells of makes the image wait before a byte moves.
+func TestQuotaThatIsToldWaits(t *testing.T) {
+	run(t, func(t *testing.T, w *world) {
+		w.locked(func() { w.b.refuseRoom = ErrQuota })
+		data := bytesOf(50_000)
+		id := w.a.upload("x", data)
+		jobs, err := w.a.agent().Push(t.Context(), string(id), []string{"B"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(3 * waitForRoom)
+		j, err := w.a.agent().Store.Get(t.Context(), jobs[0].ID)
+		if err != nil || j.State != Pending || !strings.Contains(j.Reason, "site B: quota") {
+			t.Errorf("job is %s: %q (%v), want it to wait for the quota", j.State, j.Reason, err)
+		}
+		w.locked(func() { w.b.refuseRoom = nil })
+		w.a.await(j.ID, Verified)
+		w.wantDelivered(id, data)
+	})
+}
+
 func TestFullGlanceIsParkedAfterAFewUploads(t *testing.T) {
 	run(t, func(t *testing.T, w *world) {
 		w.locked(func() { w.b.refuseUpload = ErrQuota })

@@ -328,6 +328,15 @@ func (c catalogOf) Holding(_ context.Context, i glance.Image) (out []glance.Imag
 	return out, post(nil)
 }
 
+func (c catalogOf) Room(context.Context) (err error) {
+	post, pre := c.call("catalog.Room")
+	if pre != nil {
+		return pre
+	}
+	c.w.locked(func() { err = c.refuseRoom })
+	return post(err)
+}
+
 func (c catalogOf) Create(_ context.Context, i glance.Image) (img glance.Image, err error) {
 	post, pre := c.call("catalog.Create")
 	if pre != nil {

@@ -15,6 +15,6 @@ var (
 	ErrQuota = errors.New("Glance has no room for the image")
 	// ErrNoData: Glance calls the image active, but its store has lost the bytes.
 	ErrNoData = errors.New("the image's data is missing in Glance's store")
-	// ErrNotTold: Glance does not tell this user where its stores are, or has no way to.
-	ErrNotTold = errors.New("Glance does not tell where its stores are")
+	// ErrNotTold: Glance does not tell this user of its stores or limits, or has no way to.
+	ErrNotTold = errors.New("Glance does not tell")
 )

@@ -434,8 +434,14 @@ func TestKilledInEachLeg(t *testing.T) {
 			t.Run(string(when)+"/"+part, func(t *testing.T) {
 				id := b.create(t, "A", "killed-"+string(when)+part, size, nil)
 				job := b.push(t, id)
-				// A short leg may be over before it is seen: then the next is the one that is hit.
 				way := agent.Send.Way()
+				if when == agent.Moved { // which would be short: Glance B keeps up with the move
+					b.await(t, "A", job, way[slices.Index(way, agent.Staged):]...)
+					resume := b.pause(t, "glanceB")
+					defer resume()
+					time.AfterFunc(2*time.Second, resume)
+				}
+				// A short leg may be over before it is seen: then the next is the one that is hit.
 				seen := b.await(t, "A", job, way[slices.Index(way, when):]...).State
 				if seen == agent.Verified {
 					t.Fatalf("the job was verified before it was seen %s", when)
@@ -455,6 +461,23 @@ func TestKilledInEachLeg(t *testing.T) {
 			})
 		}
 	}
+}
+
+// pause stops a part where it is, until resume is called.
+func (b *box) pause(t *testing.T, part string) (resume func()) {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join(b.dir, "run", part+".pid"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	pid, err := strconv.Atoi(strings.Fields(string(text))[0])
+	if err == nil {
+		err = syscall.Kill(-pid, syscall.SIGSTOP)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return func() { _ = syscall.Kill(-pid, syscall.SIGCONT) }
 }
 
 // The receiving site is away while the image is on its way.
@@ -614,6 +637,72 @@ func TestTrouble(t *testing.T) {
 			t.Errorf("B serves %s", sum)
 		}
 	})
+}
+
+// limitB sets the MiB of images that Keystone allows at site B. Keystone's catalog comes
+// from a file here, and its API keeps limits of services in its database only.
+func (b *box) limitB(t *testing.T, mib int64) {
+	t.Helper()
+	const script = `
+import sqlite3, sys
+with sqlite3.connect(sys.argv[1], timeout=10) as db:
+    db.execute("DELETE FROM registered_limit")
+    for n, (name, limit) in enumerate([("image_size_total", int(sys.argv[2])), ("image_stage_total", 10**6),
+                                       ("image_count_total", 10**6), ("image_count_uploading", 10**6)], 1):
+        db.execute("INSERT INTO registered_limit VALUES (?, 'image', 'siteB', ?, ?, NULL, ?)", (f"limit{n}", name, limit, n))`
+	out, err := exec.Command("/usr/bin/python3", "-c", script, filepath.Join(b.dir, "keystone/keystone.db"), strconv.FormatInt(mib, 10)).CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+}
+
+// Keystone keeps limits, and site B's is passed: the image waits before a byte moves.
+func TestQuota(t *testing.T) {
+	b := shared(t)
+	b.await(t, "A", b.push(t, b.create(t, "A", "before", 3*mib, nil)), agent.Verified)
+	conf := filepath.Join(b.dir, "B/glance-api.conf")
+	before, err := os.ReadFile(conf)
+	if err != nil {
+		t.Fatal(err)
+	}
+	restart := func(text []byte) {
+		t.Helper()
+		if err := os.WriteFile(conf, text, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		b.sandbox(t, "stop", b.dir, "glanceB")
+		b.start(t, "glanceB")
+	}
+	url := b.env["B"]["OS_AUTH_URL"]
+	restart([]byte(strings.Replace(string(before), "[DEFAULT]\n", "[DEFAULT]\nuse_keystone_limits = True\n", 1) + `
+[oslo_limit]
+auth_type = password
+auth_url = ` + url + `
+username = admin
+password = sandbox
+user_domain_id = default
+system_scope = all
+endpoint_id = siteB-image-public
+`))
+	defer restart(before)
+	b.limitB(t, 2)
+	id := b.create(t, "A", "too-much", 5*mib, nil)
+	job := b.push(t, id)
+	for end := time.Now().Add(30 * time.Second); ; time.Sleep(50 * time.Millisecond) {
+		j := b.job(t.Context(), "A", job)
+		if strings.Contains(j.Reason, "site B: quota: ") && strings.Contains(j.Reason, "limit image_size_total is 2") && j.State == agent.Pending {
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatalf("%s: %s", j.State, j.Reason)
+		}
+	}
+	b.limitB(t, 1000)
+	if _, err := b.control["A"].Retry(t.Context(), job); err != nil {
+		t.Fatal(err)
+	}
+	b.await(t, "A", job, agent.Verified)
+	b.wantDelivered(t, id, 5*mib)
 }
 
 // The export is full: the DTN keeps its reserve, so a large reserve is a full disk.

@@ -742,3 +742,35 @@ func numbered(n int) glance.ImageID {
 type zeros struct{}
 
 func (zeros) Read(p []byte) (int, error) { clear(p); return len(p), nil }
+
+func TestRoom(t *testing.T) {
+	for name, tc := range map[string]struct {
+		limit int64 // MiB
+		full  bool
+	}{
+		"Keystone keeps no limits": {0, false},
+		"no limit":                 {-1, false},
+		"the limit is reached":     {3, false},
+		"the limit is passed":      {2, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c, g, _ := site(t)
+			g.Limit = tc.limit
+			g.Add(t, glance.Image{ID: numbered(1), Name: "x"}, make([]byte, 3<<20))
+			err := c.Room(t.Context())
+			if errors.Is(err, glance.ErrQuota) != tc.full || err != nil && !tc.full {
+				t.Errorf("got %v, want ErrQuota: %v", err, tc.full)
+			}
+			if tc.full && !strings.Contains(err.Error(), "3 MiB of images and its limit image_size_total is 2") {
+				t.Errorf("no figures: %v", err)
+			}
+		})
+	}
+	t.Run("an older Glance", func(t *testing.T) {
+		c, g, _ := site(t)
+		g.Inject(glancetest.Fault{On: glancetest.Usage, Code: 404})
+		if err := c.Room(t.Context()); err != nil {
+			t.Errorf("got %v", err)
+		}
+	})
+}

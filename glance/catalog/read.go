@@ -192,6 +192,34 @@ func (c *Catalog) Datadirs(ctx context.Context) ([]string, error) {
 	return dirs, nil
 }
 
+// Room returns nil when Glance takes uploads from this user's project, as far as
+// Glance tells: that is where Keystone keeps the limits (use_keystone_limits).
+// Otherwise glance.ErrQuota, with the figures.
+func (c *Catalog) Room(ctx context.Context) error {
+	told, err := get[struct {
+		Usage map[string]struct {
+			Usage int64 `json:"usage"`
+			Limit int64 `json:"limit"`
+		} `json:"usage"`
+	}](ctx, c, request{
+		doing:  "ask for the quota",
+		method: http.MethodGet,
+		path:   "info/usage",
+		means:  map[int]error{http.StatusNotFound: glance.ErrNotTold, http.StatusForbidden: glance.ErrNotTold},
+	})
+	if errors.Is(err, glance.ErrNotTold) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	// An upload is taken until the limit is passed, whatever its own size.
+	if q := told.Usage["image_size_total"]; q.Limit >= 0 && q.Usage > q.Limit {
+		return fmt.Errorf("%w: the project holds %d MiB of images and its limit image_size_total is %d; delete some, or raise the limit in Keystone", glance.ErrQuota, q.Usage, q.Limit)
+	}
+	return nil
+}
+
 // image is a glance.Image in the JSON of the Image API, where custom properties
 // stand among the attributes.
 type image glance.Image

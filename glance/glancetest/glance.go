@@ -39,6 +39,7 @@ const (
 	Upload = "PUT /v2/images/{id}/file"
 	Data   = "GET /v2/images/{id}/file"
 	Stores = "GET /v2/info/stores/detail"
+	Usage  = "GET /v2/info/usage"
 )
 
 // Glance is one Image API. Its methods may be called while it serves.
@@ -50,6 +51,7 @@ type Glance struct {
 	Token func(string) bool // whether a token is good; nil: each is that is not empty
 	Multi bool              // whether it tells of its stores
 	Page  int               // images a page at most; 0: 1000
+	Limit int64             // of the project's images in MiB; 0: Keystone keeps none
 
 	mu     sync.Mutex
 	images map[string]attributes
@@ -75,7 +77,7 @@ func New(tb testing.TB, dir string) *Glance {
 	}
 	mux := http.NewServeMux()
 	for on, h := range map[string]http.HandlerFunc{
-		Create: g.create, List: g.list, Get: g.get, Patch: g.patch, Delete: g.delete, Upload: g.upload, Data: g.data, Stores: g.stores,
+		Create: g.create, List: g.list, Get: g.get, Patch: g.patch, Delete: g.delete, Upload: g.upload, Data: g.data, Stores: g.stores, Usage: g.usage,
 	} {
 		mux.HandleFunc(on, g.guard(on, h))
 	}
@@ -335,6 +337,27 @@ func (g *Glance) stores(w http.ResponseWriter, _ *http.Request) {
 		map[string]any{"id": "local", "default": true, "type": "file", "properties": map[string]any{"data_dir": g.Dir, "chunk_size": 65536}},
 		map[string]any{"id": "web", "type": "http", "properties": map[string]any{}},
 	}})
+}
+
+// usage is as with use_keystone_limits, or without.
+func (g *Glance) usage(w http.ResponseWriter, _ *http.Request) {
+	usage := map[string]any{}
+	if g.Limit != 0 {
+		usage["image_size_total"] = map[string]any{"limit": g.Limit, "usage": g.held() >> 20}
+	}
+	answer(w, http.StatusOK, map[string]any{"usage": usage})
+}
+
+// held is the size of all images.
+func (g *Glance) held() (sum int64) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for _, a := range g.images {
+		if size, ok := a["size"].(int64); ok {
+			sum += size
+		}
+	}
+	return sum
 }
 
 // upload writes straight to the final name, as Glance's filesystem store does. A
