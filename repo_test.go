@@ -43,7 +43,7 @@ var keepers = map[string][]string{
 	"go.uber.org/zap":                    {"agent/jobs"},
 	"go.yaml.in/yaml/v3":                 {"agent/config", "cmd"},
 	"golang.org/x/sync":                  {"agent", "cmd", "glance", "mover"},
-	"golang.org/x/sys":                   {"agent", "cmd", "glance", "internal", "mover"},
+	"golang.org/x/sys":                   {"agent", "cmd", "deploy", "glance", "internal", "mover"},
 	"golang.org/x/term":                  {"cmd"},
 	"google.golang.org/grpc":             {"agent/jobs"},
 }

@@ -1,0 +1,191 @@
+package kernel
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+const (
+	linux   = "/usr/bin/linux.uml"
+	modules = "/usr/lib/uml/modules"
+	memory  = "1G"
+	disks   = 2       // as package guest has them
+	disk    = 4 << 30 // sparse
+	// tooLong is when a guest is killed; its tests end by themselves a minute before.
+	tooLong = 5 * time.Minute
+)
+
+// TestGuests runs, for each package whose tests import package guest, its
+// TestKernel tests in a guest.
+func TestGuests(t *testing.T) {
+	if os.Getenv("GLANCE_DTN_REAL") == "" {
+		t.Skip("needs user-mode-linux and root; `make test-kernel` runs it")
+	}
+	if os.Geteuid() != 0 {
+		t.Fatal("a guest has the rights of the user who boots it: run `make test-kernel` as root")
+	}
+	for _, name := range []string{linux, "/usr/sbin/rpc.nfsd", "/usr/sbin/mount.nfs", "/usr/sbin/rpcbind", "/usr/sbin/ethtool"} {
+		if _, err := os.Stat(name); err != nil {
+			t.Fatalf("%v: `make test-kernel` installs it", err)
+		}
+	}
+	found := output(t, "../..", "go", "list", "-f", `{{range .TestImports}}{{$.ImportPath}} {{$.Dir}} {{.}}
+{{end}}{{range .XTestImports}}{{$.ImportPath}} {{$.Dir}} {{.}}
+{{end}}`, "./...")
+	ran := 0
+	binary := filepath.Join(t.TempDir(), "glance-dtn")
+	output(t, "../..", "go", "build", "-o", binary, "./cmd/glance-dtn")
+	for line := range strings.Lines(found) {
+		f := strings.Fields(line)
+		if len(f) == 3 && strings.HasSuffix(f[2], "/deploy/kernel/guest") {
+			ran++
+			t.Run(strings.TrimPrefix(f[0], "github.com/glance-dtn/glance-dtn/"), func(t *testing.T) { inGuest(t, f[0], f[1], binary) })
+		}
+	}
+	if ran == 0 {
+		t.Errorf("no package has tests for the guest; go list said:\n%s", found)
+	}
+}
+
+// output runs a command that has to succeed.
+func output(t *testing.T, dir, name string, args ...string) string {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), name, args...)
+	cmd.Dir = dir
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	out, err := cmd.Output()
+	if ee, ok := errors.AsType[*exec.ExitError](err); ok {
+		t.Fatalf("%s: %v\n%s", cmd, err, ee.Stderr)
+	} else if err != nil {
+		t.Fatal(err)
+	}
+	return string(out)
+}
+
+// inGuest runs the TestKernel tests of the package in dir.
+func inGuest(t *testing.T, pkg, dir, glanceDTN string) {
+	work := t.TempDir()
+	if err := os.Link(glanceDTN, filepath.Join(work, "glance-dtn")); err != nil {
+		t.Fatal(err)
+	}
+	binary := filepath.Join(work, "test")
+	output(t, dir, "go", "test", "-c", "-o", binary, ".")
+	start := time.Now()
+	console, err := boot(t, work, "WORK="+work, "BINARY="+binary, "DIR="+dir, "MODULES="+modules)
+	t.Logf("the guest ran for %.1f s", time.Since(start).Seconds())
+	said, _ := os.ReadFile(filepath.Join(work, "output")) // none when the guest did not come so far
+	status, statusErr := os.ReadFile(filepath.Join(work, "status"))
+	results, rest := parse(t, pkg, said)
+	for _, r := range results {
+		t.Run(r.name, func(t *testing.T) { r.report(t) })
+	}
+	switch {
+	case errors.Is(statusErr, fs.ErrNotExist):
+		t.Errorf("the guest did not end its tests: %v\n%s\nits console:\n%s", err, rest, console)
+	case strings.TrimSpace(string(status)) != "0" && !t.Failed():
+		t.Errorf("the tests ended with status %s:\n%s\nthe guest's console:\n%s", status, rest, console)
+	case len(results) == 0:
+		t.Errorf("%s imports package guest and has no test named TestKernel", pkg)
+	}
+}
+
+// boot runs a guest until it powers off and returns what its console said. It is
+// the first process of a namespace of process ids, so nothing outlives it, and it
+// does not outlive this process.
+func boot(t *testing.T, work string, words ...string) (console []byte, err error) {
+	t.Helper()
+	init, err := filepath.Abs("init")
+	if err != nil {
+		t.Fatal(err)
+	}
+	args := []string{
+		"mem=" + memory, "umid=guest", "uml_dir=" + work + "/", "quiet", "selinux=0", "con=null", "con0=null,fd:1", "ssl=null",
+		"root=/dev/root", "rootfstype=hostfs", "rootflags=/", "ro", "init=" + init,
+	}
+	for i := range disks {
+		image := filepath.Join(work, fmt.Sprintf("disk%d", i))
+		if err := os.WriteFile(image, nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Truncate(image, disk); err != nil {
+			t.Fatal(err)
+		}
+		args = append(args, fmt.Sprintf("ubd%d=%s", i, image))
+	}
+	ctx, cancel := context.WithTimeoutCause(t.Context(), tooLong, fmt.Errorf("it was killed after %v", tooLong))
+	defer cancel()
+	cmd := exec.CommandContext(ctx, linux, slices.Concat(args, words)...)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWPID, Pdeathsig: syscall.SIGKILL}
+	cmd.WaitDelay = 10 * time.Second
+	runtime.LockOSThread() // Pdeathsig is about the thread
+	defer runtime.UnlockOSThread()
+	console, err = cmd.CombinedOutput()
+	if ctx.Err() != nil {
+		err = context.Cause(ctx)
+	}
+	return console, err
+}
+
+// result is what became of one test in the guest, its subtests included.
+type result struct {
+	name, action string
+	output       strings.Builder
+}
+
+func (r *result) report(t *testing.T) {
+	t.Logf("in the guest: %s\n%s", r.action, r.output.String())
+	if r.action != "pass" {
+		t.Fail() // in the guest nothing is missing, so nothing is skipped either
+	}
+}
+
+// parse returns the tests of a binary that ran with -test.v=test2json, in their
+// order, and what it said outside of them.
+func parse(t *testing.T, pkg string, said []byte) (results []*result, rest string) {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), "go", "tool", "test2json", "-p", pkg)
+	cmd.Stdin = bytes.NewReader(said)
+	events, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("test2json: %v", err)
+	}
+	var outside strings.Builder
+	for d := json.NewDecoder(bytes.NewReader(events)); d.More(); {
+		var e struct{ Action, Test, Output string }
+		if err := d.Decode(&e); err != nil {
+			t.Fatalf("test2json: %v", err)
+		}
+		if e.Test == "" {
+			outside.WriteString(e.Output)
+			continue
+		}
+		name, sub, isSub := strings.Cut(e.Test, "/")
+		i := slices.IndexFunc(results, func(r *result) bool { return r.name == name })
+		if i < 0 {
+			i = len(results)
+			results = append(results, &result{name: name, action: "did not end"})
+		}
+		r := results[i]
+		r.output.WriteString(e.Output)
+		switch {
+		case e.Action == "skip":
+			r.action = strings.TrimSpace("skip " + sub)
+		case !isSub && (e.Action == "pass" || e.Action == "fail") && !strings.HasPrefix(r.action, "skip"):
+			r.action = e.Action
+		}
+	}
+	return results, outside.String()
+}
