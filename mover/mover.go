@@ -156,6 +156,7 @@ func CodeOf(err error) Code {
 var (
 	ErrNoTransfer  = errors.New("no such transfer")
 	ErrNoArrival   = errors.New("no such arrival")
+	ErrNotStaged   = errors.New("no such file in the DTN's outbox; does the DTN export the directory that is mounted here?")
 	ErrKeyConflict = errors.New("this key was used for another transfer")
 	ErrNoDigests   = errors.New("the DTN does not tell the digests of the file's blocks")
 )
@@ -197,6 +198,13 @@ type Arrival struct {
 // since) tells none.
 type Blocks struct {
 	BLAKE3 []string `json:"blake3" nullable:"false"`
+}
+
+// Settled is what a DTN's own disk has of a file in its outbox: whoever wrote it
+// there through NFS learns by it what outlives a power cut of the DTN.
+type Settled struct {
+	Size   int64    `json:"size" doc:"bytes of the file"`
+	BLAKE3 []string `json:"blake3" nullable:"false" doc:"BLAKE3-256 digests, in hex, of its blocks from the one asked for on, as many as could be read in a few seconds"`
 }
 
 // Capabilities says what a DTN offers.

@@ -53,11 +53,13 @@ func assemble(ctx context.Context, conf config.Agent, log *slog.Logger, observe 
 		return nil, fmt.Errorf("glance: %w", err)
 	}
 	s := &site{ring: ring, dirs: &datadirs{conf: conf.Glance, ask: images.Datadirs}}
-	s.export = localcopy.New(localcopy.Options{Export: conf.Export, Mode: localcopy.Mode(conf.Transfer.Stage), Find: s.dirs.find(ctx)})
 	node, err := client.New(conf.DTN.URL, &http.Client{Transport: ring.Transport(pki.Identity{Site: conf.Site, Role: pki.DTN})})
 	if err != nil {
 		return nil, fmt.Errorf("dtn.url: %w", err)
 	}
+	s.export = localcopy.New(localcopy.Options{
+		Export: conf.Export, Mode: localcopy.Mode(conf.Transfer.Stage), Find: s.dirs.find(ctx), Settle: node.Settle,
+	})
 	if s.store, err = openJobs(ctx, conf.State, conf.Site, log); err != nil {
 		return nil, err
 	}

@@ -639,6 +639,24 @@ func TestTrouble(t *testing.T) {
 	})
 }
 
+// The store lies on another filesystem, or links are not wanted: the local copy is a copy,
+// and the DTN says that its own disk has it.
+func TestStagedByCopy(t *testing.T) {
+	b := shared(t)
+	b.sandbox(t, "stop", b.dir, "agentA")
+	b.start(t, "agentA", "GLANCE_DTN_TRANSFER__STAGE=copy")
+	defer func() {
+		b.sandbox(t, "stop", b.dir, "agentA")
+		b.start(t, "agentA")
+	}()
+	id := b.create(t, "A", "copied", 20*mib, nil)
+	j := b.await(t, "A", b.push(t, id), agent.Verified)
+	if !slices.ContainsFunc(j.History, func(c agent.Change) bool { return c.State == agent.Staged && c.Note == "copy" }) {
+		t.Errorf("it was not staged by a copy: %+v", j.History)
+	}
+	b.wantDelivered(t, id, 20*mib)
+}
+
 // limitB sets the MiB of images that Keystone allows at site B. Keystone's catalog comes
 // from a file here, and its API keeps limits of services in its database only.
 func (b *box) limitB(t *testing.T, mib int64) {

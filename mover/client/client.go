@@ -123,6 +123,20 @@ func (c *Client) Drop(ctx context.Context, name string) error {
 	return c.call(ctx, http.MethodDelete, nil, nil, "v1/arrivals/"+url.PathEscape(base))
 }
 
+// Settle has the DTN sync a file of its outbox, by its base name there, to its own disk,
+// and tells what is there of its blocks from one on; mover.ErrNotStaged.
+func (c *Client) Settle(ctx context.Context, name string, from int64) (mover.Settled, error) {
+	var told mover.Settled
+	err := c.call(ctx, http.MethodPost, nil, &told, fmt.Sprintf("v1/outbox/%s/settle?from=%d", url.PathEscape(name), from))
+	if isProblem(err, http.StatusNotFound) {
+		err = fmt.Errorf("%s: %w (%w)", name, mover.ErrNotStaged, err)
+	}
+	if isProblem(err, http.StatusUnprocessableEntity) {
+		err = failure.Permanently(err)
+	}
+	return told, err
+}
+
 // Capabilities tells the data address, the engines and the free space.
 func (c *Client) Capabilities(ctx context.Context) (mover.Capabilities, error) {
 	var caps mover.Capabilities

@@ -100,6 +100,7 @@ type site struct {
 	url     string
 	release chan struct{}
 	inbox   *inbox
+	export  *os.Root
 	http    *http.Server
 	stop    context.CancelFunc // ends what the server does
 }
@@ -110,12 +111,12 @@ func start(t *testing.T) *site {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &site{ca: ca, release: make(chan struct{}), inbox: &inbox{files: map[string]mover.Arrival{}}}
+	s := &site{ca: ca, release: make(chan struct{}), inbox: &inbox{files: map[string]mover.Arrival{}}, export: root(t)}
 	log := slog.New(slog.DiscardHandler)
 	server, err := dtn.New(dtn.Options{
 		Site: "A", Version: "v1", Address: "dtn-a.example.org:7444",
 		Engines:  map[string]mover.Engine{dtn.DefaultEngine: engine{s.release}},
-		Arrivals: s.inbox, Export: root(t), State: root(t),
+		Arrivals: s.inbox, Export: s.export, State: root(t),
 		Transfers: 4, Keep: time.Hour,
 		Log: log,
 	})
@@ -391,6 +392,26 @@ func TestBlocksAreComparedWithTheirDigests(t *testing.T) {
 	}
 	if err := check(t.Context(), 3, []byte("d")); !errors.Is(err, mover.ErrNoDigests) {
 		t.Errorf("a block that the DTN does not know: %v, want %v", err, mover.ErrNoDigests)
+	}
+}
+
+func TestSettle(t *testing.T) {
+	s := start(t)
+	c := s.client(t, false, s.certificate(t, pki.Agent, "A"))
+	data := make([]byte, mover.BlockSize+1)
+	if err := errors.Join(s.export.Mkdir(mover.Outbox, 0o770), s.export.WriteFile("outbox/.copy.stage", data, 0o640)); err != nil {
+		t.Fatal(err)
+	}
+	sum := blake3.Sum256(data[mover.BlockSize:])
+	told, err := c.Settle(t.Context(), ".copy.stage", 1)
+	if err != nil || told.Size != int64(len(data)) || !slices.Equal(told.BLAKE3, []string{hex.EncodeToString(sum[:])}) {
+		t.Errorf("got %+v, %v", told, err)
+	}
+	if _, err := c.Settle(t.Context(), "none", 0); !errors.Is(err, mover.ErrNotStaged) {
+		t.Errorf("no such file: %v, want ErrNotStaged", err)
+	}
+	if _, err := c.Settle(t.Context(), "../inbox", 0); !failure.IsPermanent(err) {
+		t.Errorf("a wrong name: %v, want a permanent error", err)
 	}
 }
 

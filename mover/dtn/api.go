@@ -96,6 +96,8 @@ func (s *Server) routes() http.Handler {
 	huma.Register(api, op(http.MethodGet, "/v1/arrivals/{name}", "get-arrival", "Get a file in the inbox"), s.arrival)
 	huma.Register(api, op(http.MethodGet, "/v1/arrivals/{name}/blocks", "get-blocks", "Get the digests of a file's proven blocks, from the start or from a block on"), s.blocks)
 	huma.Register(api, op(http.MethodDelete, "/v1/arrivals/{name}", "drop-arrival", "Remove a file from the inbox, complete or not; nothing happens when there is none"), s.drop)
+	huma.Register(api, op(http.MethodPost, "/v1/outbox/{name}/settle", "settle",
+		"Sync a file of the outbox to this DTN's disk, and get the digests of its blocks as they are there, from the start or from a block on"), s.settle)
 	huma.Register(api, op(http.MethodGet, "/v1/capabilities", "get-capabilities", "What this DTN offers"), s.getCapabilities)
 
 	serveOpenAPI(mux, api)

@@ -52,6 +52,11 @@ type Options struct {
 	// Find returns the path and size of an image's file in the store. An error that
 	// is an fs.ErrNotExist means that there is none, and that the store is there.
 	Find func(id string) (path string, size int64, err error)
+	// Settle has the DTN sync a file of the outbox, by its base name, and tells what its
+	// own disk has of the blocks from one on: what was written through NFS outlives a
+	// power cut of the DTN only then, whatever an export that is async says. Nil: the
+	// export is a disk of this machine, which keeps what it has synced.
+	Settle func(ctx context.Context, name string, from int64) (mover.Settled, error)
 }
 
 // Copier makes local copies on an export. Its methods may be called at once, but
@@ -62,6 +67,7 @@ type Copier struct {
 	ways   []way
 	find   func(id string) (string, int64, error)
 	free   func(*os.File) (int64, error)
+	settle func(ctx context.Context, name string, from int64) (mover.Settled, error)
 
 	touch func() error // what Check does to the export
 
@@ -71,7 +77,7 @@ type Copier struct {
 
 // New returns a Copier. It does not look at the export.
 func New(o Options) *Copier {
-	c := &Copier{export: o.Export, find: o.Find, free: free, ways: []way{{copied, copyFile}}}
+	c := &Copier{export: o.Export, find: o.Find, free: free, settle: o.Settle, ways: []way{{copied, copyFile}}}
 	c.touch = c.writable
 	if o.Mode != Copy {
 		c.ways = []way{{hardLink, linkFile}, {reflink, cloneFile}, {copied, copyFile}}
@@ -126,10 +132,10 @@ func (c *Copier) stage(ctx context.Context, id string, f mover.File, report func
 		return "", err
 	}
 	defer dir.Close()
-	t := task{file: f, src: src, box: box, dir: dir, temp: tempName(name), free: c.free, report: report}
+	t := &task{file: f, src: src, box: box, dir: dir, temp: tempName(name), free: c.free, settle: c.settle, report: report}
 	for _, w := range c.ways {
 		if err = t.place(ctx, w, name); err == nil {
-			return w.how, nil
+			return how(w, t.again), nil
 		}
 		if !unsupported(err) {
 			break

@@ -182,12 +182,12 @@ func TestACopyKeepsHoles(t *testing.T) {
 func TestStageTakesTheNextWay(t *testing.T) {
 	for _, no := range []error{unix.EXDEV, unix.EPERM, unix.EMLINK, unix.EOPNOTSUPP} {
 		s := newSite(t, Auto)
-		refuse := func(context.Context, task) error { return fmt.Errorf("link: %w", no) }
+		refuse := func(context.Context, *task) error { return fmt.Errorf("link: %w", no) }
 		s.ways = []way{{hardLink, refuse}, {reflink, refuse}, {copied, copyFile}}
 		s.stage(t, s.put(t, random(1000)), "copy")
 	}
 	s := newSite(t, Auto)
-	s.ways = []way{{hardLink, func(context.Context, task) error { return unix.EIO }}, {copied, copyFile}}
+	s.ways = []way{{hardLink, func(context.Context, *task) error { return unix.EIO }}, {copied, copyFile}}
 	if err := s.fails(t, s.put(t, random(1000))); !errors.Is(err, unix.EIO) {
 		t.Errorf("got %v, want EIO: it is no reason for another way", err)
 	}
@@ -301,7 +301,7 @@ func TestAFullExport(t *testing.T) {
 		t.Errorf("seen beforehand: got %v, want ErrSpace with both sizes", err)
 	}
 	for _, full := range []error{unix.ENOSPC, unix.EDQUOT} { // seen on the way
-		s.ways = []way{{copied, func(_ context.Context, t task) error {
+		s.ways = []way{{copied, func(_ context.Context, t *task) error {
 			return t.create(func(*os.File) error { return &fs.PathError{Op: "write", Err: full} })
 		}}}
 		if err := s.fails(t, f); !errors.Is(err, mover.ErrSpace) || !errors.Is(err, full) {
@@ -314,7 +314,8 @@ func TestAFullExport(t *testing.T) {
 	}
 	defer full.Close()
 	data := random(1 << 20)
-	if err := copyData(t.Context(), full, bytes.NewReader(data), fileOf(data), ignore); !errors.Is(err, unix.ENOSPC) {
+	onto := &task{file: fileOf(data), report: ignore}
+	if err := onto.copyData(t.Context(), full, bytes.NewReader(data)); !errors.Is(err, unix.ENOSPC) {
 		t.Errorf("a write that fails: got %v, want ENOSPC", err)
 	}
 }
@@ -507,7 +508,8 @@ func BenchmarkCopy(b *testing.B) {
 	defer dst.Close()
 	b.SetBytes(f.Size)
 	for b.Loop() {
-		if err := copyData(b.Context(), dst, bytes.NewReader(data), f, ignore); err != nil {
+		onto := &task{file: f, report: ignore}
+		if err := onto.copyData(b.Context(), dst, bytes.NewReader(data)); err != nil {
 			b.Fatal(err)
 		}
 	}

@@ -10,6 +10,7 @@ import (
 	"os"
 	"sync"
 
+	"github.com/zeebo/blake3"
 	"golang.org/x/sys/unix"
 
 	"github.com/glance-dtn/glance-dtn/internal/digest"
@@ -21,7 +22,7 @@ import (
 // means that the next way may do better.
 type way struct {
 	how  string
-	make func(ctx context.Context, t task) error
+	make func(ctx context.Context, t *task) error
 }
 
 // task is one file to be staged.
@@ -32,12 +33,16 @@ type task struct {
 	dir    *os.File // box, opened
 	temp   string
 	free   func(*os.File) (int64, error)
+	settle func(ctx context.Context, name string, from int64) (mover.Settled, error) // nil: no need
 	report func(moved int64)
+
+	sums  [][32]byte // BLAKE3 of the blocks that were copied
+	again int        // blocks that were written once more
 }
 
 // place makes the file under its hidden name, and renames it to name. On an error
 // the hidden name is gone.
-func (t task) place(ctx context.Context, w way, name string) error {
+func (t *task) place(ctx context.Context, w way, name string) error {
 	err := w.make(ctx, t)
 	if err == nil {
 		err = t.box.Rename(t.temp, name)
@@ -52,7 +57,7 @@ func (t task) place(ctx context.Context, w way, name string) error {
 }
 
 // explain makes mover.ErrSpace of what a full filesystem or quota says.
-func (t task) explain(err error) error {
+func (t *task) explain(err error) error {
 	if !errors.Is(err, unix.ENOSPC) && !errors.Is(err, unix.EDQUOT) {
 		return err
 	}
@@ -72,7 +77,7 @@ func unsupported(err error) bool {
 }
 
 // linkFile makes a hard link.
-func linkFile(_ context.Context, t task) error {
+func linkFile(_ context.Context, t *task) error {
 	if err := unix.Linkat(unix.AT_FDCWD, t.src.Name(), int(t.dir.Fd()), t.temp, 0); err != nil {
 		return fmt.Errorf("link %s: %w", t.src.Name(), err)
 	}
@@ -95,7 +100,7 @@ func linkFile(_ context.Context, t task) error {
 }
 
 // cloneFile makes a file that shares the store's blocks.
-func cloneFile(_ context.Context, t task) error {
+func cloneFile(_ context.Context, t *task) error {
 	return t.create(func(dst *os.File) error {
 		if err := unix.IoctlFileClone(int(dst.Fd()), int(t.src.Fd())); err != nil {
 			return fmt.Errorf("reflink %s: %w", t.src.Name(), err)
@@ -114,7 +119,7 @@ func cloneFile(_ context.Context, t task) error {
 
 // copyFile copies and proves the content in one pass. It does not begin when the
 // space will not do.
-func copyFile(ctx context.Context, t task) error {
+func copyFile(ctx context.Context, t *task) error {
 	var src unix.Stat_t
 	if err := unix.Fstat(int(t.src.Fd()), &src); err != nil {
 		return fmt.Errorf("copy %s: %w", t.src.Name(), err)
@@ -127,11 +132,16 @@ func copyFile(ctx context.Context, t task) error {
 	if n < need {
 		return fmt.Errorf("copy %s: %w", t.src.Name(), unix.ENOSPC)
 	}
-	return t.create(func(dst *os.File) error { return copyData(ctx, dst, t.src, t.file, t.report) })
+	return t.create(func(dst *os.File) error {
+		if err := t.copyData(ctx, dst, t.src); err != nil || t.settle == nil {
+			return err
+		}
+		return t.settled(ctx, dst)
+	})
 }
 
 // create makes the hidden file, lets fill fill it, and syncs it.
-func (t task) create(fill func(dst *os.File) error) error {
+func (t *task) create(fill func(dst *os.File) error) error {
 	dst, err := t.box.OpenFile(t.temp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o640)
 	if err != nil {
 		return err
@@ -146,20 +156,20 @@ var zeros [mover.BlockSize]byte
 
 // copyData copies the file's size bytes of src to dst, which is empty, and proves
 // them. Blocks of zeros become holes.
-func copyData(ctx context.Context, dst *os.File, src io.Reader, f mover.File, report func(moved int64)) error {
-	h, err := digest.New(f.Digest.Algo)
+func (t *task) copyData(ctx context.Context, dst *os.File, src io.Reader) error {
+	h, err := digest.New(t.file.Digest.Algo)
 	if err != nil {
 		return err
 	}
 	buf := make([]byte, mover.BlockSize)
-	for done := int64(0); done < f.Size; {
+	for done := int64(0); done < t.file.Size; {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
-		block := buf[:min(int64(len(buf)), f.Size-done)]
+		block := buf[:min(int64(len(buf)), t.file.Size-done)]
 		n, err := io.ReadFull(src, block)
 		if err == io.EOF || err == io.ErrUnexpectedEOF {
-			return fmt.Errorf("%w: want %d bytes, it ends after %d", mover.ErrTruncated, f.Size, done+int64(n))
+			return fmt.Errorf("%w: want %d bytes, it ends after %d", mover.ErrTruncated, t.file.Size, done+int64(n))
 		}
 		if err != nil {
 			return err
@@ -169,17 +179,20 @@ func copyData(ctx context.Context, dst *os.File, src io.Reader, f mover.File, re
 		if !bytes.Equal(block, zeros[:len(block)]) {
 			_, err = dst.WriteAt(block, done)
 		}
+		if t.settle != nil {
+			t.sums = append(t.sums, blake3.Sum256(block))
+		}
 		hashing.Wait()
 		if err != nil {
 			return err
 		}
 		done += int64(n)
-		report(done)
+		t.report(done)
 	}
-	if err := digest.Check(f.Digest, digest.Of(f.Digest.Algo, h)); err != nil {
+	if err := digest.Check(t.file.Digest, digest.Of(t.file.Digest.Algo, h)); err != nil {
 		return err
 	}
-	return dst.Truncate(f.Size) // when it ends with a hole
+	return dst.Truncate(t.file.Size) // when it ends with a hole
 }
 
 // free returns the bytes that this user can still write to dir's filesystem.

@@ -1,0 +1,79 @@
+package dtn
+
+import (
+	"bytes"
+	"encoding/hex"
+	"net/http"
+	"os"
+	"slices"
+	"testing"
+
+	"github.com/zeebo/blake3"
+
+	"github.com/glance-dtn/glance-dtn/mover"
+)
+
+func TestSettleTellsWhatTheDiskHas(t *testing.T) {
+	r := newRig(t)
+	s := r.server(t)
+	data := bytes.Repeat([]byte("glance"), 400_000) // a little over two blocks
+	var sums []string
+	for b := range slices.Chunk(data, mover.BlockSize) {
+		sum := blake3.Sum256(b)
+		sums = append(sums, hex.EncodeToString(sum[:]))
+	}
+	out := r.opt.Export
+	if err := out.MkdirAll(mover.Outbox, 0o770); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"outbox/copy", "outbox/.copy.stage"} {
+		if err := out.WriteFile(name, data, 0o640); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for name, want := range map[string]mover.Settled{
+		"copy/settle":               {Size: int64(len(data)), BLAKE3: sums},
+		".copy.stage/settle?from=1": {Size: int64(len(data)), BLAKE3: sums[1:]},
+		"copy/settle?from=3":        {Size: int64(len(data)), BLAKE3: []string{}},
+	} {
+		var got mover.Settled
+		a := ask(t, s, "POST", "/v1/outbox/"+name, nil)
+		a.decode(t, &got)
+		if a.status != http.StatusOK || got.Size != want.Size || !slices.Equal(got.BLAKE3, want.BLAKE3) {
+			t.Errorf("%s: %d %s, want %+v", name, a.status, a.body, want)
+		}
+	}
+	told, err := settle(t.Context(), out, "outbox/copy", 1, 1) // there is no time
+	if err != nil || !slices.Equal(told.BLAKE3, sums[1:2]) && len(told.BLAKE3) != 0 {
+		t.Errorf("in no time: %+v, %v", told, err)
+	}
+}
+
+func TestSettleRefuses(t *testing.T) {
+	r := newRig(t)
+	s := r.server(t)
+	out := r.opt.Export
+	if err := out.MkdirAll("outbox/dir", 0o770); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink("/etc/passwd", out.Name()+"/outbox/link"); err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string]int{
+		"none":         http.StatusNotFound,
+		"link":         http.StatusUnprocessableEntity,
+		"dir":          http.StatusUnprocessableEntity,
+		"..%2finbox":   http.StatusUnprocessableEntity,
+		"a%2fb":        http.StatusUnprocessableEntity,
+		"..":           http.StatusTemporaryRedirect, // by the router, to what does not exist
+		"none?from=-1": http.StatusUnprocessableEntity,
+	} {
+		path := "/v1/outbox/" + name + "/settle"
+		if name == "none?from=-1" {
+			path = "/v1/outbox/none/settle?from=-1"
+		}
+		if a := ask(t, s, "POST", path, nil); a.status != want {
+			t.Errorf("%s: %d %s, want %d", name, a.status, a.body, want)
+		}
+	}
+}

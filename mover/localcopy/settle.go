@@ -1,0 +1,111 @@
+package localcopy
+
+import (
+	"context"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/zeebo/blake3"
+
+	"github.com/glance-dtn/glance-dtn/internal/failure"
+	"github.com/glance-dtn/glance-dtn/mover"
+)
+
+const (
+	mendings  = 3                      // times that lost blocks are written again
+	awayLimit = 2 * time.Minute        // how long a DTN may be away, restarting, before the copy is given up
+	awayPause = 500 * time.Millisecond // between two questions meanwhile
+)
+
+// settled returns nil when the DTN's own disk has every block of dst, which was
+// copied. What the DTN lost, because it crashed before its disk had what NFS had
+// acknowledged, is written again.
+func (t *task) settled(ctx context.Context, dst *os.File) error {
+	for range mendings {
+		if err := errors.Join(dst.Truncate(t.file.Size), dst.Sync()); err != nil {
+			return err
+		}
+		lost, err := t.lost(ctx)
+		if err != nil || len(lost) == 0 {
+			return err
+		}
+		t.again += len(lost)
+		for _, i := range lost {
+			if err := t.mend(dst, i); err != nil {
+				return err
+			}
+		}
+	}
+	return fmt.Errorf("the DTN's disk has other bytes than were written, %d times in a row; check the disk of the DTN", mendings)
+}
+
+// lost asks for all blocks, and returns those that the DTN's disk has not got.
+func (t *task) lost(ctx context.Context) (lost []int64, err error) {
+	blocks := int64(len(t.sums))
+	for from := int64(0); ; {
+		told, err := t.ask(ctx, from)
+		if errors.Is(err, mover.ErrNotStaged) { // the file itself is lost
+			return nil, fmt.Errorf("%w: it was written, and is not on the DTN's disk; copying it anew", err)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("ask the DTN what its disk has: %w", err)
+		}
+		for k, sum := range told.BLAKE3 {
+			if i := from + int64(k); i < blocks && sum != hex.EncodeToString(t.sums[i][:]) {
+				lost = append(lost, i)
+			}
+		}
+		from += int64(len(told.BLAKE3))
+		if from < blocks && len(told.BLAKE3) > 0 {
+			continue
+		}
+		for ; from < blocks; from++ { // the file ends too early
+			lost = append(lost, from)
+		}
+		if len(lost) == 0 && told.Size != t.file.Size {
+			return nil, fmt.Errorf("the file has %d bytes on the DTN's disk, %d were written", told.Size, t.file.Size)
+		}
+		return lost, nil
+	}
+}
+
+// ask asks until the DTN answers.
+func (t *task) ask(ctx context.Context, from int64) (told mover.Settled, err error) {
+	for began := time.Now(); ; {
+		told, err = t.settle(ctx, t.temp, from)
+		if err == nil || failure.IsPermanent(err) || errors.Is(err, mover.ErrNotStaged) || time.Since(began) > awayLimit {
+			return told, err
+		}
+		select {
+		case <-ctx.Done():
+			return told, context.Cause(ctx)
+		case <-time.After(awayPause):
+		}
+	}
+}
+
+// mend writes block i anew. It is the block that was copied, or none: the image's
+// file is read once more.
+func (t *task) mend(dst *os.File, i int64) error {
+	off := i * mover.BlockSize
+	block := make([]byte, min(mover.BlockSize, t.file.Size-off))
+	if _, err := t.src.ReadAt(block, off); err != nil {
+		return fmt.Errorf("read block %d again: %w", i, err)
+	}
+	if blake3.Sum256(block) != t.sums[i] {
+		return fmt.Errorf("the image's file was changed while it was copied, at block %d", i)
+	}
+	_, err := dst.WriteAt(block, off)
+	return err
+}
+
+// how names the way, and what had to be done twice.
+func how(w way, again int) string {
+	if again == 0 {
+		return w.how
+	}
+	return fmt.Sprintf("%s, %d blocks that the DTN had lost written again", w.how, again)
+}

@@ -1,0 +1,175 @@
+package localcopy
+
+import (
+	"bytes"
+	"context"
+	"encoding/hex"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/zeebo/blake3"
+
+	"github.com/glance-dtn/glance-dtn/internal/failure"
+	"github.com/glance-dtn/glance-dtn/mover"
+)
+
+// node is a DTN that loses, before it answers, what harm takes from the file.
+type node struct {
+	site
+	asked int
+	harm  func(asked int, f *os.File) error // nil: nothing
+}
+
+// settle tells two blocks at a time.
+func (n *node) settle(_ context.Context, name string, from int64) (told mover.Settled, err error) {
+	n.asked++
+	f, err := os.OpenFile(filepath.Join(n.export, "outbox", name), os.O_RDWR, 0)
+	if errors.Is(err, os.ErrNotExist) {
+		return told, mover.ErrNotStaged
+	}
+	if err != nil {
+		return told, err
+	}
+	defer f.Close()
+	if n.harm != nil {
+		if err := n.harm(n.asked, f); err != nil {
+			return told, err
+		}
+	}
+	data, err := os.ReadFile(f.Name())
+	told.Size = int64(len(data))
+	for i := from; i < from+2 && i*mover.BlockSize < told.Size; i++ {
+		sum := blake3.Sum256(data[i*mover.BlockSize : min(told.Size, (i+1)*mover.BlockSize)])
+		told.BLAKE3 = append(told.BLAKE3, hex.EncodeToString(sum[:]))
+	}
+	return told, err
+}
+
+func newNode(t *testing.T) *node {
+	n := &node{site: newSite(t, Copy)}
+	n.site.Copier.settle = n.settle
+	return n
+}
+
+// zero overwrites the first bytes of a block.
+func zero(f *os.File, block int64) error {
+	_, err := f.WriteAt(make([]byte, 512), block*mover.BlockSize)
+	return err
+}
+
+func TestWhatTheDTNLostIsWrittenAgain(t *testing.T) {
+	for name, tc := range map[string]struct {
+		harm func(asked int, f *os.File) error
+		how  string
+	}{
+		"nothing": {nil, "copy"},
+		"two blocks": {func(asked int, f *os.File) error {
+			if asked == 1 {
+				return errors.Join(zero(f, 1), zero(f, 4))
+			}
+			return nil
+		}, "copy, 2 blocks that the DTN had lost written again"},
+		"one twice": {func(asked int, f *os.File) error {
+			if asked == 1 || asked == 4 { // three calls tell all five blocks
+				return zero(f, 0)
+			}
+			return nil
+		}, "copy, 2 blocks that the DTN had lost written again"},
+		"the end": {func(asked int, f *os.File) error {
+			if asked == 1 {
+				return f.Truncate(3*mover.BlockSize + 17)
+			}
+			return nil
+		}, "copy, 2 blocks that the DTN had lost written again"},
+		"everything": {func(asked int, f *os.File) error {
+			if asked == 1 {
+				return f.Truncate(0)
+			}
+			return nil
+		}, "copy, 5 blocks that the DTN had lost written again"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			n := newNode(t)
+			n.harm = tc.harm
+			data := random(4*mover.BlockSize + 1000)
+			f := n.put(t, data)
+			n.stage(t, f, tc.how)
+			if got, err := os.ReadFile(filepath.Join(n.export, f.Name)); err != nil || !bytes.Equal(got, data) {
+				t.Errorf("%d bytes are staged, or other ones (%v)", len(got), err)
+			}
+		})
+	}
+}
+
+func TestAnEmptyFileSettles(t *testing.T) {
+	n := newNode(t)
+	n.stage(t, n.put(t, nil), "copy")
+	if n.asked == 0 {
+		t.Error("the DTN was not asked")
+	}
+}
+
+func TestADTNThatLosesAlwaysIsGivenUp(t *testing.T) {
+	n := newNode(t)
+	n.harm = func(_ int, f *os.File) error { return zero(f, 0) }
+	err := n.fails(t, n.put(t, random(2*mover.BlockSize)))
+	if !strings.Contains(err.Error(), "check the disk of the DTN") || len(n.outbox(t)) != 0 {
+		t.Errorf("got %v, and %v in the outbox", err, n.outbox(t))
+	}
+	if n.asked != mendings {
+		t.Errorf("it was asked %d times, want %d", n.asked, mendings)
+	}
+}
+
+func TestAnImageThatChangesIsNotMended(t *testing.T) {
+	n := newNode(t)
+	n.harm = func(_ int, f *os.File) error {
+		return errors.Join(zero(f, 1), os.WriteFile(filepath.Join(n.store, image), random(2*mover.BlockSize-1), 0o640))
+	}
+	if err := n.fails(t, n.put(t, random(2*mover.BlockSize))); err == nil || len(n.outbox(t)) != 0 {
+		t.Errorf("got %v, and %v in the outbox", err, n.outbox(t))
+	}
+}
+
+func TestADTNThatIsAwayIsWaitedFor(t *testing.T) {
+	away := errors.New("connection refused")
+	for name, tc := range map[string]struct {
+		err   error
+		lasts time.Duration
+		gives bool
+	}{
+		"a minute":                  {away, time.Minute, false},
+		"for good":                  {away, time.Hour, true},
+		"it has not got the file":   {mover.ErrNotStaged, time.Hour, true},
+		"it will never tell of one": {failure.Permanently(away), time.Hour, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				n := newNode(t)
+				began := time.Now()
+				n.Copier.settle = func(ctx context.Context, name string, from int64) (mover.Settled, error) {
+					if time.Since(began) < tc.lasts {
+						return mover.Settled{}, tc.err
+					}
+					return n.settle(ctx, name, from)
+				}
+				f := n.put(t, random(100))
+				if !tc.gives {
+					n.stage(t, f, "copy")
+					return
+				}
+				if err := n.fails(t, f); !errors.Is(err, tc.err) || len(n.outbox(t)) != 0 {
+					t.Errorf("got %v, and %v in the outbox", err, n.outbox(t))
+				}
+				if took, most := time.Since(began), awayLimit+time.Second; took > most {
+					t.Errorf("it took %v, want at most %v", took, most)
+				}
+			})
+		})
+	}
+}
