@@ -1,23 +1,29 @@
 # "make" or "make help" lists what there is to make.
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 PREFIX  ?= /usr/local
-SCRIPTS := deploy/sandbox/sandbox deploy/demo/demo .ci/run
+SCRIPTS := deploy/sandbox/sandbox deploy/demo/demo deploy/kernel/init .ci/run
 SANDBOX := deploy/sandbox/sandbox
+KERNEL  := user-mode-linux nfs-kernel-server nfs-common rpcbind kmod iproute2 e2fsprogs ethtool
 
 export CGO_ENABLED = 0
 
 .DEFAULT_GOAL := help
-.PHONY: help build test check format demo bench man completion install clean
+.PHONY: help build test test-kernel check format demo bench man completion install clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
 
 build: ## bin/glance-dtn, static, with its version
 	go build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/glance-dtn ./cmd/glance-dtn
 
-test: build ## install what the tests need (Debian 12, root) and run all of them, real OpenStack included
+test: build test-kernel ## install what the tests need (Debian 12, root) and run all of them, real OpenStack included
 	$(SANDBOX) install etcd-server
-	GLANCE_DTN_REAL=1 GLANCE_DTN=$(CURDIR)/bin/glance-dtn go test -count=1 -timeout 15m ./...
+	GLANCE_DTN_REAL=1 GLANCE_DTN=$(CURDIR)/bin/glance-dtn go test -count=1 -timeout 15m \
+		$$(go list ./... | grep -v /deploy/kernel$$)
+
+test-kernel: ## kernel NFS alone: this module's tests for it, each package's in a user-mode-linux guest (Debian 12, root)
+	$(SANDBOX) install $(KERNEL)
+	GLANCE_DTN_REAL=1 go test -count=1 -timeout 15m -v ./deploy/kernel
 
 check: ## formatting, vet, modernisation, staticcheck, module files, shell scripts
 	@test -z "$$(gofmt -l .)" || { echo 'not formatted (make format):'; gofmt -l .; exit 1; }

@@ -2,7 +2,6 @@ package kernel
 
 import (
 	"bytes"
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -83,9 +82,7 @@ func inGuest(t *testing.T, pkg, dir, glanceDTN string) {
 	}
 	binary := filepath.Join(work, "test")
 	output(t, dir, "go", "test", "-c", "-o", binary, ".")
-	start := time.Now()
 	console, err := boot(t, work, "WORK="+work, "BINARY="+binary, "DIR="+dir, "MODULES="+modules)
-	t.Logf("the guest ran for %.1f s", time.Since(start).Seconds())
 	said, _ := os.ReadFile(filepath.Join(work, "output")) // none when the guest did not come so far
 	status, statusErr := os.ReadFile(filepath.Join(work, "status"))
 	results, rest := parse(t, pkg, said)
@@ -102,9 +99,9 @@ func inGuest(t *testing.T, pkg, dir, glanceDTN string) {
 	}
 }
 
-// boot runs a guest until it powers off and returns what its console said. It is
-// the first process of a namespace of process ids, so nothing outlives it, and it
-// does not outlive this process.
+// boot runs a guest until it powers off and returns what its console said. No
+// process of it outlives timeout(1), the first of its namespace of process ids,
+// which does not outlive this process.
 func boot(t *testing.T, work string, words ...string) (console []byte, err error) {
 	t.Helper()
 	init, err := filepath.Abs("init")
@@ -125,16 +122,18 @@ func boot(t *testing.T, work string, words ...string) (console []byte, err error
 		}
 		args = append(args, fmt.Sprintf("ubd%d=%s", i, image))
 	}
-	ctx, cancel := context.WithTimeoutCause(t.Context(), tooLong, fmt.Errorf("it was killed after %v", tooLong))
-	defer cancel()
-	cmd := exec.CommandContext(ctx, linux, slices.Concat(args, words)...)
+	cmd := exec.CommandContext(t.Context(), "timeout", slices.Concat(
+		[]string{"--signal=KILL", fmt.Sprintf("%.0f", tooLong.Seconds()), linux}, args, words)...)
+	cmd.Dir = work
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWPID, Pdeathsig: syscall.SIGKILL}
-	cmd.WaitDelay = 10 * time.Second
 	runtime.LockOSThread() // Pdeathsig is about the thread
 	defer runtime.UnlockOSThread()
+	start := time.Now()
 	console, err = cmd.CombinedOutput()
-	if ctx.Err() != nil {
-		err = context.Cause(ctx)
+	took := time.Since(start)
+	t.Logf("the guest ran for %.1f s", took.Seconds())
+	if took >= tooLong {
+		err = fmt.Errorf("it was killed after %v: %w", tooLong, err)
 	}
 	return console, err
 }
@@ -188,4 +187,28 @@ func parse(t *testing.T, pkg string, said []byte) (results []*result, rest strin
 		}
 	}
 	return results, outside.String()
+}
+
+func TestParse(t *testing.T) {
+	const mark = "\x16" // as -test.v=test2json has it
+	results, rest := parse(t, "p", []byte("daemon: hello\n"+
+		mark+"=== RUN   TestA\n"+mark+"=== RUN   TestA/x\n    a_test.go:1: why\n"+
+		mark+"--- PASS: TestA/x (0.10s)\n"+mark+"--- PASS: TestA (0.20s)\n"+
+		mark+"=== RUN   TestB\n"+mark+"--- FAIL: TestB (0.00s)\n"+
+		mark+"=== RUN   TestC\n"+mark+"=== RUN   TestC/x\n"+mark+"--- SKIP: TestC/x (0.00s)\n"+mark+"--- PASS: TestC (0.00s)\n"+
+		mark+"=== RUN   TestD\n"))
+	var got []string
+	for _, r := range results {
+		got = append(got, r.name+": "+r.action)
+	}
+	want := []string{"TestA: pass", "TestB: fail", "TestC: skip x", "TestD: did not end"}
+	if !slices.Equal(got, want) {
+		t.Errorf("got %q, want %q", got, want)
+	}
+	if said := results[0].output.String(); !strings.Contains(said, "why") {
+		t.Errorf("TestA said %q, want what its subtest said too", said)
+	}
+	if !strings.Contains(rest, "hello") {
+		t.Errorf("outside of the tests: %q, want what a daemon said", rest)
+	}
 }
