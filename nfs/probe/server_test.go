@@ -1,0 +1,159 @@
+package probe
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/go-git/go-billy/v5"
+	"github.com/go-git/go-billy/v5/osfs"
+	server "github.com/willscott/go-nfs"
+	"github.com/willscott/go-nfs/helpers"
+)
+
+// measure runs every kind of test of a probe, and returns what it learnt.
+func measure(t *testing.T, p *Probe) (Info, SyncReport) {
+	t.Helper()
+	ctx := t.Context()
+	info, err := p.Info(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if info.Limits.ReadMax < 1024 || info.Limits.WriteMax < 1024 || info.Null.Median <= 0 {
+		t.Errorf("info %+v", info)
+	}
+	t.Logf("%+v", info)
+	if access, err := p.Access(ctx); err != nil || access&AccessWrite != AccessWrite {
+		t.Errorf("access %b, %v", access, err)
+	}
+	err = p.Scratch(ctx, func(f *File) error {
+		for _, size := range []int{1000, 64 << 10, 1 << 20} {
+			for _, how := range []Stability{Unstable, DataSync, FileSync} {
+				for _, depth := range []int{1, 8} {
+					total := int64(min(size*16+1, 4<<20))
+					w, err := f.Write(ctx, WriteTest{Size: size, Total: total, Depth: depth, Stability: how, Commit: how == Unstable})
+					if err != nil {
+						return err
+					}
+					r, err := f.Read(ctx, ReadTest{Size: size, Total: total, Depth: depth})
+					if err != nil {
+						return err
+					}
+					t.Logf("%8d bytes, %v, depth %d: write %.0f Mbit/s (%v, COMMIT %v, is %v), read %.0f Mbit/s (%v)",
+						size, how, depth, w.Rate()/1e6, w.Calls.Median, w.Commit, w.Committed, r.Rate()/1e6, r.Calls.Median)
+				}
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	report, err := p.SyncClass(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("%v: %s", report.Class, report.Reason)
+	return info, report
+}
+
+// changeable lets go-nfs set attributes on an osfs.
+type changeable struct{ billy.Filesystem }
+
+func (c changeable) path(name string) string { return filepath.Join(c.Root(), name) }
+
+func (c changeable) Chmod(name string, mode os.FileMode) error {
+	return os.Chmod(c.path(name), mode)
+}
+
+func (c changeable) Lchown(name string, uid, gid int) error {
+	return os.Lchown(c.path(name), uid, gid)
+}
+
+func (c changeable) Chown(name string, uid, gid int) error {
+	return os.Chown(c.path(name), uid, gid)
+}
+
+func (c changeable) Chtimes(name string, atime, mtime time.Time) error {
+	return os.Chtimes(c.path(name), atime, mtime)
+}
+
+// Another implementation of the protocol, in this process: it always answers
+// FILE_SYNC, and has no CREATE EXCLUSIVE.
+func TestGoNFS(t *testing.T) {
+	dir := t.TempDir()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	s := &server.Server{Handler: helpers.NewCachingHandler(helpers.NewNullAuthHandler(changeable{osfs.New(dir)}), 64), Context: ctx}
+	served := make(chan error, 1)
+	go func() { served <- s.Serve(ln) }()
+	t.Cleanup(func() { ln.Close(); stop(); <-served })
+
+	port := ln.Addr().(*net.TCPAddr).Port
+	p, err := Dial(t.Context(), Options{Host: "127.0.0.1", Export: "/", NFSPort: port, MountPort: port, UID: uint32(os.Getuid()), GID: uint32(os.Getgid())})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	_, report := measure(t, p)
+	want(t, report.Class, SyncUnknown)
+	want(t, report.Committed, FileSync)
+	left, err := os.ReadDir(dir)
+	if err != nil || len(left) > 0 {
+		t.Errorf("left: %v, %v", left, err)
+	}
+}
+
+// TestServer measures the server that GLANCE_DTN_NFS_SERVER names, as
+// HOST:NFSPORT:MOUNTPORT:/EXPORT (a port of 0 asks the portmapper), and, if
+// GLANCE_DTN_NFS_SYNC says sync or async, wants it to be found so.
+func TestServer(t *testing.T) {
+	o := namedServer(t)
+	p, err := Dial(t.Context(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	exports, err := Exports(t.Context(), o)
+	if err != nil || len(exports) == 0 {
+		t.Errorf("exports %v, %v", exports, err)
+	}
+	_, report := measure(t, p)
+	if class := os.Getenv("GLANCE_DTN_NFS_SYNC"); class != "" {
+		want(t, report.Class.String(), class)
+	}
+}
+
+func namedServer(t testing.TB) Options {
+	t.Helper()
+	name := os.Getenv("GLANCE_DTN_NFS_SERVER")
+	if name == "" {
+		t.Skip("GLANCE_DTN_NFS_SERVER does not name a server")
+	}
+	o, err := parseServer(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return o
+}
+
+func parseServer(name string) (Options, error) {
+	host, rest, _ := strings.Cut(name, ":")
+	nfsPort, rest, _ := strings.Cut(rest, ":")
+	mountPort, export, _ := strings.Cut(rest, ":")
+	n, err1 := strconv.Atoi(nfsPort)
+	m, err2 := strconv.Atoi(mountPort)
+	if err1 != nil || err2 != nil {
+		return Options{}, fmt.Errorf("GLANCE_DTN_NFS_SERVER is %q: want HOST:NFSPORT:MOUNTPORT:/EXPORT", name)
+	}
+	return Options{Host: host, NFSPort: n, MountPort: m, Export: export}, nil
+}
