@@ -5,6 +5,7 @@
 //
 // There is no list of such tests. A package whose tests import deploy/kernel/guest
 // is built as a static test binary and has a guest of its own, in which its tests
-// named TestKernel... run; each is a subtest here. See package guest for what they
-// may ask for.
+// named TestKernel... run; each is a subtest here, and one that is skipped there
+// fails. GLANCE_DTN names the glance-dtn binary of this tree. See package guest for
+// what such a test may ask for.
 package kernel

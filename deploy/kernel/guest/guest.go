@@ -154,13 +154,13 @@ func Connect(t testing.TB, a *Machine, at string, b *Machine, bt string) {
 	}
 }
 
-// Mount mounts a server's directory with the options of nfs(5), at a new mount
-// point, and unmounts it after the test even if the server is gone. The mount
-// point is the machine's; see [Machine.Path].
-func (m *Machine) Mount(t testing.TB, s *Server, options string) string {
+// Mount mounts a [Server.Source] or [Server.Root] with the options of nfs(5), at a
+// new mount point, and unmounts it after the test even if the server is gone. The
+// mount point is the machine's; see [Machine.Path].
+func (m *Machine) Mount(t testing.TB, source, options string) string {
 	t.Helper()
 	dir := t.TempDir()
-	m.Run(t, "mount", "-t", "nfs", "-o", options, s.Source(), dir)
+	m.Run(t, "mount", "-t", "nfs", "-o", options, source, dir)
 	t.Cleanup(func() { m.Run(t, "umount", "--force", "--lazy", dir) })
 	return dir
 }

@@ -59,29 +59,35 @@ func wantFile(t *testing.T, name string, want []byte) {
 func TestKernelMountsAndExportsChangeLive(t *testing.T) {
 	guest.Need(t)
 	server := guest.Here().Serve(t, "sync")
-	dir := server.Mount(t, server, "vers=3,nolock,rsize=32768,wsize=1048576")
-	wantOptions(t, server.Machine, dir, "rsize=32768", "wsize=1048576", "hard", "!sync")
+	for _, c := range []struct{ source, options string }{
+		{server.Source(), "vers=3,nolock"},
+		{server.Root(), "vers=4.2"},
+	} {
+		t.Run(c.options, func(t *testing.T) {
+			dir := server.Mount(t, c.source, c.options+",rsize=32768,wsize=1048576")
+			wantOptions(t, server.Machine, dir, "rsize=32768", "wsize=1048576", "hard", "!sync")
+			data := bytes.Repeat([]byte("image"), 100_000)
+			put(t, filepath.Join(dir, "image"), data)
+			wantFile(t, filepath.Join(server.Dir, "image"), data)
 
-	data := bytes.Repeat([]byte("image"), 100_000)
-	put(t, filepath.Join(dir, "image"), data)
-	wantFile(t, filepath.Join(server.Dir, "image"), data)
+			server.Run(t, "mount", "-o", "remount,sync", dir)
+			wantOptions(t, server.Machine, dir, "sync")
+			server.Run(t, "mount", "-o", "remount,async", dir)
+			wantOptions(t, server.Machine, dir, "!sync")
+			if _, err := server.Output("mount", "-o", "remount,rsize=65536", dir); err == nil {
+				t.Error("another rsize was taken by a remount")
+			}
+			wantOptions(t, server.Machine, dir, "rsize=32768")
 
-	server.Run(t, "mount", "-o", "remount,sync", dir)
-	wantOptions(t, server.Machine, dir, "sync")
-	server.Run(t, "mount", "-o", "remount,async", dir)
-	wantOptions(t, server.Machine, dir, "!sync")
-	if _, err := server.Output("mount", "-o", "remount,rsize=65536", dir); err == nil {
-		t.Error("another rsize was taken by a remount")
-	}
-	wantOptions(t, server.Machine, dir, "rsize=32768")
-
-	for _, mode := range []string{"async", "sync"} {
-		server.Export(t, mode)
-		if got := server.Run(t, "exportfs", "-v"); !strings.Contains(got, "("+mode+",") {
-			t.Errorf("exportfs -v: %q, want %s", got, mode)
-		}
-		put(t, filepath.Join(dir, mode), data)
-		wantFile(t, filepath.Join(server.Dir, mode), data)
+			for _, mode := range []string{"async", "sync"} {
+				server.Export(t, mode)
+				if got := server.Run(t, "exportfs", "-v"); !strings.Contains(got, "("+mode+",") {
+					t.Errorf("exportfs -v: %q, want %s", got, mode)
+				}
+				put(t, filepath.Join(dir, mode), data)
+				wantFile(t, filepath.Join(server.Dir, mode), data)
+			}
+		})
 	}
 }
 
@@ -115,7 +121,7 @@ func TestKernelPowerCut(t *testing.T) {
 			dtn, ctrl := guest.NewMachine(t, "dtn"), guest.NewMachine(t, "ctrl")
 			guest.Connect(t, dtn, "10.0.0.1/24", ctrl, "10.0.0.2/24")
 			server := dtn.Serve(t, c.mode)
-			dir := ctrl.Path(ctrl.Mount(t, server, "vers=3,nolock,wsize=65536"))
+			dir := ctrl.Path(ctrl.Mount(t, server.Source(), "vers=3,nolock,wsize=65536"))
 
 			put(t, filepath.Join(dir, "old"), before)
 			server.Run(t, "sync")
@@ -153,8 +159,8 @@ func TestKernelAHardMountWaitsForItsServer(t *testing.T) {
 	dtn, ctrl := guest.NewMachine(t, "dtn"), guest.NewMachine(t, "ctrl")
 	guest.Connect(t, dtn, "10.0.0.1/24", ctrl, "10.0.0.2/24")
 	server := dtn.Serve(t, "sync")
-	hard := ctrl.Path(ctrl.Mount(t, server, "vers=3,nolock,hard"))
-	soft := ctrl.Path(ctrl.Mount(t, server, "vers=3,nolock,soft,timeo=5,retrans=1,nosharecache,lookupcache=none"))
+	hard := ctrl.Path(ctrl.Mount(t, server.Source(), "vers=3,nolock,hard"))
+	soft := ctrl.Path(ctrl.Mount(t, server.Source(), "vers=3,nolock,soft,timeo=5,retrans=1,nosharecache,lookupcache=none"))
 
 	server.Stop(t)
 	if _, err := os.Stat(filepath.Join(soft, "image")); err == nil || os.IsNotExist(err) {
@@ -179,9 +185,10 @@ func TestKernelTwoSites(t *testing.T) {
 	s := guest.NewSites(t)
 	for _, site := range []struct{ ctrl, dtn *guest.Machine }{{s.CtrlA, s.DTNA}, {s.CtrlB, s.DTNB}} {
 		server := site.dtn.Serve(t, "sync")
-		dir := site.ctrl.Mount(t, server, "vers=3,nolock")
+		dir := site.ctrl.Mount(t, server.Source(), "vers=3,nolock")
 		put(t, site.ctrl.Path(filepath.Join(dir, "who")), []byte(site.dtn.Name))
 		wantFile(t, site.dtn.Path(filepath.Join(server.Dir, "who")), []byte(site.dtn.Name))
+		site.ctrl.Run(t, os.Getenv("GLANCE_DTN"), "version")
 	}
 
 	const oneWay = 20 * time.Millisecond
@@ -208,7 +215,7 @@ func TestKernelTwoSites(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if took < 2*oneWay || took > time.Second {
-		t.Errorf("a connection from site A to site B took %v, want a round trip of %v", took, 2*oneWay)
+	if took < 2*oneWay {
+		t.Errorf("a connection from site A to site B took %v, want a round trip of %v at least", took, 2*oneWay)
 	}
 }

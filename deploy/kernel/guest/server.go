@@ -20,7 +20,8 @@ const ExportsFile = "/etc/exports.d/guest.exports"
 const exported = "rw,no_root_squash,no_subtree_check,insecure,fsid=0,"
 
 // Server is a kernel NFS server on a machine, with one exported directory on an
-// ext4 disk of its own. It speaks NFS 3 on port 2049 and MOUNT on 20048.
+// ext4 disk of its own. It speaks NFS 3 and 4 on port 2049 and MOUNT 3 on 20048;
+// no lock manager runs, so clients of NFS 3 mount with nolock.
 type Server struct {
 	*Machine
 	Dir  string // the directory, as the server's machine names it
@@ -41,17 +42,18 @@ func (m *Machine) Serve(t testing.TB, options string) *Server {
 	t.Helper()
 	s := &Server{Machine: m, Dir: "/srv/glance", disk: takeDisk(t)}
 	m.Run(t, "mkfs.ext4", "-q", "-F", "-E", "nodiscard,lazy_itable_init=1,lazy_journal_init=1", s.disk)
-	for _, dir := range []string{s.Dir, "/run/rpcbind", "/run/rpc_pipefs"} {
-		if err := os.MkdirAll(m.Path(dir), 0o755); err != nil {
-			t.Fatal(err)
-		}
-	}
+	m.mkdir(t, s.Dir)
 	s.mount(t)
 	t.Cleanup(func() { m.Run(t, "umount", s.Dir) })
-	for _, fs := range [][2]string{{"tmpfs", "/var/lib/nfs"}, {"tmpfs", "/etc/exports.d"}, {"nfsd", "/proc/fs/nfsd"}} {
+	for _, fs := range [][2]string{
+		{"tmpfs", "/var/lib/nfs"}, {"tmpfs", "/etc/exports.d"}, {"nfsd", "/proc/fs/nfsd"}, {"rpc_pipefs", "/run/rpc_pipefs"},
+	} {
+		m.mkdir(t, fs[1])
 		m.Run(t, "mount", "-t", fs[0], fs[0], fs[1])
 		t.Cleanup(func() { m.Run(t, "umount", fs[1]) })
 	}
+	m.mkdir(t, "/var/lib/nfs/nfsdcld")
+	m.mkdir(t, "/run/rpcbind")
 	for _, name := range []string{"etab", "rmtab"} {
 		if err := os.WriteFile(m.Path(filepath.Join("/var/lib/nfs", name)), nil, 0o644); err != nil {
 			t.Fatal(err)
@@ -61,6 +63,7 @@ func (m *Machine) Serve(t testing.TB, options string) *Server {
 	if err := os.WriteFile(m.Path("/proc/fs/nfsd/max_block_size"), []byte("1048576"), 0); err != nil {
 		t.Fatal(err)
 	}
+	m.daemon(t, "nfsdcld", "--foreground") // else each start of nfsd waits for it in vain
 	m.daemon(t, "rpcbind", "-f")
 	await(t, "rpcbind of "+m.Name, func() bool {
 		c, err := net.Dial("unix", m.Path("/run/rpcbind.sock"))
@@ -70,7 +73,7 @@ func (m *Machine) Serve(t testing.TB, options string) *Server {
 		return err == nil
 	})
 	s.Export(t, options)
-	m.daemon(t, "rpc.mountd", "--foreground", "--no-nfs-version", "4", "--port", "20048")
+	m.daemon(t, "rpc.mountd", "--foreground", "--port", "20048")
 	await(t, "rpc.mountd of "+m.Name, func() bool {
 		_, err := m.Output("rpcinfo", "-t", "127.0.0.1", "mountd", "3")
 		return err == nil
@@ -114,13 +117,24 @@ func (m *Machine) daemon(t testing.TB, name string, args ...string) {
 	})
 }
 
+func (m *Machine) mkdir(t testing.TB, dir string) {
+	t.Helper()
+	if err := os.MkdirAll(m.Path(dir), 0o755); err != nil {
+		t.Fatal(err)
+	}
+}
+
 func (s *Server) mount(t testing.TB) {
 	t.Helper()
 	s.Run(t, "mount", s.disk, s.Dir)
 }
 
-// Source is what a client mounts.
+// Source is what a client of NFS 3 mounts.
 func (s *Server) Source() string { return fmt.Sprintf("%s:%s", s.Addr, s.Dir) }
+
+// Root is what a client of NFS 4 mounts: the export is the root of the server's
+// pseudo file system (RFC 7530, 7.3).
+func (s *Server) Root() string { return fmt.Sprintf("%s:/", s.Addr) }
 
 // Export gives the export other options. Clients notice nothing.
 func (s *Server) Export(t testing.TB, options string) {
@@ -138,10 +152,11 @@ func (s *Server) Stop(t testing.TB) {
 	s.Run(t, "rpc.nfsd", "0")
 }
 
-// Start begins nfsd anew, with another write verifier (RFC 1813, 3.3.7).
+// Start begins nfsd anew, with another write verifier (RFC 1813, 3.3.7). Clients
+// of NFS 4 have 10 s to reclaim what they had open.
 func (s *Server) Start(t testing.TB) {
 	t.Helper()
-	s.Run(t, "rpc.nfsd", "--no-nfs-version", "4", "8")
+	s.Run(t, "rpc.nfsd", "--lease-time", "10", "--grace-time", "10", "8")
 }
 
 // CutPower takes from the server what is not on its disk, as a power cut does, and
