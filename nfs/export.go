@@ -1,6 +1,7 @@
 package nfs
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"slices"
@@ -57,10 +58,11 @@ func sameExport(a, b Export) bool {
 	})
 }
 
-// ParseExports reads exports(5), and what exportfs -s prints. There is one Export
-// for each line, in order, so that a path can come more than once. The defaults of
-// a line (-options) stand first in the options of each of its clients, and options
-// without a client are those of everyone, as exportfs(8) takes them.
+// ParseExports reads exports(5), and what exportfs -s prints, save for paths with
+// quotation marks, which that leaves as they are. There is one Export for each line,
+// in order, so that a path can come more than once. The defaults of a line (-options)
+// stand first in the options of each of its clients, and options without a client
+// are those of everyone, as exportfs(8) takes them.
 func ParseExports(r io.Reader) ([]Export, error) {
 	text, err := io.ReadAll(r)
 	if err != nil {
@@ -89,7 +91,7 @@ type lexer struct {
 	line int
 }
 
-const blanks = " \t\r\v\f"
+const blanks = " \t\n\r\v\f"
 
 // words returns the words of the next line, without quotes and escapes; none for a
 // line without words.
@@ -97,47 +99,47 @@ func (l *lexer) words() ([]string, error) {
 	var words []string
 	var word []byte
 	inWord, quoted := false, false
-	for l.rest != "" {
-		c, n := l.rest[0], 1
-		o, escaped := octal(l.rest)
-		switch {
-		case strings.HasPrefix(l.rest, "\\\n"): // the line goes on
-			l.line++
-			c, n = ' ', 2
-		case escaped:
-			c, n = o, 4
+	for end := false; !end; {
+		c, literal := byte('\n'), false
+		if l.rest != "" {
+			c, literal = l.next()
 		}
-		blank := !escaped && !quoted && strings.IndexByte(blanks, c) >= 0
-		switch {
-		case c == '\n' && !escaped && quoted:
-			return nil, fmt.Errorf("a quotation mark is not closed")
-		case !inWord && c == '#' && !escaped:
-			if n = strings.IndexByte(l.rest, '\n'); n < 0 {
-				n = len(l.rest)
-			}
-		case blank, c == '\n' && !escaped:
+		switch end = c == '\n' && !literal; {
+		case end && quoted:
+			return nil, errors.New("a quotation mark is not closed")
+		case c == '"' && !literal:
+			inWord, quoted = true, !quoted
+		case literal || quoted:
+			inWord, word = true, append(word, c)
+		case strings.IndexByte(blanks, c) >= 0:
 			if inWord {
 				words = append(words, string(word))
 			}
-			word, inWord = nil, false
-		case c == '"' && !escaped:
-			quoted, inWord = !quoted, true
+			inWord, word = false, nil
+		case c == '#' && !inWord:
+			comment, _, _ := strings.Cut(l.rest, "\n")
+			l.rest = l.rest[len(comment):]
 		default:
-			word, inWord = append(word, c), true
+			inWord, word = true, append(word, c)
 		}
-		l.rest = l.rest[n:]
-		if c == '\n' && !escaped {
-			l.line++
-			return words, nil
-		}
-	}
-	if quoted {
-		return nil, fmt.Errorf("a quotation mark is not closed")
-	}
-	if inWord {
-		words = append(words, string(word))
 	}
 	return words, nil
+}
+
+// next takes one byte; a literal one was escaped. A line goes on after a backslash
+// as after a space.
+func (l *lexer) next() (c byte, literal bool) {
+	n := 1
+	if c, literal = octal(l.rest); literal {
+		n = 4
+	} else if strings.HasPrefix(l.rest, "\\\n") {
+		c, n = ' ', 2
+	} else {
+		c = l.rest[0]
+	}
+	l.line += strings.Count(l.rest[:n], "\n")
+	l.rest = l.rest[n:]
+	return c, literal
 }
 
 func parseExport(words []string) (Export, error) {
@@ -184,7 +186,7 @@ func parseClient(word string) (Client, error) {
 	}
 	switch {
 	case host == "":
-		return Client{}, fmt.Errorf("a client has an empty name: write * for everyone")
+		return Client{}, errors.New("a client has an empty name: write * for everyone")
 	case host[0] == '-':
 		return Client{}, fmt.Errorf("client %q: default options stand before the first client", word)
 	}

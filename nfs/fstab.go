@@ -81,7 +81,7 @@ func (o Options) field() string {
 	f := make([]string, len(o))
 	for i, option := range o {
 		special := mountSpecial
-		if strings.Count(option, `"`)%2 != 0 || len(ParseOptions(option)) > 1 {
+		if strings.Count(option, `"`)%2 != 0 || !slices.Equal(ParseOptions(option), Options{option}) {
 			special += `,"` // its quotes do not hold it together
 		}
 		f[i] = escape(option, special)

@@ -97,18 +97,23 @@ func Covering(mounts []Mount, name string) (Mount, bool) {
 	}
 	on := -1
 	passed := make([]bool, len(mounts)) // each once, so that ids without sense end too
+	// climb goes on to the mount that lies at point on the one reached so far.
+	climb := func(point string) bool {
+		next := -1
+		for i, m := range mounts {
+			root := m.Parent == m.ID || !listed[m.Parent]
+			if m.Point == point && !passed[i] && (on < 0 && root || on >= 0 && m.Parent == mounts[on].ID) {
+				next = i
+			}
+		}
+		if next < 0 {
+			return false
+		}
+		on, passed[next] = next, true
+		return true
+	}
 	for _, point := range prefixes(path.Clean(name)) {
-		for next := 0; next >= 0; {
-			next = -1
-			for i, m := range mounts {
-				top := m.Parent == m.ID || !listed[m.Parent]
-				if m.Point == point && !passed[i] && (on < 0 && top || on >= 0 && m.Parent == mounts[on].ID) {
-					next = i
-				}
-			}
-			if next >= 0 {
-				on, passed[next] = next, true
-			}
+		for climb(point) {
 		}
 	}
 	if on < 0 {

@@ -119,6 +119,8 @@ var subjects = func() map[string]string {
 
 // MountOptions is what a list of options means to the NFS client of Linux: those
 // that this project decides on, with the defaults of nfs(5) for what is not said.
+// Of a live mount mount -o remount changes ReadOnly, NoAtime and Sync; it refuses to
+// change the others, which need umount and mount.
 type MountOptions struct {
 	ReadOnly bool
 	NoAtime  bool
@@ -129,7 +131,7 @@ type MountOptions struct {
 
 	Version    string // "3", "4.2", ...; empty: the highest that the server offers
 	Proto      string // "tcp", "tcp6", "udp", "udp6", "rdma"; empty: tcp
-	Port       int    // of NFS; 0: 2049, or what the server's portmapper says
+	Port       int    // of NFS; 0: what the server's portmapper says; NFSv4 has 2049
 	MountProto string // of the MOUNT service, as Proto; NFSv3 only
 	MountPort  int    // of the MOUNT service; 0: what the portmapper says; NFSv3 only
 	Sec        string // security flavours, separated by colons; empty: what the server offers
@@ -245,6 +247,9 @@ func (o Options) Mount() (MountOptions, error) {
 	}
 	if m.Version == "4" && minor != "" {
 		m.Version = "4." + minor
+	}
+	if strings.HasPrefix(m.Version, "4") && m.Port == 0 {
+		m.Port = 2049
 	}
 	if noac {
 		m.Sync = true

@@ -3,7 +3,6 @@ package nfs
 import (
 	"fmt"
 	"io"
-	"maps"
 	"math"
 	"slices"
 	"strconv"
@@ -52,19 +51,22 @@ func (s Stats) Sub(before Stats) (Stats, error) {
 	if s.Source != before.Source || s.Point != before.Point {
 		return Stats{}, fmt.Errorf("counters of %s on %s and of %s on %s have no difference", s.Source, s.Point, before.Source, before.Point)
 	}
-	if s.Age < before.Age {
-		return Stats{}, fmt.Errorf("%s was mounted anew between two samples of its counters: begin the measurement again", s.Point)
-	}
 	d := s
 	d.Age -= before.Age
 	d.Bytes = s.Bytes.sub(before.Bytes)
-	d.Ops = maps.Clone(s.Ops)
-	for name, o := range before.Ops {
-		now := s.Ops[name]
-		if now.Ops < o.Ops || now.Trans < o.Trans {
-			return Stats{}, fmt.Errorf("%s was mounted anew between two samples of its counters: begin the measurement again", s.Point)
-		}
-		d.Ops[name] = now.sub(o)
+	d.Ops = map[string]Op{}
+	anew := d.Age < 0
+	for name, o := range s.Ops {
+		o = o.sub(before.Ops[name])
+		anew = anew || o.Ops < 0 || o.Trans < 0
+		d.Ops[name] = o
+	}
+	for name := range before.Ops { // another version of NFS has other procedures
+		_, still := s.Ops[name]
+		anew = anew || !still
+	}
+	if anew {
+		return Stats{}, fmt.Errorf("%s was mounted anew between two samples of its counters: begin the measurement again", s.Point)
 	}
 	return d, nil
 }
@@ -85,7 +87,8 @@ func (o Op) sub(p Op) Op {
 	}
 }
 
-// ParseMountstats reads /proc/PID/mountstats, of which it returns the NFS mounts.
+// ParseMountstats reads /proc/PID/mountstats, of which it returns the NFS mounts, in
+// order: of two on one mount point, the later one is on top.
 func ParseMountstats(r io.Reader) ([]Stats, error) {
 	var all []Stats
 	var s *Stats // of the block that is read; nil in one that is not of NFS

@@ -138,6 +138,9 @@ func TestSubKnowsAnotherMount(t *testing.T) {
 			t.Errorf("%s: got error %v, want one with %q", tt.name, err, tt.want)
 		}
 	}
+	if _, err := (Stats{}).Sub(Stats{Ops: map[string]Op{"READ": {}}}); err == nil {
+		t.Error("a mount without procedures is taken for one with them")
+	}
 	now := s("a:/", 2, 5)
 	now.Ops["WRITE"] = Op{Ops: 3}
 	d, err := now.Sub(s("a:/", 1, 1))
