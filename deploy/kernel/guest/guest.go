@@ -65,10 +65,14 @@ func NewMachine(t testing.TB, name string) *Machine {
 		_ = holder.Wait()
 	})
 	m := &Machine{Name: name, Addr: netip.MustParseAddr("127.0.0.1"), pid: holder.Process.Pid}
-	m.Run(t, "mount", "-t", "sysfs", "sysfs", "/sys") // shows the interfaces of the namespace that mounts it
-	m.Run(t, "mount", "-t", "tmpfs", "tmpfs", "/run")
-	m.Run(t, "hostname", name)
-	m.Run(t, "ip", "link", "set", "lo", "up")
+	m.mount(t, "sysfs", "/sys") // shows the interfaces of the namespace that mounts it
+	m.mount(t, "tmpfs", "/run")
+	m.Within(t, func() {
+		if err := unix.Sethostname([]byte(name)); err != nil {
+			t.Errorf("name machine %s: %v", name, err)
+		}
+	})
+	m.ip(t, "link set lo up")
 	return m
 }
 
@@ -82,17 +86,24 @@ func (m *Machine) Command(ctx context.Context, name string, args ...string) *exe
 // Output runs a command to its end and returns what it wrote. The error has what
 // it wrote to stderr.
 func (m *Machine) Output(name string, args ...string) (string, error) {
+	return m.output("", name, args...)
+}
+
+func (m *Machine) output(stdin, name string, args ...string) (string, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
-	cmd := m.Command(ctx, name, args...)
-	var stderr bytes.Buffer
-	cmd.Stderr = &stderr
+	cmd := exec.CommandContext(ctx, name, args...)
+	var stdout, stderr bytes.Buffer
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(stdin), &stdout, &stderr
 	cmd.WaitDelay = time.Second
-	out, err := cmd.Output()
-	if err != nil {
-		err = fmt.Errorf("%s: %s %s: %w: %s", m.Name, name, strings.Join(args, " "), err, bytes.TrimSpace(stderr.Bytes()))
+	var err error
+	if entered := m.enter(func() { err = cmd.Run() }); entered != nil {
+		return "", entered
 	}
-	return string(out), err
+	if err != nil {
+		err = fmt.Errorf("%s: %s: %w: %s", m.Name, cmd, err, bytes.TrimSpace(stderr.Bytes()))
+	}
+	return stdout.String(), err
 }
 
 // Run is Output for a command that has to succeed.
@@ -111,26 +122,82 @@ func (m *Machine) Path(path string) string {
 	return filepath.Join("/proc", strconv.Itoa(m.pid), "root", path)
 }
 
-// Within calls do in the machine's network. A socket that do makes stays in it; a
-// goroutine that do starts is not in it.
+// Within calls do on the machine. A socket that do makes stays in the machine's
+// network; a goroutine that do starts is not on the machine.
 func (m *Machine) Within(t testing.TB, do func()) {
 	t.Helper()
+	if err := m.enter(do); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// enter calls do on a thread that is in the machine's namespaces, see setns(2),
+// unless there is an error.
+func (m *Machine) enter(do func()) error {
 	done := make(chan error)
 	go func() {
-		// The thread is never unlocked, so it ends with this goroutine and serves no other.
-		runtime.LockOSThread()
-		network, err := os.Open(filepath.Join("/proc", strconv.Itoa(m.pid), "ns/net"))
-		if err == nil {
-			err = unix.Setns(int(network.Fd()), unix.CLONE_NEWNET)
-			_ = network.Close()
-		}
+		runtime.LockOSThread() // never unlocked: the thread ends with this goroutine and serves no other
+		err := m.setns()
 		if err == nil {
 			do()
 		}
 		done <- err
 	}()
-	if err := <-done; err != nil {
-		t.Fatalf("enter the network of %s: %v", m.Name, err)
+	return <-done
+}
+
+func (m *Machine) setns() error {
+	var files []*os.File
+	for _, kind := range []string{"net", "uts", "mnt"} {
+		f, err := os.Open(filepath.Join("/proc", strconv.Itoa(m.pid), "ns", kind))
+		if err != nil {
+			return fmt.Errorf("enter machine %s: %w", m.Name, err)
+		}
+		defer f.Close()
+		files = append(files, f)
+	}
+	// A thread that shares its root directory with others cannot change its mounts.
+	err := unix.Unshare(unix.CLONE_FS)
+	for _, f := range files {
+		if err == nil {
+			err = unix.Setns(int(f.Fd()), 0)
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("enter machine %s: %w", m.Name, err)
+	}
+	return nil
+}
+
+// mount mounts a file system without a device on the machine, at a directory that
+// it makes when missing.
+func (m *Machine) mount(t testing.TB, fs, dir string) {
+	t.Helper()
+	m.Within(t, func() {
+		err := os.MkdirAll(dir, 0o755)
+		if err == nil {
+			err = unix.Mount(fs, dir, fs, 0, "")
+		}
+		if err != nil {
+			t.Errorf("mount %s on %s of %s: %v", fs, dir, m.Name, err)
+		}
+	})
+}
+
+func (m *Machine) unmount(t testing.TB, dir string) {
+	t.Helper()
+	m.Within(t, func() {
+		if err := unix.Unmount(dir, 0); err != nil {
+			t.Errorf("unmount %s of %s: %v", dir, m.Name, err)
+		}
+	})
+}
+
+// ip runs these commands of ip(8).
+func (m *Machine) ip(t testing.TB, commands ...string) {
+	t.Helper()
+	if _, err := m.output(strings.Join(commands, "\n")+"\n", "ip", "-batch", "-"); err != nil {
+		t.Fatal(err)
 	}
 }
 
@@ -138,19 +205,18 @@ func (m *Machine) Within(t testing.TB, do func()) {
 // address at, in the form of 10.0.0.1/24, and the other way round.
 func Connect(t testing.TB, a *Machine, at string, b *Machine, bt string) {
 	t.Helper()
-	a.Run(t, "ip", "link", "add", b.Name, "type", "veth", "peer", "name", a.Name, "netns", strconv.Itoa(b.pid))
+	a.ip(t, fmt.Sprintf("link add %s type veth peer name %s netns %d", b.Name, a.Name, b.pid))
 	for _, end := range []struct {
 		m        *Machine
 		dev, net string
 	}{{a, b.Name, at}, {b, a.Name, bt}} {
-		end.m.Run(t, "ip", "addr", "add", end.net, "dev", end.dev)
-		end.m.Run(t, "ip", "link", "set", end.dev, "up")
+		end.m.ip(t, "addr add "+end.net+" dev "+end.dev, "link set "+end.dev+" up")
 		if end.m.Addr.IsLoopback() {
 			end.m.Addr = netip.MustParsePrefix(end.net).Addr()
 		}
 	}
 	if a.pid == os.Getpid() {
-		t.Cleanup(func() { a.Run(t, "ip", "link", "delete", b.Name) })
+		t.Cleanup(func() { a.ip(t, "link delete "+b.Name) })
 	}
 }
 

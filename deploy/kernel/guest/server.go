@@ -42,18 +42,19 @@ func (m *Machine) Serve(t testing.TB, options string) *Server {
 	t.Helper()
 	s := &Server{Machine: m, Dir: "/srv/glance", disk: takeDisk(t)}
 	m.Run(t, "mkfs.ext4", "-q", "-F", "-E", "nodiscard,lazy_itable_init=1,lazy_journal_init=1", s.disk)
-	m.mkdir(t, s.Dir)
-	s.mount(t)
-	t.Cleanup(func() { m.Run(t, "umount", s.Dir) })
+	s.mountDisk(t)
+	t.Cleanup(func() { m.unmount(t, s.Dir) })
 	for _, fs := range [][2]string{
 		{"tmpfs", "/var/lib/nfs"}, {"tmpfs", "/etc/exports.d"}, {"nfsd", "/proc/fs/nfsd"}, {"rpc_pipefs", "/run/rpc_pipefs"},
 	} {
-		m.mkdir(t, fs[1])
-		m.Run(t, "mount", "-t", fs[0], fs[0], fs[1])
-		t.Cleanup(func() { m.Run(t, "umount", fs[1]) })
+		m.mount(t, fs[0], fs[1])
+		t.Cleanup(func() { m.unmount(t, fs[1]) })
 	}
-	m.mkdir(t, "/var/lib/nfs/nfsdcld")
-	m.mkdir(t, "/run/rpcbind")
+	for _, dir := range []string{"/var/lib/nfs/nfsdcld", "/run/rpcbind"} {
+		if err := os.MkdirAll(m.Path(dir), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
 	for _, name := range []string{"etab", "rmtab"} {
 		if err := os.WriteFile(m.Path(filepath.Join("/var/lib/nfs", name)), nil, 0o644); err != nil {
 			t.Fatal(err)
@@ -117,15 +118,11 @@ func (m *Machine) daemon(t testing.TB, name string, args ...string) {
 	})
 }
 
-func (m *Machine) mkdir(t testing.TB, dir string) {
+func (s *Server) mountDisk(t testing.TB) {
 	t.Helper()
-	if err := os.MkdirAll(m.Path(dir), 0o755); err != nil {
+	if err := os.MkdirAll(s.Path(s.Dir), 0o755); err != nil {
 		t.Fatal(err)
 	}
-}
-
-func (s *Server) mount(t testing.TB) {
-	t.Helper()
 	s.Run(t, "mount", s.disk, s.Dir)
 }
 
@@ -178,7 +175,7 @@ func (s *Server) CutPower(t testing.TB) {
 		t.Fatalf("shut down %s: %v", s.disk, err)
 	}
 	s.Stop(t)
-	s.Run(t, "umount", s.Dir)
-	s.mount(t)
+	s.unmount(t, s.Dir)
+	s.mountDisk(t)
 	s.Start(t)
 }
