@@ -4,6 +4,7 @@ PREFIX  ?= /usr/local
 SCRIPTS := deploy/sandbox/sandbox deploy/demo/demo deploy/kernel/init .ci/run
 SANDBOX := deploy/sandbox/sandbox
 KERNEL  := user-mode-linux nfs-kernel-server nfs-common rpcbind kmod iproute2 e2fsprogs ethtool
+RACE    := ./agent ./agent/api ./glance/store ./mover/client ./mover/dtn ./mover/localcopy
 
 export CGO_ENABLED = 0
 
@@ -17,8 +18,9 @@ build: ## bin/glance-dtn, static, with its version
 	go build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/glance-dtn ./cmd/glance-dtn
 
 test: build test-kernel ## install what the tests need (Debian 12, root) and run all of them, real OpenStack included
-	$(SANDBOX) install etcd-server
+	$(SANDBOX) install etcd-server gcc libc6-dev
 	GLANCE_DTN_REAL=1 GLANCE_DTN=$(CURDIR)/bin/glance-dtn go test -count=1 -timeout 15m -skip '^TestGuests$$' ./...
+	CGO_ENABLED=1 go test -race -count=1 $(RACE)
 
 test-kernel: ## kernel NFS alone: this module's tests for it, each package's in a user-mode-linux guest (Debian 12, root)
 	$(SANDBOX) install $(KERNEL)
