@@ -18,10 +18,7 @@ import (
 
 	"github.com/vmware/go-nfs-client/nfs"
 	"github.com/vmware/go-nfs-client/nfs/rpc"
-	"go.uber.org/goleak"
 )
-
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // Each call gets its own answer, whatever the order of the answers.
 func TestManyOutstandingCalls(t *testing.T) {

@@ -93,7 +93,8 @@ func (s Stability) String() string {
 }
 
 // Verifier is a server's write verifier: it changes when data that was not
-// committed may have been lost, which is at every restart.
+// committed may have been lost, which is at every restart. (NFS-Ganesha's is the
+// second in which it started: of two starts within one, the second is not seen.)
 type Verifier [8]byte
 
 // status makes a call whose results begin with a status, and returns those after OK.

@@ -502,8 +502,8 @@ func TestJudge(t *testing.T) {
 		{"nothing measured", 0, 0, 0, FileSync, SyncUnknown},
 	} {
 		got, why := judge(SyncReport{
-			Null: Latency{Median: 70 * us}, FileSync: Latency{Median: tc.fileSync}, Unstable: Latency{Median: tc.unstable},
-			Commit: tc.commit, CommitBytes: commitBulk, Committed: tc.committed,
+			Null: Latency{Min: 70 * us}, FileSync: Latency{Min: tc.fileSync}, Unstable: Latency{Min: tc.unstable},
+			Commit: Latency{Min: tc.commit}, CommitBytes: commitBulk, Committed: tc.committed,
 		})
 		if got != tc.want || !strings.Contains(why, tc.commit.String()) {
 			t.Errorf("%s: got %v: %s; want %v", tc.name, got, why, tc.want)
