@@ -51,10 +51,12 @@ func again() int {
 		Cloneflags: syscall.CLONE_NEWNET | syscall.CLONE_NEWNS | syscall.CLONE_NEWPID,
 		Pdeathsig:  syscall.SIGKILL,
 	}
-	if err := errors.Join(install(), cmd.Run()); err != nil {
-		if cmd.ProcessState == nil || cmd.ProcessState.ExitCode() < 0 {
-			fmt.Fprintln(os.Stderr, err)
-		}
+	err := install()
+	if err == nil {
+		err = cmd.Run()
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
 	return 0
@@ -130,7 +132,7 @@ func startGanesha(t testing.TB) *ganesha {
 		t.Skip("needs NFS-Ganesha and root; `make test` runs it")
 	}
 	if os.Getenv(insideVariable) == "" {
-		t.Fatal("NFS-Ganesha needs root, and GLANCE_DTN_NFS_SERVER not set: run the tests so")
+		t.Fatal("NFS-Ganesha needs root, and GLANCE_DTN_NFS_SERVER must not be set")
 	}
 	if err := rpcbind(); err != nil {
 		t.Fatal(err)
