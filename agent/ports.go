@@ -28,7 +28,7 @@ type Catalog interface {
 	// Holding returns the active images whose content is this one.
 	Holding(ctx context.Context, i glance.Image) ([]glance.Image, error)
 	// Room returns nil, or ErrQuota with the figures when Glance says that it takes no
-	// upload from this project now.
+	// further image from this project now.
 	Room(ctx context.Context) error
 	// Create makes a queued image from i's id and metadata; ErrIDUsed.
 	Create(ctx context.Context, i glance.Image) (glance.Image, error)

@@ -64,9 +64,15 @@ func (a *Agent) Offer(ctx context.Context, from string, o Offer) (Grant, error) 
 	}
 	var address string
 	if bytes {
-		address, bytes, no, err = a.room(ctx, file)
-		if err != nil || no.Verdict != "" {
-			return no, err
+		if address, bytes, no = a.room(ctx, file); no.Verdict != "" {
+			return no, nil
+		}
+	}
+	if bytes && (!known || j.State.Final()) {
+		if err := a.Catalog.Room(ctx); errors.Is(err, ErrQuota) {
+			return wait("quota: %v", err), nil
+		} else if err != nil {
+			return Grant{}, err
 		}
 	}
 	if j, err = a.expect(ctx, j, Job{ID: id, Kind: Receive, Peer: from, Image: img, LocalCopy: here.elsewhere}); err != nil {
@@ -76,6 +82,9 @@ func (a *Agent) Offer(ctx context.Context, from string, o Offer) (Grant, error) 
 		if j, no, err = a.prepare(ctx, j); err != nil || no.Verdict != "" {
 			return no, err
 		}
+	}
+	if j.State.Final() || j.State == Cancelling {
+		return wait("its job for this image has changed this moment"), nil
 	}
 	g := Grant{Verdict: Accept, Delivery: id, ImageID: j.DeliverAs}
 	if !bytes {
@@ -90,24 +99,20 @@ func (a *Agent) Offer(ctx context.Context, from string, o Offer) (Grant, error) 
 }
 
 // room asks our DTN where to send a file, and whether it has to be sent at all: it may
-// have come in an earlier round. no is the answer when there, or in Glance, is no room.
-func (a *Agent) room(ctx context.Context, f mover.File) (address string, send bool, no Grant, err error) {
+// have come in an earlier round. no is the answer when there is no room.
+func (a *Agent) room(ctx context.Context, f mover.File) (address string, send bool, no Grant) {
 	c, err := a.Landing.Capabilities(ctx)
 	if err != nil {
-		return "", false, wait("its DTN does not answer: %v", err), nil
+		return "", false, wait("its DTN does not answer: %v", err)
 	}
 	arr, err := a.Landing.Arrival(ctx, f.Name)
-	if err == nil && arr.State == mover.Arrived {
-		return c.Address, false, no, nil
+	switch {
+	case err == nil && arr.State == mover.Arrived:
+		return c.Address, false, no
+	case errors.Is(err, mover.ErrNoArrival) && c.Free < f.Size:
+		return "", false, wait("no space: the image needs %d bytes on the export of site %s, %d are free", f.Size, a.Site, c.Free)
 	}
-	if errors.Is(err, mover.ErrNoArrival) && c.Free < f.Size {
-		return "", false, wait("no space: the image needs %d bytes on the export of site %s, %d are free", f.Size, a.Site, c.Free), nil
-	}
-	err = a.Catalog.Room(ctx)
-	if errors.Is(err, ErrQuota) {
-		return "", false, wait("quota: %v", err), nil
-	}
-	return c.Address, true, no, err
+	return c.Address, true, no
 }
 
 // expect stores a Receive job in its first state: a new one, or the final one of the

@@ -289,12 +289,23 @@ func (a *Agent) cancelGone(ctx context.Context, here func(glance.ImageID) bool) 
 	})
 }
 
-// purge forgets jobs that ended longer than Keep ago.
+// purge forgets jobs that ended longer than Keep ago. A cancelled delivery, which may
+// have left its empty record in Glance, is known as long as its image may come again:
+// the record is deleted with the job, and Glance never gives the id after that.
 func (a *Agent) purge(ctx context.Context) error {
 	keep := a.settings.Load().Keep
+	offered := map[string]map[glance.ImageID]bool{}
 	return a.eachJob(ctx, func(j Job) error {
 		if (j.State != Verified && j.State != Cancelled) || time.Since(j.Since()) < keep {
 			return nil
+		}
+		if j.Kind == Receive && j.State == Cancelled {
+			if offered[j.Peer] == nil {
+				offered[j.Peer] = a.inventoryOf(ctx, j.Peer)
+			}
+			if there, known := offered[j.Peer][j.Image.ID], offered[j.Peer] != nil; there || !known {
+				return nil
+			}
 		}
 		err := a.Store.Delete(ctx, j)
 		if errors.Is(err, ErrStale) {
@@ -305,6 +316,23 @@ func (a *Agent) purge(ctx context.Context) error {
 		}
 		return err
 	})
+}
+
+// inventoryOf returns the ids of a peer's images: none when it is no peer any more, nil
+// when it does not answer.
+func (a *Agent) inventoryOf(ctx context.Context, site string) map[glance.ImageID]bool {
+	ids := map[glance.ImageID]bool{}
+	p, err := a.peer(site)
+	if err != nil {
+		return ids
+	}
+	for img, err := range p.Peer.Inventory(ctx) {
+		if err != nil {
+			return nil
+		}
+		ids[img.ID] = true
+	}
+	return ids
 }
 
 // sweepOutbox removes staged files whose job has ended or is not known: a crash between

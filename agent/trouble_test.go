@@ -260,6 +260,42 @@ func TestShellOfACancelledJobIsTakenOver(t *testing.T) {
 	})
 }
 
+// A cancelled delivery is known, and its empty record kept, as long as its image may come
+// again: deleting the record burns the id.
+func TestCancelledDeliveryIsForgottenWithItsImage(t *testing.T) {
+	run(t, func(t *testing.T, w *world) {
+		w.locked(func() { w.a.refuseStage = ErrSpace })
+		id := w.a.upload("x", bytesOf(4000))
+		jobs, _ := w.a.agent().Push(t.Context(), string(id), []string{"B"})
+		w.a.await(jobs[0].ID, Offered)
+		if _, err := w.a.agent().Cancel(t.Context(), jobs[0].ID); err != nil {
+			t.Fatal(err)
+		}
+		w.a.await(jobs[0].ID, Cancelled)
+		receive := NewJobID(Receive, id, jobs[0].Image.Hash, "A")
+		w.b.await(receive, Cancelled)
+		time.Sleep(31 * 24 * time.Hour)
+		if _, err := w.b.agent().Store.Get(t.Context(), receive); err != nil {
+			t.Errorf("the delivery is forgotten while A has its image: %v", err)
+		}
+		w.locked(func() {
+			if r := w.b.images[id]; r == nil || r.Status != glance.Queued {
+				t.Errorf("its record is %+v, want it kept", r)
+			}
+			delete(w.a.images, id)
+		})
+		time.Sleep(time.Hour)
+		if _, err := w.b.agent().Store.Get(t.Context(), receive); !errors.Is(err, ErrNoJob) {
+			t.Errorf("got %v, want ErrNoJob: its image is gone", err)
+		}
+		w.locked(func() {
+			if w.b.images[id] != nil {
+				t.Error("its record is left in Glance")
+			}
+		})
+	})
+}
+
 func TestListingMakesJobs(t *testing.T) {
 	run(t, func(t *testing.T, w *world) {
 		w.a.settings.Rules = []Rule{{Name: "all", To: []string{"B"}}}

@@ -715,7 +715,7 @@ endpoint_id = siteB-image-public
 			t.Fatalf("%s: %s", j.State, j.Reason)
 		}
 	}
-	b.limitB(t, 1000)
+	b.limitB(t, 1<<20)
 	if _, err := b.control["A"].Retry(t.Context(), job); err != nil {
 		t.Fatal(err)
 	}

@@ -746,22 +746,24 @@ func (zeros) Read(p []byte) (int, error) { clear(p); return len(p), nil }
 func TestRoom(t *testing.T) {
 	for name, tc := range map[string]struct {
 		limit int64 // MiB
-		full  bool
+		count int64
+		says  string // empty: there is room
 	}{
-		"Keystone keeps no limits": {0, false},
-		"no limit":                 {-1, false},
-		"the limit is reached":     {3, false},
-		"the limit is passed":      {2, true},
+		"Keystone keeps no limits": {0, 0, ""},
+		"no limit":                 {-1, -1, ""},
+		"the limit is reached":     {3, 2, ""},
+		"the limit is passed":      {2, 0, "3 MiB of images and its limit image_size_total is 2"},
+		"one more is too many":     {3, 1, "1 images and its limit image_count_total is 1"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			c, g, _ := site(t)
-			g.Limit = tc.limit
+			g.Limit, g.Most = tc.limit, tc.count
 			g.Add(t, glance.Image{ID: numbered(1), Name: "x"}, make([]byte, 3<<20))
 			err := c.Room(t.Context())
-			if errors.Is(err, glance.ErrQuota) != tc.full || err != nil && !tc.full {
-				t.Errorf("got %v, want ErrQuota: %v", err, tc.full)
+			if full := tc.says != ""; errors.Is(err, glance.ErrQuota) != full || full != (err != nil) {
+				t.Errorf("got %v, want ErrQuota: %v", err, full)
 			}
-			if tc.full && !strings.Contains(err.Error(), "3 MiB of images and its limit image_size_total is 2") {
+			if err != nil && !strings.Contains(err.Error(), tc.says) {
 				t.Errorf("no figures: %v", err)
 			}
 		})

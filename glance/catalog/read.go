@@ -192,7 +192,7 @@ func (c *Catalog) Datadirs(ctx context.Context) ([]string, error) {
 	return dirs, nil
 }
 
-// Room returns nil when Glance takes uploads from this user's project, as far as
+// Room returns nil when Glance takes one more image from this user's project, as far as
 // Glance tells: that is where Keystone keeps the limits (use_keystone_limits).
 // Otherwise glance.ErrQuota, with the figures.
 func (c *Catalog) Room(ctx context.Context) error {
@@ -214,8 +214,11 @@ func (c *Catalog) Room(ctx context.Context) error {
 		return err
 	}
 	// An upload is taken until the limit is passed, whatever its own size.
-	if q := told.Usage["image_size_total"]; q.Limit >= 0 && q.Usage > q.Limit {
+	if q, ok := told.Usage["image_size_total"]; ok && q.Limit >= 0 && q.Usage > q.Limit {
 		return fmt.Errorf("%w: the project holds %d MiB of images and its limit image_size_total is %d; delete some, or raise the limit in Keystone", glance.ErrQuota, q.Usage, q.Limit)
+	}
+	if q, ok := told.Usage["image_count_total"]; ok && q.Limit >= 0 && q.Usage >= q.Limit {
+		return fmt.Errorf("%w: the project has %d images and its limit image_count_total is %d; delete some, or raise the limit in Keystone", glance.ErrQuota, q.Usage, q.Limit)
 	}
 	return nil
 }

@@ -52,6 +52,7 @@ type Glance struct {
 	Multi bool              // whether it tells of its stores
 	Page  int               // images a page at most; 0: 1000
 	Limit int64             // of the project's images in MiB; 0: Keystone keeps none
+	Most  int64             // how many these may be; 0: Keystone keeps no such limit
 
 	mu     sync.Mutex
 	images map[string]attributes
@@ -345,7 +346,16 @@ func (g *Glance) usage(w http.ResponseWriter, _ *http.Request) {
 	if g.Limit != 0 {
 		usage["image_size_total"] = map[string]any{"limit": g.Limit, "usage": g.held() >> 20}
 	}
+	if g.Most != 0 {
+		usage["image_count_total"] = map[string]any{"limit": g.Most, "usage": g.number()}
+	}
 	answer(w, http.StatusOK, map[string]any{"usage": usage})
+}
+
+func (g *Glance) number() int {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return len(g.images)
 }
 
 // held is the size of all images.

@@ -16,7 +16,8 @@ const (
 )
 
 // Every event would wake us, once for each 64 KiB that Glance writes. So we listen for
-// a moment and then rest, in which the kernel merges equal events that follow each other.
+// a moment and then rest, in which the kernel merges equal events that follow each other:
+// those of one upload at a time. Those of several it keeps for us, 16,384 by default.
 const (
 	listen = 5 * time.Millisecond
 	rest   = 100 * time.Millisecond

@@ -24,6 +24,7 @@ const (
 	callTimeout = 30 * time.Second
 	maxAnswer   = 64 << 20 // a list of 20,000 transfers included
 	maxProblem  = 64 << 10
+	settlePause = 100 * time.Millisecond // before a DTN whose disk is busy is asked again
 )
 
 // Client is one DTN. It may be used by several goroutines at once.
@@ -124,7 +125,8 @@ func (c *Client) Drop(ctx context.Context, name string) error {
 }
 
 // Settle has the DTN sync a file of its outbox, by its base name there, to its own disk,
-// and tells what is there of its blocks from one on; mover.ErrNotStaged.
+// and tells what is there of its blocks from one on; mover.ErrNotStaged. While the disk is
+// still busy with it, the error is one of failure.After.
 func (c *Client) Settle(ctx context.Context, name string, from int64) (mover.Settled, error) {
 	var told mover.Settled
 	err := c.call(ctx, http.MethodPost, nil, &told, fmt.Sprintf("v1/outbox/%s/settle?from=%d", url.PathEscape(name), from))
@@ -133,6 +135,9 @@ func (c *Client) Settle(ctx context.Context, name string, from int64) (mover.Set
 	}
 	if isProblem(err, http.StatusUnprocessableEntity) {
 		err = failure.Permanently(err)
+	}
+	if isProblem(err, http.StatusServiceUnavailable) {
+		err = failure.After(settlePause, err)
 	}
 	return told, err
 }

@@ -332,7 +332,7 @@ func TestOpenAPIDescribesEveryOperation(t *testing.T) {
 	want := []string{
 		"DELETE /v1/arrivals/{name}", "DELETE /v1/transfers/{id}", "GET /v1/arrivals", "GET /v1/arrivals/{name}", "GET /v1/arrivals/{name}/blocks",
 		"GET /v1/capabilities", "GET /v1/events", "GET /v1/transfers", "GET /v1/transfers/{id}",
-		"GET /v1/transfers/{id}/events", "POST /v1/transfers",
+		"GET /v1/transfers/{id}/events", "POST /v1/outbox/{name}/settle", "POST /v1/transfers",
 	}
 	if !slices.Equal(sorted(got), want) {
 		t.Errorf("operations %q, want %q", sorted(got), want)

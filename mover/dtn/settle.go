@@ -13,16 +13,24 @@ import (
 	"time"
 
 	"github.com/zeebo/blake3"
+	"golang.org/x/sys/unix"
 
+	"github.com/glance-dtn/glance-dtn/internal/durable"
 	"github.com/glance-dtn/glance-dtn/mover"
 )
 
-// settleTime is about how long one call of settle reads, so that it answers in time.
+// settleTime is about how long one call of settle works, so that it answers in time.
 const settleTime = 5 * time.Second
+
+// settlePiece is how much is written to disk before the clock is looked at.
+const settlePiece = 8 << 20
+
+// errSettling: the disk is not done yet.
+var errSettling = errors.New("still writing to disk")
 
 type settleInput struct {
 	Name string `path:"name" maxLength:"512" doc:"base name in the outbox"`
-	From int64  `query:"from" minimum:"0" doc:"index of the first block told"`
+	From int64  `query:"from" minimum:"0" maximum:"4294967296" doc:"index of the first block told"`
 }
 
 // settle syncs a file of the outbox to this machine's disk and tells what is there.
@@ -35,6 +43,9 @@ func (s *Server) settle(ctx context.Context, in *settleInput) (*output[mover.Set
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, problem(http.StatusNotFound, "", fmt.Sprintf("%s is not on this DTN's export", name))
 	}
+	if errors.Is(err, errSettling) {
+		return nil, problem(http.StatusServiceUnavailable, "", fmt.Sprintf("%s: %v", name, err))
+	}
 	if mover.CodeOf(err) == mover.CodeName {
 		return nil, problem(http.StatusUnprocessableEntity, mover.CodeName, err.Error())
 	}
@@ -44,8 +55,9 @@ func (s *Server) settle(ctx context.Context, in *settleInput) (*output[mover.Set
 	return &output[mover.Settled]{told}, nil
 }
 
-// settle reads blocks of a file, from the one given on, for about limit. The file's
-// data and its name are on disk before anything is read.
+// settle puts a file on disk, its data and its name, and then reads blocks of it, from
+// the one given on. Each takes about limit at most; errSettling when the disk has not got
+// all of it by then.
 func settle(ctx context.Context, export *os.Root, name string, from int64, limit time.Duration) (told mover.Settled, err error) {
 	told.BLAKE3 = []string{}
 	is, err := export.Lstat(name)
@@ -63,12 +75,15 @@ func settle(ctx context.Context, export *os.Root, name string, from int64, limit
 	if opened, err := f.Stat(); err != nil || !os.SameFile(is, opened) {
 		return told, errors.Join(fmt.Errorf("%s was replaced while it was opened", name), err)
 	}
-	if err := f.Sync(); err != nil {
+	if err := syncFile(f, is.Size(), limit); err != nil {
 		return told, fmt.Errorf("sync %s: %w", name, err)
+	}
+	if err := durable.SyncDir(export, mover.Outbox); err != nil {
+		return told, fmt.Errorf("sync %s: %w", mover.Outbox, err)
 	}
 	told.Size = is.Size()
 	block := make([]byte, mover.BlockSize)
-	for began := time.Now(); time.Since(began) < limit && ctx.Err() == nil; from++ {
+	for began := time.Now(); ctx.Err() == nil; from++ {
 		n, err := f.ReadAt(block, from*mover.BlockSize)
 		if n > 0 && (err == nil || errors.Is(err, io.EOF)) {
 			sum := blake3.Sum256(block[:n])
@@ -80,6 +95,25 @@ func settle(ctx context.Context, export *os.Root, name string, from int64, limit
 		if err != nil {
 			return told, fmt.Errorf("read %s back: %w", name, err)
 		}
+		if time.Since(began) > limit {
+			return told, nil
+		}
 	}
 	return told, ctx.Err()
+}
+
+// syncFile is f.Sync for a file of which much may not be written yet: it gives up after
+// limit, and goes on from there when it is called again.
+func syncFile(f *os.File, size int64, limit time.Duration) error {
+	const written = unix.SYNC_FILE_RANGE_WAIT_BEFORE | unix.SYNC_FILE_RANGE_WRITE | unix.SYNC_FILE_RANGE_WAIT_AFTER
+	began := time.Now()
+	for off := int64(0); off < size; off += settlePiece {
+		if err := unix.SyncFileRange(int(f.Fd()), off, settlePiece, written); err != nil {
+			break // this filesystem cannot; f.Sync tells what is wrong, if anything
+		}
+		if time.Since(began) > limit {
+			return fmt.Errorf("%w: %d of %d bytes so far", errSettling, min(off+settlePiece, size), size)
+		}
+	}
+	return f.Sync()
 }

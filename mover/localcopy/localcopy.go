@@ -56,7 +56,7 @@ type Options struct {
 	// own disk has of the blocks from one on: what was written through NFS outlives a
 	// power cut of the DTN only then, whatever an export that is async says. Nil: the
 	// export is a disk of this machine, which keeps what it has synced.
-	Settle func(ctx context.Context, name string, from int64) (mover.Settled, error)
+	Settle settler
 }
 
 // Copier makes local copies on an export. Its methods may be called at once, but
@@ -67,7 +67,7 @@ type Copier struct {
 	ways   []way
 	find   func(id string) (string, int64, error)
 	free   func(*os.File) (int64, error)
-	settle func(ctx context.Context, name string, from int64) (mover.Settled, error)
+	settle settler
 
 	touch func() error // what Check does to the export
 
@@ -92,7 +92,7 @@ func New(o Options) *Copier {
 // copied so far, never at once.
 //
 // The errors are mover.ErrNoFile, mover.ErrTruncated, *digest.MismatchError,
-// mover.ErrSpace, ctx's, and what the filesystems say.
+// mover.ErrSpace, mover.ErrNotStaged, ctx's, and what the filesystems say.
 func (c *Copier) Stage(ctx context.Context, id string, f mover.File, report func(moved int64)) (how string, err error) {
 	how, err = c.stage(ctx, id, f, report)
 	if err != nil {
@@ -120,7 +120,7 @@ func (c *Copier) stage(ctx context.Context, id string, f mover.File, report func
 	}
 	if there {
 		report(f.Size)
-		return before, durable.SyncDir(box, ".")
+		return before, errors.Join(durable.SyncDir(box, "."), kept(ctx, c.settle, name, f.Size))
 	}
 	src, err := c.source(id, f.Size)
 	if err != nil {
@@ -281,14 +281,14 @@ func (c *Copier) Open(name string) (*Reader, error) {
 	if err := unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_RANDOM); err != nil {
 		return nil, errors.Join(fmt.Errorf("open %s on the export without read-ahead: %w", name, err), f.Close())
 	}
-	return &Reader{File: f}, nil
+	return &Reader{file: f}, nil
 }
 
 // Reader is a file of the export that is read once, from its start to its end: what
 // was read is not kept in this machine's page cache, where it would displace what
 // others need.
 type Reader struct {
-	*os.File
+	file      *os.File
 	forgotten int64 // bytes from the start
 }
 
@@ -302,12 +302,22 @@ const (
 
 // ReadAt is for one goroutine at a time.
 func (r *Reader) ReadAt(p []byte, off int64) (int, error) {
-	n, err := r.File.ReadAt(p, off)
+	n, err := r.file.ReadAt(p, off)
 	for off-r.forgotten >= forgetBehind+forgetPiece {
-		_ = unix.Fadvise(int(r.Fd()), r.forgotten, forgetPiece, unix.FADV_DONTNEED) // a hint
-		r.forgotten += forgetPiece
+		r.forget(forgetPiece)
 	}
 	return n, err
+}
+
+// forget gives n bytes more back, 0: all. It is a hint.
+func (r *Reader) forget(n int64) {
+	_ = unix.Fadvise(int(r.file.Fd()), r.forgotten, n, unix.FADV_DONTNEED)
+	r.forgotten += n
+}
+
+func (r *Reader) Close() error {
+	r.forget(0)
+	return r.file.Close()
 }
 
 // box opens a folder of the export. It never makes one: where the export is not

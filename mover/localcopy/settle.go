@@ -1,6 +1,7 @@
 package localcopy
 
 import (
+	"cmp"
 	"context"
 	"encoding/hex"
 	"errors"
@@ -14,23 +15,45 @@ import (
 	"github.com/glance-dtn/glance-dtn/mover"
 )
 
+// settler is Options.Settle.
+type settler = func(ctx context.Context, name string, from int64) (mover.Settled, error)
+
 const (
 	mendings  = 3                      // times that lost blocks are written again
 	awayLimit = 2 * time.Minute        // how long a DTN may be away, restarting, before the copy is given up
 	awayPause = 500 * time.Millisecond // between two questions meanwhile
 )
 
+// kept returns nil when the DTN's disk has the file under its name. What it holds was
+// settled before, or was never written through NFS by us.
+func kept(ctx context.Context, settle settler, name string, size int64) error {
+	if settle == nil {
+		return nil
+	}
+	told, err := ask(ctx, settle, name, size/mover.BlockSize+1) // of no block
+	if err != nil {
+		return fmt.Errorf("ask the DTN whether its disk has the file: %w", err)
+	}
+	if told.Size != size {
+		return fmt.Errorf("%s has %d bytes on the DTN's disk, want %d", name, told.Size, size)
+	}
+	return nil
+}
+
 // settled returns nil when the DTN's own disk has every block of dst, which was
 // copied. What the DTN lost, because it crashed before its disk had what NFS had
 // acknowledged, is written again.
 func (t *task) settled(ctx context.Context, dst *os.File) error {
-	for range mendings {
+	for n := 0; ; n++ {
 		if err := errors.Join(dst.Truncate(t.file.Size), dst.Sync()); err != nil {
 			return err
 		}
 		lost, err := t.lost(ctx)
 		if err != nil || len(lost) == 0 {
 			return err
+		}
+		if n == mendings {
+			return fmt.Errorf("the DTN's disk has other bytes than were written, after %d repairs; check the disk of the DTN", mendings)
 		}
 		t.again += len(lost)
 		for _, i := range lost {
@@ -39,14 +62,13 @@ func (t *task) settled(ctx context.Context, dst *os.File) error {
 			}
 		}
 	}
-	return fmt.Errorf("the DTN's disk has other bytes than were written, %d times in a row; check the disk of the DTN", mendings)
 }
 
 // lost asks for all blocks, and returns those that the DTN's disk has not got.
 func (t *task) lost(ctx context.Context) (lost []int64, err error) {
 	blocks := int64(len(t.sums))
 	for from := int64(0); ; {
-		told, err := t.ask(ctx, from)
+		told, err := ask(ctx, t.settle, t.temp, from)
 		if errors.Is(err, mover.ErrNotStaged) { // the file itself is lost
 			return nil, fmt.Errorf("%w: it was written, and is not on the DTN's disk; copying it anew", err)
 		}
@@ -73,16 +95,20 @@ func (t *task) lost(ctx context.Context) (lost []int64, err error) {
 }
 
 // ask asks until the DTN answers.
-func (t *task) ask(ctx context.Context, from int64) (told mover.Settled, err error) {
+func ask(ctx context.Context, settle settler, name string, from int64) (told mover.Settled, err error) {
 	for began := time.Now(); ; {
-		told, err = t.settle(ctx, t.temp, from)
+		told, err = settle(ctx, name, from)
+		wait, busy := failure.Delay(err)
+		if busy { // it is there
+			began = time.Now()
+		}
 		if err == nil || failure.IsPermanent(err) || errors.Is(err, mover.ErrNotStaged) || time.Since(began) > awayLimit {
 			return told, err
 		}
 		select {
 		case <-ctx.Done():
 			return told, context.Cause(ctx)
-		case <-time.After(awayPause):
+		case <-time.After(cmp.Or(wait, awayPause)):
 		}
 	}
 }

@@ -33,7 +33,7 @@ type task struct {
 	dir    *os.File // box, opened
 	temp   string
 	free   func(*os.File) (int64, error)
-	settle func(ctx context.Context, name string, from int64) (mover.Settled, error) // nil: no need
+	settle settler // nil: no need
 	report func(moved int64)
 
 	sums  [][32]byte // BLAKE3 of the blocks that were copied
@@ -48,7 +48,7 @@ func (t *task) place(ctx context.Context, w way, name string) error {
 		err = t.box.Rename(t.temp, name)
 	}
 	if err == nil {
-		return durable.SyncDir(t.box, ".")
+		return errors.Join(durable.SyncDir(t.box, "."), kept(ctx, t.settle, name, t.file.Size))
 	}
 	if e := t.box.Remove(t.temp); e != nil && !errors.Is(e, fs.ErrNotExist) {
 		err = errors.Join(err, e)

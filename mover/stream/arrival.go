@@ -25,10 +25,11 @@ import (
 // writeBackBlocks is how many blocks are sent to disk at once ahead of the fsync.
 const writeBackBlocks = 8
 
-// ahead is how many blocks a file may be ahead of its hash: a path that is faster than
-// the hash waits for it. These, and as many again that came out of order, are kept in
-// memory, so that the hash need not read them back.
-const ahead = 8
+// ahead is how many blocks a file may be ahead of its hash while that takes them from
+// memory: a path that is faster than the hash waits for it. As many again, that came out
+// of order, are kept. A hash that has to read back, after a restart or behind a lost
+// connection, holds nobody.
+const ahead = 4
 
 // errGone is what a connection gets whose arrival was dropped or found wrong.
 var errGone = errors.New("the arrival was removed at the destination")
@@ -291,17 +292,18 @@ func (a *arrival) store(i uint32, sum [32]byte, b []byte) error {
 	return nil
 }
 
-// keep gives the frame of block i, which was stored, to the hash if that needs it
+// keep gives the frame of block i, which store took, to the hash if that needs it
 // soon, and returns the one to go on with. It waits while the file is too far ahead of
 // its hash.
-func (a *arrival) keep(i uint32, frame *[frameSize]byte) *[frameSize]byte {
+func (a *arrival) keep(i uint32, sum [32]byte, frame *[frameSize]byte) *[frameSize]byte {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if a.followed && a.hot[i] == nil && i >= a.hashed && i-a.hashed < 2*ahead && a.proven.has(i) {
+	soon := i >= a.hashed && i-a.hashed < 2*ahead
+	if soon && a.followed && a.hot[i] == nil && a.proven.has(i) && a.sums[i] == sum { // the bytes that are on disk
 		a.hot[i] = frame
 		frame = frames.Get().(*[frameSize]byte)
 	}
-	for a.prefix >= a.hashed+ahead && a.fault == nil && !a.gone {
+	for a.hot[a.hashed] != nil && a.prefix >= a.hashed+ahead && a.fault == nil && !a.gone {
 		a.changed.Wait()
 	}
 	return frame
@@ -377,9 +379,7 @@ func (a *arrival) next() (i uint32, claim bool, frame *[frameSize]byte, ok bool)
 			}
 		}
 		if a.hashed < a.prefix && a.fault == nil {
-			frame := a.hot[a.hashed]
-			delete(a.hot, a.hashed)
-			return a.hashed, false, frame, true
+			return a.hashed, false, a.hot[a.hashed], true
 		}
 		a.changed.Wait()
 	}
@@ -411,6 +411,7 @@ func (a *arrival) digest(i uint32, b []byte, err error) {
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	delete(a.hot, i)
 	a.changed.Broadcast()
 	if err != nil {
 		a.fault = fmt.Errorf("read block %d back: %w", i, err)

@@ -376,7 +376,7 @@ func (r *Receiver) receive(ctx context.Context, c *tls.Conn, a *arrival) error {
 			}
 			if blake3.Sum256(b) == h.digest {
 				if err = a.store(h.index, h.digest, b); err == nil {
-					frame = a.keep(h.index, frame)
+					frame = a.keep(h.index, h.digest, frame)
 				}
 			} else {
 				reply = message{kindAgain, h.index}.bytes()

@@ -112,11 +112,7 @@ func (s *sender) send(b []byte) message {
 	return m
 }
 
-func (s *sender) commit() answer {
-	b := make([]byte, headerSize)
-	header{kind: kindCommit}.put(b)
-	return s.ask(b)
-}
+func (s *sender) commit() answer { return s.ask(commitFrame()) }
 
 // ends checks that the receiver closes the connection.
 func (s *sender) ends() {
@@ -690,54 +686,111 @@ func TestServeEndsWithItsListener(t *testing.T) {
 // than the hash waits for it.
 func TestTheHashTakesBlocksFromMemory(t *testing.T) {
 	const blocks = 2*ahead + 1
+	a, image := unfollowed(t, blocks*mover.BlockSize)
+	stored, done := make(chan uint32, blocks), make(chan bool)
+	go func() {
+		defer close(done)
+		frame := new([frameSize]byte)
+		for i := range uint32(blocks) {
+			b := frame[headerSize:]
+			copy(b, image[blockStart(i):])
+			if err := a.store(i, blake3.Sum256(b), b); err != nil {
+				t.Error(err)
+			}
+			stored <- i
+			frame = a.keep(i, blake3.Sum256(b), frame)
+		}
+	}()
+	for range ahead {
+		<-stored
+	}
+	select {
+	case i := <-stored:
+		t.Fatalf("block %d is stored while the hash has none", i)
+	case <-time.After(50 * time.Millisecond):
+	}
+	for i := range uint32(blocks) {
+		n, claim, frame, ok := a.next()
+		if n != i || claim || !ok || frame == nil {
+			t.Fatalf("block %d: next is %d (claim %v, in memory %v, %v)", i, n, claim, frame != nil, ok)
+		}
+		a.digest(i, frame[headerSize:], nil)
+		if i+ahead < blocks {
+			<-stored
+		}
+	}
+	<-done
+	if len(a.hot) != 0 {
+		t.Errorf("%d frames are left in memory", len(a.hot))
+	}
+	if got := digest.Of(a.File.Digest.Algo, a.hash); got != a.File.Digest {
+		t.Errorf("the hash is %v, want %v", got, a.File.Digest)
+	}
+}
+
+func commitFrame() []byte {
+	b := make([]byte, headerSize)
+	header{kind: kindCommit}.put(b)
+	return b
+}
+
+// unfollowed is an arrival, with a session, that nothing hashes but the test.
+func unfollowed(t *testing.T, size int64) (a *arrival, image []byte) {
+	t.Helper()
 	r := newRig(t)
-	f := r.stage(t, "image", blocks*mover.BlockSize)
+	f := r.stage(t, "image", size)
 	image, err := os.ReadFile(filepath.Join(r.rig.Source, f.Name))
 	if err != nil {
 		t.Fatal(err)
 	}
-	export, state := openRoot(t, r.rig.Destination), openRoot(t, t.TempDir())
+	f.Name = "inbox/image"
+	state := openRoot(t, t.TempDir())
 	if err := state.Mkdir(arrivalDir, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	synctest.Test(t, func(t *testing.T) {
-		f.Name = "inbox/image"
-		a := newArrival(export, state, func(func()) {}, record{File: f}) // nothing follows
-		if _, _, err := a.enter(session{id: "s"}, false, nil); err != nil {
-			t.Fatal(err)
-		}
-		stored := 0
-		go func() {
-			frame := new([frameSize]byte)
-			for i := range uint32(blocks) {
-				b := frame[headerSize:]
-				copy(b, image[blockStart(i):])
-				if err := a.store(i, blake3.Sum256(b), b); err != nil {
-					t.Error(err)
-				}
-				stored++
-				frame = a.keep(i, frame)
-			}
-		}()
-		synctest.Wait()
-		if stored != ahead || len(a.hot) != ahead {
-			t.Errorf("%d blocks are stored and %d in memory, want %d", stored, len(a.hot), ahead)
-		}
-		for i := range uint32(blocks) {
-			n, claim, frame, ok := a.next()
-			if n != i || claim || !ok || frame == nil {
-				t.Fatalf("block %d: next is %d (claim %v, in memory %v, %v)", i, n, claim, frame != nil, ok)
-			}
-			a.digest(i, frame[headerSize:], nil)
-			synctest.Wait()
-		}
-		if stored != blocks || len(a.hot) != 0 {
-			t.Errorf("%d blocks are stored, %d left in memory; want %d and none", stored, len(a.hot), blocks)
-		}
-		if got := digest.Of(f.Digest.Algo, a.hash); got != f.Digest {
-			t.Errorf("the hash is %v, want %v", got, f.Digest)
-		}
+	a = newArrival(openRoot(t, r.rig.Destination), state, func(func()) {}, record{File: f})
+	if _, _, err := a.enter(session{id: "s"}, false, nil); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
 		a.leave(nil, nil)
 		a.next() // closes
 	})
+	return a, image
+}
+
+// TestAHashThatReadsBackHoldsNobody has a lane go on while the hash is far behind.
+func TestAHashThatReadsBackHoldsNobody(t *testing.T) {
+	const blocks = 4 * ahead
+	a, image := unfollowed(t, blocks*mover.BlockSize)
+	for i := range uint32(blocks) { // as claims that were proven
+		b := image[blockStart(i):][:mover.BlockSize]
+		if err := a.store(i, blake3.Sum256(b), b); err != nil {
+			t.Fatal(err)
+		}
+	}
+	frame := new([frameSize]byte)
+	copy(frame[headerSize:], image[blockStart(blocks-1):])
+	if got := a.keep(blocks-1, blake3.Sum256(frame[headerSize:]), frame); got != frame || len(a.hot) != 0 {
+		t.Errorf("%d frames are kept, want none", len(a.hot))
+	}
+}
+
+// TestTheHashTakesNoBytesThatTheDiskHasNot sends a block once more, with other bytes.
+func TestTheHashTakesNoBytesThatTheDiskHasNot(t *testing.T) {
+	a, image := unfollowed(t, 2*mover.BlockSize)
+	wrong := bytes.Clone(image[:mover.BlockSize])
+	wrong[0] ^= 1
+	if err := a.store(0, blake3.Sum256(wrong), wrong); err != nil { // and its connection ends
+		t.Fatal(err)
+	}
+	frame := new([frameSize]byte)
+	b := frame[headerSize:]
+	copy(b, image)
+	if err := a.store(0, blake3.Sum256(b), b); err != nil {
+		t.Fatal(err)
+	}
+	if got := a.keep(0, blake3.Sum256(b), frame); got != frame || len(a.hot) != 0 {
+		t.Error("the hash would take the bytes that were not written")
+	}
 }
