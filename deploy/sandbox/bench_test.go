@@ -102,7 +102,11 @@ func settle(t testing.TB) {
 	if err := exec.Command("sync").Run(); err != nil {
 		t.Fatal(err)
 	}
-	const size = 4 << 30
+	var info syscall.Sysinfo_t
+	if err := syscall.Sysinfo(&info); err != nil {
+		t.Fatal(err)
+	}
+	size := int(min(4<<30, uint64(info.Freeram)*uint64(info.Unit)/2)) // what is free and no page of a file
 	memory, err := syscall.Mmap(-1, 0, size, syscall.PROT_READ|syscall.PROT_WRITE, syscall.MAP_PRIVATE|syscall.MAP_ANON)
 	if err != nil {
 		t.Fatal(err)
