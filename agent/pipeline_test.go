@@ -414,11 +414,7 @@ func TestOperatorCancelAndRetry(t *testing.T) {
 						t.Errorf("left over: outbox %d, inbox %d", len(w.a.outbox), len(w.b.inbox))
 					}
 				})
-				if _, err := w.a.agent().Retry(t.Context(), jobs[0].ID); err != nil {
-					t.Fatal(err)
-				}
-				w.a.await(jobs[0].ID, Verified)
-				w.wantDelivered(id, data)
+				w.retried(jobs[0].ID, id, data)
 				if _, err := w.a.agent().Cancel(t.Context(), jobs[0].ID); !errors.Is(err, ErrBadState) {
 					t.Errorf("cancel of a verified job: %v, want ErrBadState", err)
 				}

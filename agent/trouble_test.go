@@ -32,11 +32,7 @@ func TestFinishRefusedAndThenRetried(t *testing.T) {
 			}
 			w.b.refuseFinish = nil
 		})
-		if _, err := w.a.agent().Retry(t.Context(), jobs[0].ID); err != nil {
-			t.Fatal(err)
-		}
-		w.a.await(jobs[0].ID, Verified)
-		w.wantDelivered(id, data)
+		w.retried(jobs[0].ID, id, data)
 	})
 }
 
@@ -76,11 +72,7 @@ func TestFullGlanceIsParkedAfterAFewUploads(t *testing.T) {
 			}
 			w.b.refuseUpload = nil
 		})
-		if _, err := w.a.agent().Retry(t.Context(), jobs[0].ID); err != nil {
-			t.Fatal(err)
-		}
-		w.a.await(jobs[0].ID, Verified)
-		w.wantDelivered(id, data)
+		w.retried(jobs[0].ID, id, data)
 	})
 }
 
@@ -127,11 +119,7 @@ func TestCancelAtTheReceivingSiteHolds(t *testing.T) {
 		if j := w.b.await(receive, Cancelled); !strings.Contains(j.Reason, "operator at site B") {
 			t.Errorf("job at B: %q", j.Reason)
 		}
-		if _, err := w.a.agent().Retry(t.Context(), jobs[0].ID); err != nil {
-			t.Fatal(err)
-		}
-		w.a.await(jobs[0].ID, Verified)
-		w.wantDelivered(id, data)
+		w.retried(jobs[0].ID, id, data)
 	})
 }
 

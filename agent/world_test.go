@@ -1031,6 +1031,16 @@ func (s *site) job(id glance.ImageID) Job {
 	return j
 }
 
+// retried begins A's job anew, as an operator does who has mended what it was parked for.
+func (w *world) retried(job JobID, id glance.ImageID, data []byte) {
+	w.t.Helper()
+	if _, err := w.a.agent().Retry(w.t.Context(), job); err != nil {
+		w.t.Fatal(err)
+	}
+	w.a.await(job, Verified)
+	w.wantDelivered(id, data)
+}
+
 // wantDelivered fails unless B serves exactly this image and nothing is left over at either site.
 func (w *world) wantDelivered(id glance.ImageID, data []byte) {
 	w.t.Helper()

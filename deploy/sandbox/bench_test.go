@@ -41,15 +41,23 @@ func BenchmarkEndToEnd(b *testing.B) {
 			}
 			for b.Loop() {
 				var jobs, puts, ratios []float64
+				spent := map[string][]float64{}
 				for range rounds {
 					put := x.put(b, file)
+					before := x.spent(b)
 					job := x.wholeJob(b, "bench", size)
+					for part, now := range x.spent(b) {
+						spent[part] = append(spent[part], now-before[part])
+					}
 					puts, jobs, ratios = append(puts, put), append(jobs, job), append(ratios, job/put)
 					b.Logf("curl -T %.2f s, whole job %.2f s, ratio %.2f", put, job, job/put)
 				}
 				b.ReportMetric(median(puts), "s/put")
 				b.ReportMetric(median(jobs), "s/job")
 				b.ReportMetric(median(ratios), "ratio")
+				for part, seconds := range spent {
+					b.ReportMetric(median(seconds), "cpu-s/"+part)
+				}
 			}
 		})
 	}
@@ -93,6 +101,49 @@ func (b *box) wholeJob(t testing.TB, name string, size int64) float64 {
 	return took
 }
 
+// parts are the processes on the way of an image. Glance A's work is its upload there,
+// which the job does not wait for.
+var parts = []string{"agentA", "dtnA", "dtnB", "agentB", "glanceB"}
+
+// spent is the processor time that each part has used so far, its children's included,
+// in seconds: proc(5), utime and stime, in hundredths.
+func (b *box) spent(t testing.TB) map[string]float64 {
+	t.Helper()
+	all := map[string]float64{}
+	for _, part := range parts {
+		pid := b.pid(t, part)
+		children, err := os.ReadFile("/proc/" + pid + "/task/" + pid + "/children")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, p := range append(strings.Fields(string(children)), pid) {
+			stat, err := os.ReadFile("/proc/" + p + "/stat")
+			if err != nil {
+				t.Fatal(err)
+			}
+			_, after, _ := strings.Cut(string(stat), ") ")
+			for _, field := range strings.Fields(after)[11:13] {
+				n, err := strconv.Atoi(field)
+				if err != nil {
+					t.Fatal(err)
+				}
+				all[part] += float64(n) / 100
+			}
+		}
+	}
+	return all
+}
+
+// pid is the process of a part.
+func (b *box) pid(t testing.TB, part string) string {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join(b.dir, "run", part+".pid"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.Fields(string(text))[0]
+}
+
 // settle makes both sides of a comparison begin alike: the disk has finished what the
 // last measurement left to it, and as much memory as either side fills with pages of
 // files has just been touched. (A virtual machine's host takes free memory back, and
@@ -130,7 +181,7 @@ func BenchmarkMemory(b *testing.B) {
 	x := up(b, "SANDBOX_FAST=0")
 	for b.Loop() {
 		x.wholeJob(b, "large", 4<<30)
-		for _, part := range []string{"agentA", "agentB", "dtnA", "dtnB"} {
+		for _, part := range parts[:4] {
 			b.ReportMetric(x.peak(b, part), "MiB/"+part)
 		}
 	}
@@ -139,11 +190,7 @@ func BenchmarkMemory(b *testing.B) {
 // peak is a part's VmHWM in MiB.
 func (b *box) peak(t testing.TB, part string) float64 {
 	t.Helper()
-	pid, err := os.ReadFile(filepath.Join(b.dir, "run", part+".pid"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	status, err := os.ReadFile("/proc/" + strings.Fields(string(pid))[0] + "/status")
+	status, err := os.ReadFile("/proc/" + b.pid(t, part) + "/status")
 	if err != nil {
 		t.Fatal(err)
 	}

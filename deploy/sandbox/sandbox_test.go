@@ -466,11 +466,7 @@ func TestKilledInEachLeg(t *testing.T) {
 // pause stops a part where it is, until resume is called.
 func (b *box) pause(t *testing.T, part string) (resume func()) {
 	t.Helper()
-	text, err := os.ReadFile(filepath.Join(b.dir, "run", part+".pid"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	pid, err := strconv.Atoi(strings.Fields(string(text))[0])
+	pid, err := strconv.Atoi(b.pid(t, part))
 	if err == nil {
 		err = syscall.Kill(-pid, syscall.SIGSTOP)
 	}

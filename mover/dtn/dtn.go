@@ -1,6 +1,7 @@
 // Package dtn is the daemon of a data transfer node as a library: the third-party
 // transfer API, a durable table of transfers, and the scheduler that runs them on
-// the engines it is given. It moves no byte itself.
+// the engines it is given. It moves no byte itself; of the files that others wrote into
+// its outbox it tells what its disk has.
 package dtn
 
 import (
