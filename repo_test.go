@@ -42,7 +42,7 @@ var keepers = map[string][]string{
 	"github.com/vbauerster/mpb/v8":       {"cmd"},
 	"github.com/vmware/go-nfs-client":    {"nfs/probe"},
 	"github.com/willscott/go-nfs":        {"nfs/probe"},
-	"github.com/zeebo/blake3":            {"mover/client", "mover/dtn", "mover/localcopy", "mover/stream"},
+	"github.com/zeebo/xxh3":              {"internal/digest"},
 	"go.etcd.io":                         {"agent/jobs"},
 	"go.uber.org/zap":                    {"agent/jobs"},
 	"go.yaml.in/yaml/v3":                 {"agent/config", "cmd"},

@@ -192,19 +192,19 @@ type Arrival struct {
 	Since  time.Time    `json:"since"`
 }
 
-// Blocks are the BLAKE3-256 digests, in hex, of blocks of an arrival that its DTN
+// Blocks are the checksums of blocks of an arrival that its DTN
 // has proven, as many as it likes to tell at once from the block asked for on. A DTN
 // that does not know them (another engine brought the file, or it was restarted
 // since) tells none.
 type Blocks struct {
-	BLAKE3 []string `json:"blake3" nullable:"false"`
+	Sums []digest.Block `json:"xxh3_128" nullable:"false"`
 }
 
 // Settled is what a DTN's own disk has of a file in its outbox: whoever wrote it
 // there through NFS learns by it what outlives a power cut of the DTN.
 type Settled struct {
-	Size   int64    `json:"size" doc:"bytes of the file"`
-	BLAKE3 []string `json:"blake3" nullable:"false" doc:"BLAKE3-256 digests, in hex, of its blocks from the one asked for on, as many as could be read in a few seconds"`
+	Size int64          `json:"size" doc:"bytes of the file"`
+	Sums []digest.Block `json:"xxh3_128" nullable:"false" doc:"XXH3-128, in hex, of its blocks from the one asked for on, as many as could be read in a few seconds"`
 }
 
 // Capabilities says what a DTN offers.

@@ -2,12 +2,9 @@ package client
 
 import (
 	"context"
-	"encoding/hex"
 	"fmt"
 	"net/http"
 	"net/url"
-
-	"github.com/zeebo/blake3"
 
 	"github.com/glance-dtn/glance-dtn/internal/digest"
 	"github.com/glance-dtn/glance-dtn/mover"
@@ -20,21 +17,19 @@ import (
 // DTN does not know the block's digest. It is for one goroutine.
 func (c *Client) BlockCheck(name string) func(ctx context.Context, index int64, block []byte) error {
 	var first int64 // block of sums[0]
-	var sums []string
+	var sums []digest.Block
 	return func(ctx context.Context, index int64, block []byte) error {
 		if index < first || index >= first+int64(len(sums)) {
 			told, err := c.blocks(ctx, name, index)
 			if err != nil {
 				return err
 			}
-			if len(told.BLAKE3) == 0 {
+			if len(told.Sums) == 0 {
 				return fmt.Errorf("%s, block %d: %w", name, index, mover.ErrNoDigests)
 			}
-			first, sums = index, told.BLAKE3
+			first, sums = index, told.Sums
 		}
-		sum := blake3.Sum256(block)
-		want := digest.Digest{Algo: "blake3", Value: sums[index-first]}
-		if err := digest.Check(want, digest.Digest{Algo: "blake3", Value: hex.EncodeToString(sum[:])}); err != nil {
+		if err := digest.Check(sums[index-first].Digest(), digest.OfBlock(block).Digest()); err != nil {
 			return fmt.Errorf("%s, block %d: %w", name, index, err)
 		}
 		return nil

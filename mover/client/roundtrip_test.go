@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"context"
 	"crypto/tls"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -19,7 +18,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/zeebo/blake3"
 	"go.uber.org/goleak"
 
 	"github.com/glance-dtn/glance-dtn/internal/digest"
@@ -53,7 +51,7 @@ func (e engine) Move(ctx context.Context, r mover.Request, report func(int64)) e
 
 // inbox holds arrivals by name.
 type inbox struct {
-	sums []string // of each file
+	sums []digest.Block // of each file
 	sync.Mutex
 	files map[string]mover.Arrival
 }
@@ -91,7 +89,7 @@ func (b *inbox) Blocks(name string, from int64) (mover.Blocks, error) {
 	if _, err := b.Arrival(name); err != nil {
 		return mover.Blocks{}, err
 	}
-	return mover.Blocks{BLAKE3: b.sums[min(int64(len(b.sums)), from):min(int64(len(b.sums)), from+2)]}, nil
+	return mover.Blocks{Sums: b.sums[min(int64(len(b.sums)), from):min(int64(len(b.sums)), from+2)]}, nil
 }
 
 // site is a DTN with a real listener and a CA.
@@ -377,8 +375,7 @@ func TestBlocksAreComparedWithTheirDigests(t *testing.T) {
 	s.inbox.Lock()
 	s.inbox.files[name] = mover.Arrival{File: mover.File{Name: name}}
 	for _, b := range []string{"a", "b", "c"} {
-		sum := blake3.Sum256([]byte(b))
-		s.inbox.sums = append(s.inbox.sums, hex.EncodeToString(sum[:]))
+		s.inbox.sums = append(s.inbox.sums, digest.OfBlock([]byte(b)))
 	}
 	s.inbox.Unlock()
 	for i, b := range []string{"a", "b", "c"} {
@@ -402,9 +399,8 @@ func TestSettle(t *testing.T) {
 	if err := errors.Join(s.export.Mkdir(mover.Outbox, 0o770), s.export.WriteFile("outbox/.copy.stage", data, 0o640)); err != nil {
 		t.Fatal(err)
 	}
-	sum := blake3.Sum256(data[mover.BlockSize:])
 	told, err := c.Settle(t.Context(), ".copy.stage", 1)
-	if err != nil || told.Size != int64(len(data)) || !slices.Equal(told.BLAKE3, []string{hex.EncodeToString(sum[:])}) {
+	if err != nil || told.Size != int64(len(data)) || !slices.Equal(told.Sums, []digest.Block{digest.OfBlock(data[mover.BlockSize:])}) {
 		t.Errorf("got %+v, %v", told, err)
 	}
 	if _, err := c.Settle(t.Context(), "none", 0); !errors.Is(err, mover.ErrNotStaged) {

@@ -113,7 +113,7 @@ func (a *fakeArrivals) Blocks(name string, from int64) (mover.Blocks, error) {
 	if _, err := a.Arrival(name); err != nil {
 		return mover.Blocks{}, err
 	}
-	return mover.Blocks{BLAKE3: []string{fmt.Sprint("block ", from)}}, nil
+	return mover.Blocks{Sums: []digest.Block{digest.OfBlock(fmt.Append(nil, from))}}, nil
 }
 
 // logs keeps what was logged.

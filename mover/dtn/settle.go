@@ -2,7 +2,6 @@ package dtn
 
 import (
 	"context"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -12,9 +11,9 @@ import (
 	"strings"
 	"time"
 
-	"github.com/zeebo/blake3"
 	"golang.org/x/sys/unix"
 
+	"github.com/glance-dtn/glance-dtn/internal/digest"
 	"github.com/glance-dtn/glance-dtn/internal/durable"
 	"github.com/glance-dtn/glance-dtn/mover"
 )
@@ -59,7 +58,7 @@ func (s *Server) settle(ctx context.Context, in *settleInput) (*output[mover.Set
 // the one given on. Each takes about limit at most; errSettling when the disk has not got
 // all of it by then.
 func settle(ctx context.Context, export *os.Root, name string, from int64, limit time.Duration) (told mover.Settled, err error) {
-	told.BLAKE3 = []string{}
+	told.Sums = []digest.Block{}
 	is, err := export.Lstat(name)
 	if err != nil {
 		return told, err
@@ -86,8 +85,7 @@ func settle(ctx context.Context, export *os.Root, name string, from int64, limit
 	for began := time.Now(); ctx.Err() == nil; from++ {
 		n, err := f.ReadAt(block, from*mover.BlockSize)
 		if n > 0 && (err == nil || errors.Is(err, io.EOF)) {
-			sum := blake3.Sum256(block[:n])
-			told.BLAKE3 = append(told.BLAKE3, hex.EncodeToString(sum[:]))
+			told.Sums = append(told.Sums, digest.OfBlock(block[:n]))
 		}
 		if errors.Is(err, io.EOF) {
 			return told, nil

@@ -2,7 +2,6 @@ package dtn
 
 import (
 	"bytes"
-	"encoding/hex"
 	"errors"
 	"net/http"
 	"os"
@@ -10,8 +9,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/zeebo/blake3"
-
+	"github.com/glance-dtn/glance-dtn/internal/digest"
 	"github.com/glance-dtn/glance-dtn/mover"
 )
 
@@ -19,10 +17,9 @@ func TestSettleTellsWhatTheDiskHas(t *testing.T) {
 	r := newRig(t)
 	s := r.server(t)
 	data := bytes.Repeat([]byte("glance"), 400_000) // a little over two blocks
-	var sums []string
+	var sums []digest.Block
 	for b := range slices.Chunk(data, mover.BlockSize) {
-		sum := blake3.Sum256(b)
-		sums = append(sums, hex.EncodeToString(sum[:]))
+		sums = append(sums, digest.OfBlock(b))
 	}
 	out := r.opt.Export
 	if err := out.MkdirAll(mover.Outbox, 0o770); err != nil {
@@ -34,14 +31,14 @@ func TestSettleTellsWhatTheDiskHas(t *testing.T) {
 		}
 	}
 	for name, want := range map[string]mover.Settled{
-		"copy/settle":               {Size: int64(len(data)), BLAKE3: sums},
-		".copy.stage/settle?from=1": {Size: int64(len(data)), BLAKE3: sums[1:]},
-		"copy/settle?from=3":        {Size: int64(len(data)), BLAKE3: []string{}},
+		"copy/settle":               {Size: int64(len(data)), Sums: sums},
+		".copy.stage/settle?from=1": {Size: int64(len(data)), Sums: sums[1:]},
+		"copy/settle?from=3":        {Size: int64(len(data)), Sums: []digest.Block{}},
 	} {
 		var got mover.Settled
 		a := ask(t, s, "POST", "/v1/outbox/"+name, nil)
 		a.decode(t, &got)
-		if a.status != http.StatusOK || got.Size != want.Size || !slices.Equal(got.BLAKE3, want.BLAKE3) {
+		if a.status != http.StatusOK || got.Size != want.Size || !slices.Equal(got.Sums, want.Sums) {
 			t.Errorf("%s: %d %s, want %+v", name, a.status, a.body, want)
 		}
 	}

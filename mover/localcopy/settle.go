@@ -3,14 +3,12 @@ package localcopy
 import (
 	"cmp"
 	"context"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"os"
 	"time"
 
-	"github.com/zeebo/blake3"
-
+	"github.com/glance-dtn/glance-dtn/internal/digest"
 	"github.com/glance-dtn/glance-dtn/internal/failure"
 	"github.com/glance-dtn/glance-dtn/mover"
 )
@@ -75,13 +73,13 @@ func (t *task) lost(ctx context.Context) (lost []int64, err error) {
 		if err != nil {
 			return nil, fmt.Errorf("ask the DTN what its disk has: %w", err)
 		}
-		for k, sum := range told.BLAKE3 {
-			if i := from + int64(k); i < blocks && sum != hex.EncodeToString(t.sums[i][:]) {
+		for k, sum := range told.Sums {
+			if i := from + int64(k); i < blocks && sum != t.sums[i] {
 				lost = append(lost, i)
 			}
 		}
-		from += int64(len(told.BLAKE3))
-		if from < blocks && len(told.BLAKE3) > 0 {
+		from += int64(len(told.Sums))
+		if from < blocks && len(told.Sums) > 0 {
 			continue
 		}
 		for ; from < blocks; from++ { // the file ends too early
@@ -121,7 +119,7 @@ func (t *task) mend(dst *os.File, i int64) error {
 	if _, err := t.src.ReadAt(block, off); err != nil {
 		return fmt.Errorf("read block %d again: %w", i, err)
 	}
-	if blake3.Sum256(block) != t.sums[i] {
+	if digest.OfBlock(block) != t.sums[i] {
 		return fmt.Errorf("the image's file was changed while it was copied, at block %d", i)
 	}
 	_, err := dst.WriteAt(block, off)

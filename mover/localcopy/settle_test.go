@@ -3,7 +3,6 @@ package localcopy
 import (
 	"bytes"
 	"context"
-	"encoding/hex"
 	"errors"
 	"os"
 	"path/filepath"
@@ -12,8 +11,7 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/zeebo/blake3"
-
+	"github.com/glance-dtn/glance-dtn/internal/digest"
 	"github.com/glance-dtn/glance-dtn/internal/failure"
 	"github.com/glance-dtn/glance-dtn/mover"
 )
@@ -44,8 +42,7 @@ func (n *node) settle(_ context.Context, name string, from int64) (told mover.Se
 	data, err := os.ReadFile(f.Name())
 	told.Size = int64(len(data))
 	for i := from; i < from+2 && i*mover.BlockSize < told.Size; i++ {
-		sum := blake3.Sum256(data[i*mover.BlockSize : min(told.Size, (i+1)*mover.BlockSize)])
-		told.BLAKE3 = append(told.BLAKE3, hex.EncodeToString(sum[:]))
+		told.Sums = append(told.Sums, digest.OfBlock(data[i*mover.BlockSize:min(told.Size, (i+1)*mover.BlockSize)]))
 	}
 	return told, err
 }

@@ -10,7 +10,6 @@ import (
 	"os"
 	"sync"
 
-	"github.com/zeebo/blake3"
 	"golang.org/x/sys/unix"
 
 	"github.com/glance-dtn/glance-dtn/internal/digest"
@@ -36,8 +35,8 @@ type task struct {
 	settle settler // nil: no need
 	report func(moved int64)
 
-	sums  [][32]byte // BLAKE3 of the blocks that were copied
-	again int        // blocks that were written once more
+	sums  []digest.Block // of the blocks that were copied
+	again int            // blocks that were written once more
 }
 
 // place makes the file under its hidden name, and renames it to name. On an error
@@ -180,7 +179,7 @@ func (t *task) copyData(ctx context.Context, dst *os.File, src io.Reader) error 
 			_, err = dst.WriteAt(block, done)
 		}
 		if t.settle != nil {
-			t.sums = append(t.sums, blake3.Sum256(block))
+			t.sums = append(t.sums, digest.OfBlock(block))
 		}
 		hashing.Wait()
 		if err != nil {

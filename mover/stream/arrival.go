@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"crypto/tls"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"hash"
@@ -14,8 +13,6 @@ import (
 	"slices"
 	"sync"
 	"syscall"
-
-	"github.com/zeebo/blake3"
 
 	"github.com/glance-dtn/glance-dtn/internal/digest"
 	"github.com/glance-dtn/glance-dtn/internal/durable"
@@ -61,10 +58,10 @@ type arrival struct {
 	order    uint32          // no claim is below it
 	writing  map[uint32]bool // blocks being written
 	proven   bitmap
-	sums     [][32]byte // of the blocks in proven and claims; nil after a restart with all of them there
-	count    uint32     // of proven
-	prefix   uint32     // blocks from the start, all proven
-	hash     hash.Hash  // of the first hashed blocks
+	sums     []digest.Block // of the blocks in proven and claims; nil after a restart with all of them there
+	count    uint32         // of proven
+	prefix   uint32         // blocks from the start, all proven
+	hash     hash.Hash      // of the first hashed blocks
 	hashed   uint32
 	hot      map[uint32]*[frameSize]byte // of the blocks to be hashed next, those still in memory
 }
@@ -88,7 +85,7 @@ func newArrival(export, state *os.Root, spawn func(func()), r record) *arrival {
 func (a *arrival) forget() {
 	a.claims, a.claimed, a.order = newBitmap(a.blocks), 0, 0
 	a.proven, a.count, a.prefix = newBitmap(a.blocks), 0, 0
-	a.sums = make([][32]byte, a.blocks)
+	a.sums = make([]digest.Block, a.blocks)
 	a.hash, _ = digest.New(a.File.Digest.Algo) // Digest.Validate knew it
 	a.hashed, a.hot = 0, map[uint32]*[frameSize]byte{}
 }
@@ -108,7 +105,7 @@ func (a *arrival) restore() error {
 }
 
 // claim notes that block i is there and has this digest, perhaps. The caller has a alone.
-func (a *arrival) claim(i uint32, sum [32]byte) {
+func (a *arrival) claim(i uint32, sum digest.Block) {
 	if !a.claims.has(i) {
 		a.claims.add(i)
 		a.claimed++
@@ -147,17 +144,15 @@ func (a *arrival) status() mover.Arrival {
 // blocksTold is how many digests are told at once: 4 GiB of a file.
 const blocksTold = 4096
 
-// digests returns those of the blocks from the one given up to the first that is not proven.
+// digests returns the checksums of the blocks from the one given up to the first that is not proven.
 func (a *arrival) digests(from int64) mover.Blocks {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	told := mover.Blocks{BLAKE3: []string{}}
+	told := mover.Blocks{Sums: []digest.Block{}}
 	if a.sums == nil || from < 0 || from >= int64(a.prefix) {
 		return told
 	}
-	for _, sum := range a.sums[from:min(int64(a.prefix), from+blocksTold)] {
-		told.BLAKE3 = append(told.BLAKE3, hex.EncodeToString(sum[:]))
-	}
+	told.Sums = append(told.Sums, a.sums[from:min(int64(a.prefix), from+blocksTold)]...)
 	return told
 }
 
@@ -273,7 +268,7 @@ func (a *arrival) open() (err error) {
 
 // store writes block i, whose digest is sum, unless it is there already. On a nil
 // error it is proven. What is proven is never written again.
-func (a *arrival) store(i uint32, sum [32]byte, b []byte) error {
+func (a *arrival) store(i uint32, sum digest.Block, b []byte) error {
 	if !a.reserve(i) {
 		return a.refused()
 	}
@@ -295,7 +290,7 @@ func (a *arrival) store(i uint32, sum [32]byte, b []byte) error {
 // keep gives the frame of block i, which store took, to the hash if that needs it
 // soon, and returns the one to go on with. It waits while the file is too far ahead of
 // its hash.
-func (a *arrival) keep(i uint32, sum [32]byte, frame *[frameSize]byte) *[frameSize]byte {
+func (a *arrival) keep(i uint32, sum digest.Block, frame *[frameSize]byte) *[frameSize]byte {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	soon := i >= a.hashed && i-a.hashed < 2*ahead
@@ -335,7 +330,7 @@ func (a *arrival) refused() error {
 }
 
 // prove notes that block i is there and has this digest. The caller holds mu.
-func (a *arrival) prove(i uint32, sum [32]byte) {
+func (a *arrival) prove(i uint32, sum digest.Block) {
 	a.proven.add(i)
 	a.sums[i] = sum
 	a.count++
@@ -391,7 +386,7 @@ func (a *arrival) next() (i uint32, claim bool, frame *[frameSize]byte, ok bool)
 
 // settle proves or forgets the claim on block i, which was read as b.
 func (a *arrival) settle(i uint32, b []byte, err error) {
-	sum := blake3.Sum256(b)
+	sum := digest.OfBlock(b)
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.claims.has(i) && err == nil && sum == a.sums[i] {

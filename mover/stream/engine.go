@@ -5,7 +5,7 @@
 // connection holds nothing up and a dead one costs only what it had in flight.
 //
 // Receiver takes files in. A block is written where it belongs under a hidden
-// name, then noted in a journal with its BLAKE3 digest, then answered for. A
+// name, then noted in a journal with its checksum, then answered for. A
 // hasher follows the part without a gap, so that the whole file's digest is known
 // soon after the last block. Only then is the file synced and given its name.
 package stream
@@ -22,8 +22,7 @@ import (
 	"sync"
 	"time"
 
-	"github.com/zeebo/blake3"
-
+	"github.com/glance-dtn/glance-dtn/internal/digest"
 	"github.com/glance-dtn/glance-dtn/mover"
 )
 
@@ -274,7 +273,7 @@ func (m *move) send(l *lane) error {
 			m.queue.fail(err)
 			return err
 		}
-		header{kindBlock, i, n, blake3.Sum256(b[headerSize:])}.put(b)
+		header{kindBlock, i, n, digest.OfBlock(b[headerSize:])}.put(b)
 		if _, err := l.conn.Write(b); err != nil {
 			return err
 		}

@@ -2,6 +2,7 @@ package stream
 
 import (
 	"bufio"
+	"crypto/sha256"
 	"encoding/binary"
 	"encoding/hex"
 	"encoding/json"
@@ -14,8 +15,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/zeebo/blake3"
-
+	"github.com/glance-dtn/glance-dtn/internal/digest"
 	"github.com/glance-dtn/glance-dtn/internal/durable"
 	"github.com/glance-dtn/glance-dtn/mover"
 )
@@ -24,14 +24,14 @@ import (
 //
 //	tickets/HASH.json     a ticket that was used: for which file, until when, and whether it is spent
 //	arrivals/NAME.json    a file that arrives or has arrived
-//	arrivals/NAME.blocks  its proven blocks: index(4) BLAKE3-256(32), appended, never synced
+//	arrivals/NAME.blocks  its proven blocks: index(4) XXH3-128(16), appended, never synced
 //
 // What a power failure does to the last one does no harm: its blocks are read again
 // and compared before they are trusted.
 const (
 	ticketDir  = "tickets"
 	arrivalDir = "arrivals"
-	recordSize = 36
+	recordSize = 20
 )
 
 // record is what is kept of an arrival.
@@ -53,7 +53,7 @@ func blocksName(name string) string { return arrivalDir + "/" + path.Base(name) 
 
 // useName keeps a ticket's ID, which its site chose, out of the name of a file.
 func useName(id string) string {
-	sum := blake3.Sum256([]byte(id))
+	sum := sha256.Sum256([]byte(id))
 	return ticketDir + "/" + hex.EncodeToString(sum[:16]) + ".json"
 }
 
@@ -99,7 +99,7 @@ func loadAll[T any](root *os.Root, dir string) ([]T, error) {
 // readJournal calls claim with what the journal of name holds of a file with n
 // blocks, later records of a block after earlier ones. It cuts off a torn record,
 // which would shift those that are appended after it.
-func readJournal(state *os.Root, name string, n uint32, claim func(i uint32, sum [32]byte)) error {
+func readJournal(state *os.Root, name string, n uint32, claim func(i uint32, sum digest.Block)) error {
 	f, err := state.OpenFile(blocksName(name), os.O_RDWR, 0)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
@@ -117,7 +117,7 @@ func readJournal(state *os.Root, name string, n uint32, claim func(i uint32, sum
 
 // parseJournal is readJournal of an open journal. It returns the length of the
 // records that are not torn.
-func parseJournal(r io.Reader, n uint32, claim func(i uint32, sum [32]byte)) (whole int64, err error) {
+func parseJournal(r io.Reader, n uint32, claim func(i uint32, sum digest.Block)) (whole int64, err error) {
 	var b [recordSize]byte
 	for records := bufio.NewReader(r); ; whole += recordSize {
 		_, err := io.ReadFull(records, b[:])
@@ -128,11 +128,11 @@ func parseJournal(r io.Reader, n uint32, claim func(i uint32, sum [32]byte)) (wh
 			return 0, err
 		}
 		if i := binary.BigEndian.Uint32(b[:]); i < n {
-			claim(i, [32]byte(b[4:]))
+			claim(i, digest.Block(b[4:]))
 		}
 	}
 }
 
-func journalRecord(i uint32, sum [32]byte) []byte {
+func journalRecord(i uint32, sum digest.Block) []byte {
 	return append(binary.BigEndian.AppendUint32(make([]byte, 0, recordSize), i), sum[:]...)
 }

@@ -17,8 +17,7 @@ import (
 	"sync"
 	"time"
 
-	"github.com/zeebo/blake3"
-
+	"github.com/glance-dtn/glance-dtn/internal/digest"
 	"github.com/glance-dtn/glance-dtn/internal/durable"
 	"github.com/glance-dtn/glance-dtn/mover"
 )
@@ -374,7 +373,7 @@ func (r *Receiver) receive(ctx context.Context, c *tls.Conn, a *arrival) error {
 			if _, err := io.ReadFull(c, b); err != nil {
 				return err
 			}
-			if blake3.Sum256(b) == h.digest {
+			if digest.OfBlock(b) == h.digest {
 				if err = a.store(h.index, h.digest, b); err == nil {
 					frame = a.keep(h.index, h.digest, frame)
 				}

@@ -5,7 +5,6 @@ import (
 	"context"
 	"crypto/rand"
 	"crypto/tls"
-	"encoding/hex"
 	"errors"
 	"io"
 	"io/fs"
@@ -20,8 +19,6 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
-
-	"github.com/zeebo/blake3"
 
 	"github.com/glance-dtn/glance-dtn/internal/digest"
 	"github.com/glance-dtn/glance-dtn/internal/pki"
@@ -95,7 +92,7 @@ func (s *sender) block(i uint32) []byte {
 	if err := readBlock(s.source, b[headerSize:], blockStart(i)); err != nil {
 		s.t.Fatal(err)
 	}
-	header{kindBlock, i, n, blake3.Sum256(b[headerSize:])}.put(b)
+	header{kindBlock, i, n, digest.OfBlock(b[headerSize:])}.put(b)
 	return b
 }
 
@@ -474,7 +471,7 @@ func TestResumeTakesLittleMemory(t *testing.T) {
 	rec := record{File: mover.File{Name: "inbox/image", Size: blocks * mover.BlockSize, Digest: digest.Digest{Algo: "sha512"}}}
 	var journal []byte
 	for i := range uint32(blocks) {
-		journal = append(journal, journalRecord(i, [32]byte{byte(i)})...)
+		journal = append(journal, journalRecord(i, digest.Block{byte(i)})...)
 	}
 	err := errors.Join(export.Mkdir("inbox", 0o700), export.WriteFile("inbox/.image.part", nil, 0o600),
 		state.Mkdir(arrivalDir, 0o700), state.WriteFile(blocksName(rec.File.Name), journal, 0o600))
@@ -486,7 +483,7 @@ func TestResumeTakesLittleMemory(t *testing.T) {
 	a := newArrival(export, state, nil, rec)
 	err = a.restore()
 	runtime.ReadMemStats(&after)
-	if err != nil || a.claimed != blocks || a.sums[7] != [32]byte{7} {
+	if err != nil || a.claimed != blocks || a.sums[7] != (digest.Block{7}) {
 		t.Fatalf("%d of %d blocks claimed, %v", a.claimed, blocks, err)
 	}
 	if took := after.TotalAlloc - before.TotalAlloc; took > 40*blocks {
@@ -500,18 +497,15 @@ func TestBlocksAreToldAsFarAsTheyAreProven(t *testing.T) {
 	r := newRig(t)
 	req := r.request(t, r.stage(t, "image", 3*mover.BlockSize+5))
 	s, _ := r.open(t, req, "s", false)
-	sum := func(i uint32) string {
-		b := s.block(i)
-		return hex.EncodeToString(b[12:headerSize])
-	}
+	sum := func(i uint32) digest.Block { return digest.Block(s.block(i)[12:headerSize]) }
 	want := func(when string, from int64, blocks ...uint32) {
 		t.Helper()
-		sums := []string{}
+		sums := []digest.Block{}
 		for _, i := range blocks {
 			sums = append(sums, sum(i))
 		}
-		if got, err := r.recv().Blocks("inbox/image", from); err != nil || got.BLAKE3 == nil || !slices.Equal(got.BLAKE3, sums) {
-			t.Errorf("%s, from %d: %v, %v; want %v", when, from, got.BLAKE3, err, sums)
+		if got, err := r.recv().Blocks("inbox/image", from); err != nil || got.Sums == nil || !slices.Equal(got.Sums, sums) {
+			t.Errorf("%s, from %d: %v, %v; want %v", when, from, got.Sums, err, sums)
 		}
 	}
 	if _, err := r.recv().Blocks("inbox/other", 0); !errors.Is(err, mover.ErrNoArrival) {
@@ -694,11 +688,11 @@ func TestTheHashTakesBlocksFromMemory(t *testing.T) {
 		for i := range uint32(blocks) {
 			b := frame[headerSize:]
 			copy(b, image[blockStart(i):])
-			if err := a.store(i, blake3.Sum256(b), b); err != nil {
+			if err := a.store(i, digest.OfBlock(b), b); err != nil {
 				t.Error(err)
 			}
 			stored <- i
-			frame = a.keep(i, blake3.Sum256(b), frame)
+			frame = a.keep(i, digest.OfBlock(b), frame)
 		}
 	}()
 	for range ahead {
@@ -765,13 +759,13 @@ func TestAHashThatReadsBackHoldsNobody(t *testing.T) {
 	a, image := unfollowed(t, blocks*mover.BlockSize)
 	for i := range uint32(blocks) { // as claims that were proven
 		b := image[blockStart(i):][:mover.BlockSize]
-		if err := a.store(i, blake3.Sum256(b), b); err != nil {
+		if err := a.store(i, digest.OfBlock(b), b); err != nil {
 			t.Fatal(err)
 		}
 	}
 	frame := new([frameSize]byte)
 	copy(frame[headerSize:], image[blockStart(blocks-1):])
-	if got := a.keep(blocks-1, blake3.Sum256(frame[headerSize:]), frame); got != frame || len(a.hot) != 0 {
+	if got := a.keep(blocks-1, digest.OfBlock(frame[headerSize:]), frame); got != frame || len(a.hot) != 0 {
 		t.Errorf("%d frames are kept, want none", len(a.hot))
 	}
 }
@@ -781,16 +775,16 @@ func TestTheHashTakesNoBytesThatTheDiskHasNot(t *testing.T) {
 	a, image := unfollowed(t, 2*mover.BlockSize)
 	wrong := bytes.Clone(image[:mover.BlockSize])
 	wrong[0] ^= 1
-	if err := a.store(0, blake3.Sum256(wrong), wrong); err != nil { // and its connection ends
+	if err := a.store(0, digest.OfBlock(wrong), wrong); err != nil { // and its connection ends
 		t.Fatal(err)
 	}
 	frame := new([frameSize]byte)
 	b := frame[headerSize:]
 	copy(b, image)
-	if err := a.store(0, blake3.Sum256(b), b); err != nil {
+	if err := a.store(0, digest.OfBlock(b), b); err != nil {
 		t.Fatal(err)
 	}
-	if got := a.keep(0, blake3.Sum256(b), frame); got != frame || len(a.hot) != 0 {
+	if got := a.keep(0, digest.OfBlock(b), frame); got != frame || len(a.hot) != 0 {
 		t.Error("the hash would take the bytes that were not written")
 	}
 }

@@ -15,9 +15,9 @@ import (
 //
 //	sender    hello     length(4) JSON
 //	receiver  message   answer: which blocks are there already, or why not
-//	sender    frame     block: header(44) payload    any number, unasked
+//	sender    frame     block: header(28) payload    any number, unasked
 //	receiver  message   proven | again               one for each block, in any order
-//	sender    frame     commit: header(44)           on one connection, once all are proven
+//	sender    frame     commit: header(28)           on one connection, once all are proven
 //	receiver  message   busy ...                     while it reads, hashes and syncs
 //	receiver  message   answer: done, or which blocks are there, or why not
 //
@@ -74,15 +74,15 @@ const (
 )
 
 const (
-	headerSize  = 44
+	headerSize  = 28
 	messageSize = 8
 )
 
-// header stands before a block: kind(1) zero(3) index(4) length(4) BLAKE3-256(32).
+// header stands before a block: kind(1) zero(3) index(4) length(4) XXH3-128(16).
 type header struct {
 	kind          byte
 	index, length uint32
-	digest        [32]byte
+	digest        digest.Block
 }
 
 func (h header) put(b []byte) {
@@ -102,7 +102,7 @@ func parseHeader(b []byte, size int64) (header, error) {
 	}
 	switch h.kind {
 	case kindCommit:
-		if h.index != 0 || h.length != 0 || h.digest != [32]byte{} {
+		if h.index != 0 || h.length != 0 || h.digest != (digest.Block{}) {
 			return header{}, errors.New("a commit carries a block")
 		}
 	case kindBlock:

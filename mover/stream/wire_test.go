@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/glance-dtn/glance-dtn/internal/digest"
 	"github.com/glance-dtn/glance-dtn/mover"
 )
 
@@ -29,7 +30,7 @@ func TestBlocksCoverTheFile(t *testing.T) {
 // FuzzHeader holds that a header that is accepted names a block inside the file, and
 // is written back as it was read.
 func FuzzHeader(f *testing.F) {
-	for _, h := range []header{{kind: kindBlock, index: 2, length: 5, digest: [32]byte{1}}, {kind: kindCommit}, {kind: 9}} {
+	for _, h := range []header{{kind: kindBlock, index: 2, length: 5, digest: digest.Block{1}}, {kind: kindCommit}, {kind: 9}} {
 		b := make([]byte, headerSize)
 		h.put(b)
 		f.Add(b, int64(2*mover.BlockSize+5))
@@ -102,11 +103,11 @@ func TestAnswerToTheLongestFileFits(t *testing.T) {
 // FuzzJournal holds that whatever is found in a journal claims only blocks of the
 // file, and that what remains of it is whole records.
 func FuzzJournal(f *testing.F) {
-	one := journalRecord(3, [32]byte{7})
+	one := journalRecord(3, digest.Block{7})
 	f.Add(one, uint32(4))
 	f.Add(append(one, one[:20]...), uint32(3))
 	f.Fuzz(func(t *testing.T, b []byte, n uint32) {
-		whole, err := parseJournal(bytes.NewReader(b), n, func(i uint32, _ [32]byte) {
+		whole, err := parseJournal(bytes.NewReader(b), n, func(i uint32, _ digest.Block) {
 			if i >= n {
 				t.Errorf("block %d of %d", i, n)
 			}
