@@ -266,13 +266,13 @@ func (a *arrival) open() (err error) {
 	return nil
 }
 
-// store writes block i, whose digest is sum, unless it is there already. On a nil
-// error it is proven. What is proven is never written again.
-func (a *arrival) store(i uint32, sum digest.Block, b []byte) error {
+// store writes block i, whose digest is sum, unless it is there already, and tells
+// whether it did. On a nil error it is proven. What is proven is never written again.
+func (a *arrival) store(i uint32, sum digest.Block, b []byte) (wrote bool, err error) {
 	if !a.reserve(i) {
-		return a.refused()
+		return false, a.refused()
 	}
-	_, err := a.data.WriteAt(b, blockStart(i))
+	_, err = a.data.WriteAt(b, blockStart(i))
 	if err == nil {
 		_, err = a.journal.Write(journalRecord(i, sum))
 	}
@@ -281,24 +281,25 @@ func (a *arrival) store(i uint32, sum digest.Block, b []byte) error {
 	delete(a.writing, i)
 	a.changed.Broadcast()
 	if err != nil {
-		return noSpace(fmt.Errorf("write block %d: %w", i, err))
+		return false, noSpace(fmt.Errorf("write block %d: %w", i, err))
 	}
 	a.prove(i, sum)
-	return nil
+	return true, nil
 }
 
-// keep gives the frame of block i, which store took, to the hash if that needs it
-// soon, and returns the one to go on with. It waits while the file is too far ahead of
-// its hash.
-func (a *arrival) keep(i uint32, sum digest.Block, frame *[frameSize]byte) *[frameSize]byte {
+// keep gives the frame of block i, which store has written, to the hash if that needs
+// it soon, and returns the one to go on with. Only what was written may be kept: other
+// bytes with the same checksum are easily made, and the hash has to be that of the file.
+// It waits while the file is too far ahead of its hash.
+func (a *arrival) keep(i uint32, frame *[frameSize]byte) *[frameSize]byte {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	soon := i >= a.hashed && i-a.hashed < 2*ahead
-	if soon && a.followed && a.hot[i] == nil && a.proven.has(i) && a.sums[i] == sum { // the bytes that are on disk
+	if soon && a.followed && a.proven.has(i) && a.hot[i] == nil {
 		a.hot[i] = frame
 		frame = frames.Get().(*[frameSize]byte)
 	}
-	for a.hot[a.hashed] != nil && a.prefix >= a.hashed+ahead && a.fault == nil && !a.gone {
+	for a.claimed == 0 && a.hot[a.hashed] != nil && a.prefix >= a.hashed+ahead && a.fault == nil && !a.gone {
 		a.changed.Wait()
 	}
 	return frame

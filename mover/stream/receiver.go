@@ -374,8 +374,9 @@ func (r *Receiver) receive(ctx context.Context, c *tls.Conn, a *arrival) error {
 				return err
 			}
 			if digest.OfBlock(b) == h.digest {
-				if err = a.store(h.index, h.digest, b); err == nil {
-					frame = a.keep(h.index, h.digest, frame)
+				var wrote bool
+				if wrote, err = a.store(h.index, h.digest, b); wrote {
+					frame = a.keep(h.index, frame)
 				}
 			} else {
 				reply = message{kindAgain, h.index}.bytes()

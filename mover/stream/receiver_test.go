@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/rand"
 	"crypto/tls"
+	"encoding/binary"
 	"errors"
 	"io"
 	"io/fs"
@@ -688,11 +689,11 @@ func TestTheHashTakesBlocksFromMemory(t *testing.T) {
 		for i := range uint32(blocks) {
 			b := frame[headerSize:]
 			copy(b, image[blockStart(i):])
-			if err := a.store(i, digest.OfBlock(b), b); err != nil {
-				t.Error(err)
+			if wrote, err := a.store(i, digest.OfBlock(b), b); err != nil || !wrote {
+				t.Errorf("block %d: written %v, %v", i, wrote, err)
 			}
 			stored <- i
-			frame = a.keep(i, digest.OfBlock(b), frame)
+			frame = a.keep(i, frame)
 		}
 	}()
 	for range ahead {
@@ -759,32 +760,100 @@ func TestAHashThatReadsBackHoldsNobody(t *testing.T) {
 	a, image := unfollowed(t, blocks*mover.BlockSize)
 	for i := range uint32(blocks) { // as claims that were proven
 		b := image[blockStart(i):][:mover.BlockSize]
-		if err := a.store(i, digest.OfBlock(b), b); err != nil {
+		if _, err := a.store(i, digest.OfBlock(b), b); err != nil {
 			t.Fatal(err)
 		}
 	}
 	frame := new([frameSize]byte)
 	copy(frame[headerSize:], image[blockStart(blocks-1):])
-	if got := a.keep(blocks-1, digest.OfBlock(frame[headerSize:]), frame); got != frame || len(a.hot) != 0 {
+	if got := a.keep(blocks-1, frame); got != frame || len(a.hot) != 0 {
 		t.Errorf("%d frames are kept, want none", len(a.hot))
 	}
 }
 
-// TestTheHashTakesNoBytesThatTheDiskHasNot sends a block once more, with other bytes.
-func TestTheHashTakesNoBytesThatTheDiskHasNot(t *testing.T) {
-	a, image := unfollowed(t, 2*mover.BlockSize)
-	wrong := bytes.Clone(image[:mover.BlockSize])
-	wrong[0] ^= 1
-	if err := a.store(0, digest.OfBlock(wrong), wrong); err != nil { // and its connection ends
-		t.Fatal(err)
+// TestClaimsThatAreReadHoldNobody has a lane bring the first block while what a restart
+// found of the rest is still being read.
+func TestClaimsThatAreReadHoldNobody(t *testing.T) {
+	const blocks = 8 * ahead
+	a, image := unfollowed(t, blocks*mover.BlockSize)
+	for i := uint32(1); i < blocks-1; i++ {
+		b := image[blockStart(i):][:mover.BlockSize]
+		if _, err := a.data.WriteAt(b, blockStart(i)); err != nil {
+			t.Fatal(err)
+		}
+		a.claim(i, digest.OfBlock(b))
 	}
 	frame := new([frameSize]byte)
-	b := frame[headerSize:]
-	copy(b, image)
-	if err := a.store(0, digest.OfBlock(b), b); err != nil {
+	copy(frame[headerSize:], image)
+	if _, err := a.store(0, digest.OfBlock(frame[headerSize:]), frame[headerSize:]); err != nil {
 		t.Fatal(err)
 	}
-	if got := a.keep(0, digest.OfBlock(b), frame); got != frame || len(a.hot) != 0 {
-		t.Error("the hash would take the bytes that were not written")
+	for range ahead {
+		i, claim, _, _ := a.next()
+		if !claim {
+			t.Fatalf("block %d is hashed before all claims are read", i)
+		}
+		a.settle(i, image[blockStart(i):][:mover.BlockSize], nil)
+	}
+	kept := make(chan bool)
+	go func() { defer close(kept); a.keep(0, frame) }()
+	select {
+	case <-kept:
+	case <-time.After(5 * time.Second):
+		t.Errorf("the lane is held while %d claims are still to be read", a.claimed)
+		a.fault = errGone // lets it go
+		a.changed.Broadcast()
+		<-kept
+	}
+}
+
+// TestTheHashIsOfWhatIsOnDisk has a DTN with a ticket send a block that it forged, and
+// then the true one, which has the same checksum: XXH3 is no cryptographic hash.
+func TestTheHashIsOfWhatIsOnDisk(t *testing.T) {
+	r := newRig(t)
+	const blocks, i = 2*ahead + 3, 2*ahead + 1
+	f := r.stage(t, "image", blocks*mover.BlockSize)
+	image, err := os.ReadFile(filepath.Join(r.rig.Source, f.Name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	// XXH3 multiplies the halves of (word xor key). Where one half is nil the other does
+	// not matter, but is added to the sum: a unit moves from one stripe to the next.
+	b := image[i*mover.BlockSize:][:mover.BlockSize]
+	binary.LittleEndian.PutUint32(b, 0x396cfeb8)      // low half of lane 0's key in stripe 0
+	binary.LittleEndian.PutUint32(b[64:], 0x2c81017c) // and in stripe 1
+	forged := bytes.Clone(b)
+	binary.LittleEndian.PutUint32(forged[4:], binary.LittleEndian.Uint32(b[4:])+1)
+	binary.LittleEndian.PutUint32(forged[68:], binary.LittleEndian.Uint32(b[68:])-1)
+	if bytes.Equal(forged, b) || digest.OfBlock(forged) != digest.OfBlock(b) {
+		t.Fatal("the two blocks do not collide")
+	}
+	if err := os.WriteFile(filepath.Join(r.rig.Source, f.Name), image, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	h, _ := digest.New(f.Digest.Algo)
+	h.Write(image)
+	f.Digest = digest.Of(f.Digest.Algo, h)
+	s, _ := r.open(t, r.request(t, f), "s", false)
+	bad := s.block(i)
+	copy(bad[headerSize:], forged)
+	s.send(bad) // too far ahead of the hash to be kept in memory
+	for k := range uint32(ahead) {
+		s.send(s.block(k))
+	}
+	for r.recv().lookup("inbox/image").progress() < 1+2*ahead { // proven, and all but one hashed
+		time.Sleep(time.Millisecond)
+	}
+	s.send(s.block(i)) // near enough to be kept now
+	for k := uint32(ahead); k < blocks; k++ {
+		s.send(s.block(k))
+	}
+	a := s.commit()
+	got, err := os.ReadFile(filepath.Join(r.rig.Destination, "inbox/image"))
+	if err == nil && !bytes.Equal(got, image) {
+		t.Errorf("arrived (%+v) with other bytes than the ticket promises", a)
+	}
+	if mover.CodeOf(a.err()) != mover.CodeContent {
+		t.Errorf("the answer is %+v, want a refusal of the content", a)
 	}
 }
