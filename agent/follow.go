@@ -54,6 +54,7 @@ type follower struct {
 	size    int64
 	file    ReaderAtCloser
 	check   func(ctx context.Context, index int64, block []byte) error // nil: the DTN tells no digests
+	since   time.Time                                                  // when the arrival began: another one of that name is another file
 	proven  int64
 	off     int64  // of the first byte not in rest
 	rest    []byte // read, and not handed out yet
@@ -70,7 +71,7 @@ func (a *Agent) follow(ctx context.Context, file mover.File) (*follower, error) 
 	}
 	if f.file, err = a.Stager.Open(arr.Path); err != nil {
 		// It may have got its final name this moment.
-		if arr, err = a.Landing.Arrival(ctx, file.Name); err == nil {
+		if arr, err = f.wait(func(mover.Arrival) bool { return true }); err == nil {
 			f.file, err = a.Stager.Open(arr.Path)
 		}
 	}
@@ -93,13 +94,20 @@ func (a *Agent) follow(ctx context.Context, file mover.File) (*follower, error) 
 }
 
 // wait asks the DTN until ok holds, and keeps what is proven. It gives up when
-// nothing new is proven for stallLimit.
+// nothing new is proven for stallLimit; mover.ErrNoArrival when the file was dropped,
+// though it may be coming anew.
 func (f *follower) wait(ok func(mover.Arrival) bool) (mover.Arrival, error) {
 	moved, since := int64(-1), time.Now()
 	for range polling(f.ctx, pollBusy) {
 		arr, err := f.landing.Arrival(f.ctx, f.name)
 		if err != nil {
 			return arr, fmt.Errorf("ask the DTN for %s: %w", f.name, err)
+		}
+		if f.since.IsZero() {
+			f.since = arr.Since
+		}
+		if !arr.Since.Equal(f.since) {
+			return arr, fmt.Errorf("%w: %s was dropped, and comes anew", mover.ErrNoArrival, f.name)
 		}
 		f.proven = arr.Proven
 		if arr.State == mover.Arrived {

@@ -669,7 +669,7 @@ func (l landingOf) Arrival(_ context.Context, name string) (arr mover.Arrival, e
 			return
 		}
 		n := int64(len(a.data))
-		arr = mover.Arrival{File: a.file, State: a.state, Path: name + ".part", Proven: n, Moved: n}
+		arr = mover.Arrival{File: a.file, State: a.state, Path: name + ".part", Proven: n, Moved: n, Since: a.since}
 	})
 	return arr, post(err)
 }
