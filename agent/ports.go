@@ -28,10 +28,13 @@ type Catalog interface {
 	// Holding returns the active images whose content is this one.
 	Holding(ctx context.Context, i glance.Image) ([]glance.Image, error)
 	// Room returns nil, or ErrQuota with the figures when Glance says that it takes no
-	// further image from this project now.
-	Room(ctx context.Context) error
+	// further image from this project now; made: its record is there already.
+	Room(ctx context.Context, made bool) error
 	// Create makes a queued image from i's id and metadata; ErrIDUsed.
 	Create(ctx context.Context, i glance.Image) (glance.Image, error)
+	// Adopt gives a queued image, which is as now says, the metadata that Create would
+	// have given want. It does nothing where nothing differs. ErrNoImage.
+	Adopt(ctx context.Context, now, want glance.Image) (glance.Image, error)
 	// Upload gives a queued image its data: exactly size bytes of r, sent with
 	// that Content-Length. When r fails first, the connection is cut and Glance puts
 	// the image back to queued. It never sends r twice. r must

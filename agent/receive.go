@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"errors"
@@ -69,7 +70,7 @@ func (a *Agent) Offer(ctx context.Context, from string, o Offer) (Grant, error) 
 		}
 	}
 	if bytes && (!known || j.State.Final()) {
-		if err := a.Catalog.Room(ctx); errors.Is(err, ErrQuota) {
+		if err := a.quota(ctx, cmp.Or(j.DeliverAs, img.ID)); errors.Is(err, ErrQuota) {
 			return wait("quota: %v", err), nil
 		} else if err != nil {
 			return Grant{}, err
@@ -113,6 +114,15 @@ func (a *Agent) room(ctx context.Context, f mover.File) (address string, send bo
 		return "", false, wait("no space: the image needs %d bytes on the export of site %s, %d are free", f.Size, a.Site, c.Free)
 	}
 	return c.Address, true, no
+}
+
+// quota returns ErrQuota when Glance would refuse an image with this id.
+func (a *Agent) quota(ctx context.Context, id glance.ImageID) error {
+	_, err := a.Catalog.Image(ctx, id)
+	if err != nil && !errors.Is(err, ErrNoImage) {
+		return err
+	}
+	return a.Catalog.Room(ctx, err == nil)
 }
 
 // expect stores a Receive job in its first state: a new one, or the final one of the
@@ -382,8 +392,11 @@ func (a *Agent) shell(ctx context.Context, j Job) (glance.Image, Job, error) {
 	}
 	ours := maker == makerEnded || img.Properties[glance.PropJob] == string(j.ID)
 	switch {
-	case img.Status == glance.Active && img.SameContent(j.Image), ours && img.Status == glance.Queued:
+	case img.Status == glance.Active && img.SameContent(j.Image):
 		return img, j, nil
+	case ours && img.Status == glance.Queued:
+		img, err = a.Catalog.Adopt(ctx, img, a.shellOf(j)) // another job, or an earlier offer, made it
+		return img, j, err
 	case maker == makerBusy && !ours:
 		return glance.Image{}, j, failure.After(waitForRoom, fmt.Errorf("another job is delivering image %s", img.ID))
 	case ours && img.Status == glance.Active:
@@ -512,25 +525,6 @@ func (a *Agent) undoDelivery(ctx context.Context, j Job, _ func(int64, int64)) (
 		return j, fmt.Errorf("drop the arrival: %w", err)
 	}
 	return undone(j), nil
-}
-
-// removeShell deletes the empty record that a cancelled and forgotten delivery left in
-// Glance, unless another has taken it over.
-func (a *Agent) removeShell(ctx context.Context, j Job) error {
-	if j.Kind != Receive || j.State != Cancelled {
-		return nil
-	}
-	if _, err := a.Store.Get(ctx, j.ID); !errors.Is(err, ErrNoJob) {
-		return err
-	}
-	img, err := a.Catalog.Image(ctx, j.DeliverAs)
-	if errors.Is(err, ErrNoImage) {
-		return nil
-	}
-	if err != nil || img.Status == glance.Active || img.Properties[glance.PropJob] != string(j.ID) {
-		return err
-	}
-	return a.Catalog.Delete(ctx, img.ID)
 }
 
 // Delivery tells the site that sends an image how far our job is.

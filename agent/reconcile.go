@@ -253,7 +253,8 @@ func (a *Agent) reconcile(ctx context.Context) (newest time.Time, err error) {
 		}
 	}
 	a.setFaults(local)
-	errs = append(errs, a.purge(ctx), a.sweepOutbox(ctx), a.sweepInbox(ctx))
+	offered := a.inventories(ctx)
+	errs = append(errs, a.purge(ctx, offered), a.sweepRecords(ctx, local, offered), a.sweepOutbox(ctx), a.sweepInbox(ctx))
 	err = errors.Join(errs...)
 	a.Log.Debug("full pass", "site", a.Site, "images", len(local), "seconds", time.Since(began).Seconds(), "err", err)
 	return newest, err
@@ -289,50 +290,85 @@ func (a *Agent) cancelGone(ctx context.Context, here func(glance.ImageID) bool) 
 	})
 }
 
-// purge forgets jobs that ended longer than Keep ago. A cancelled delivery, which may
-// have left its empty record in Glance, is known as long as its image may come again:
-// the record is deleted with the job, and Glance never gives the id after that.
-func (a *Agent) purge(ctx context.Context) error {
+// purge forgets jobs that ended longer than Keep ago. A cancelled delivery is known as
+// long as its peer may offer the image again.
+func (a *Agent) purge(ctx context.Context, offered inventory) error {
 	keep := a.settings.Load().Keep
-	offered := map[string]map[glance.ImageID]bool{}
 	return a.eachJob(ctx, func(j Job) error {
 		if (j.State != Verified && j.State != Cancelled) || time.Since(j.Since()) < keep {
 			return nil
 		}
-		if j.Kind == Receive && j.State == Cancelled {
-			if offered[j.Peer] == nil {
-				offered[j.Peer] = a.inventoryOf(ctx, j.Peer)
-			}
-			if there, known := offered[j.Peer][j.Image.ID], offered[j.Peer] != nil; there || !known {
-				return nil
-			}
+		if j.Kind == Receive && j.State == Cancelled && offered(j.Peer, j.Image.ID) {
+			return nil
 		}
 		err := a.Store.Delete(ctx, j)
 		if errors.Is(err, ErrStale) {
 			return nil // it was begun anew
 		}
-		if err == nil {
-			err = a.removeShell(ctx, j)
-		}
 		return err
 	})
 }
 
-// inventoryOf returns the ids of a peer's images: none when it is no peer any more, nil
-// when it does not answer.
-func (a *Agent) inventoryOf(ctx context.Context, site string) map[glance.ImageID]bool {
-	ids := map[glance.ImageID]bool{}
-	p, err := a.peer(site)
-	if err != nil {
-		return ids
-	}
-	for img, err := range p.Peer.Inventory(ctx) {
-		if err != nil {
-			return nil
+// sweepRecords deletes the empty records in Glance of cancelled deliveries that are
+// forgotten, but not one of an image that a peer still has: Glance never gives its id
+// again, and the next delivery can take the record over.
+func (a *Agent) sweepRecords(ctx context.Context, local []glance.Image, offered inventory) error {
+	for _, img := range local {
+		id := JobID(img.Properties[glance.PropJob])
+		if id == "" || img.Status != glance.Queued {
+			continue
 		}
-		ids[img.ID] = true
+		if _, err := a.Store.Get(ctx, id); err == nil {
+			continue
+		} else if !errors.Is(err, ErrNoJob) {
+			return err
+		}
+		if slices.ContainsFunc(a.settings.Load().Peers, func(p PeerSite) bool { return offered(p.Name, img.SourceID()) }) {
+			continue
+		}
+		if now, err := a.Catalog.Image(ctx, img.ID); errors.Is(err, ErrNoImage) {
+			continue
+		} else if err != nil {
+			return err
+		} else if now.Status != glance.Queued || now.Properties[glance.PropJob] != string(id) {
+			continue // it was taken over this moment
+		}
+		a.Log.Info("removing the empty record of a delivery that is forgotten", "image", img.ID, "job", id)
+		if err := a.Catalog.Delete(ctx, img.ID); err != nil {
+			return err
+		}
 	}
-	return ids
+	return nil
+}
+
+// inventory tells whether a peer has an image. A peer that does not answer may have any;
+// a site that is no peer any more has none.
+type inventory func(site string, id glance.ImageID) bool
+
+// inventories asks each peer once, when it is first needed.
+func (a *Agent) inventories(ctx context.Context) inventory {
+	type answer struct {
+		ids map[glance.ImageID]bool
+		err error
+	}
+	answers := map[string]answer{}
+	return func(site string, id glance.ImageID) bool {
+		told, asked := answers[site]
+		if !asked {
+			if p, err := a.peer(site); err == nil {
+				told.ids = map[glance.ImageID]bool{}
+				for img, err := range p.Peer.Inventory(ctx) {
+					if err != nil {
+						told.err = err
+						break
+					}
+					told.ids[img.ID] = true
+				}
+			}
+			answers[site] = told
+		}
+		return told.err != nil || told.ids[id]
+	}
 }
 
 // sweepOutbox removes staged files whose job has ended or is not known: a crash between

@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"errors"
+	"maps"
 	"slices"
 	"strings"
 	"testing"
@@ -393,6 +394,112 @@ func TestRunJobsLeavesNothing(t *testing.T) {
 		w.a.await(jobs[0].ID, Verified)
 		cancel()
 		<-ended
+		w.wantDelivered(id, data)
+	})
+}
+
+// TestARecordIsTakenOverWithItsMark has a delivery from a third site take over the record
+// that a cancelled one left: nobody may take it for an empty one after that.
+func TestARecordIsTakenOverWithItsMark(t *testing.T) {
+	run(t, func(t *testing.T, w *world) {
+		long := time.Now().Add(-1000 * time.Hour)
+		id, content := newImageID(), sum(bytesOf(1000))
+		was, is := NewJobID(Receive, id, content, "A"), NewJobID(Receive, id, content, "C")
+		var next Job
+		image := glance.Image{ID: id, Status: glance.Active, Size: 1000, Hash: content, Properties: map[string]string{"os_distro": "debian"}}
+		w.locked(func() {
+			w.b.put(Job{Kind: Receive, Peer: "A", ID: was, Created: long, DeliverAs: id, Image: image}.Enter(Cancelled, long, ""))
+			next = Job{Kind: Receive, Peer: "C", ID: is, Created: time.Now(), DeliverAs: id, Image: image}.Enter(Expected, time.Now(), "")
+			w.b.put(next)
+			w.b.images[id] = &record{Image: glance.Image{ID: id, Status: glance.Queued, Properties: map[string]string{glance.PropJob: string(was)}}}
+		})
+		got, _, err := w.b.agent().shell(t.Context(), next)
+		if want := map[string]string{"os_distro": "debian", glance.PropJob: string(is)}; err != nil || !maps.Equal(got.Properties, want) {
+			t.Errorf("the record has %v, %v; want %v", got.Properties, err, want)
+		}
+		time.Sleep(time.Hour) // full passes
+		w.locked(func() {
+			if w.b.jobs[was].ID != "" || w.b.images[id] == nil {
+				t.Errorf("the old job is there: %v, the record: %v; want the record alone", w.b.jobs[was].ID != "", w.b.images[id] != nil)
+			}
+		})
+	})
+}
+
+func TestARecordIsRemovedThoughGlanceFailsOnce(t *testing.T) {
+	run(t, func(t *testing.T, w *world) {
+		long := time.Now().Add(-1000 * time.Hour)
+		id, job := newImageID(), JobID(randomID())
+		w.locked(func() {
+			w.b.put(Job{Kind: Receive, Peer: "A", ID: job, Created: long, DeliverAs: id, Image: glance.Image{ID: id}}.Enter(Cancelled, long, ""))
+			w.b.images[id] = &record{Image: glance.Image{ID: id, Status: glance.Queued, Properties: map[string]string{glance.PropJob: string(job)}}}
+		})
+		failed := false
+		w.inject(func(o op, _ bool) fate {
+			if o.site == "B" && o.name == "catalog.Delete" && !failed {
+				failed = true
+				return fail
+			}
+			return live
+		})
+		time.Sleep(24 * time.Hour)
+		w.locked(func() {
+			if !failed || w.b.images[id] != nil || w.b.jobs[job].ID != "" {
+				t.Errorf("delete failed once: %v; a day later the record is there: %v, its job: %v", failed, w.b.images[id] != nil, w.b.jobs[job].ID != "")
+			}
+		})
+	})
+}
+
+func TestASilentPeerIsAskedOnceAPass(t *testing.T) {
+	run(t, func(t *testing.T, w *world) {
+		long := time.Now().Add(-1000 * time.Hour)
+		w.locked(func() {
+			for range 20 {
+				id := newImageID()
+				w.b.put(Job{Kind: Receive, Peer: "A", ID: JobID(randomID()), Created: long, DeliverAs: id, Image: glance.Image{ID: id}}.Enter(Cancelled, long, ""))
+			}
+		})
+		asked := 0
+		w.inject(func(o op, after bool) fate {
+			if o.site == "B" && o.name == "peer.Inventory" {
+				asked++
+				return fail
+			}
+			return live
+		})
+		a := w.b.agent()
+		if err := a.purge(t.Context(), a.inventories(t.Context())); err != nil || asked != 1 {
+			t.Errorf("the peer was asked %d times, %v", asked, err)
+		}
+		w.inject(nil)
+		w.locked(func() {
+			if len(w.b.jobs) != 20 {
+				t.Errorf("%d jobs are left, want all 20: their peer may have the images", len(w.b.jobs))
+			}
+		})
+	})
+}
+
+// TestQuotaCountsNoRecordTwice sends an image again whose record a cancelled job left.
+func TestQuotaCountsNoRecordTwice(t *testing.T) {
+	run(t, func(t *testing.T, w *world) {
+		data := bytesOf(3_000_000)
+		id := w.a.upload("x", data)
+		jobs, err := w.a.agent().Push(t.Context(), string(id), []string{"B"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.b.await(NewJobID(Receive, id, sum(data), "A"), Arriving)
+		if _, err := w.a.agent().Cancel(t.Context(), jobs[0].ID); err != nil {
+			t.Fatal(err)
+		}
+		w.a.await(jobs[0].ID, Cancelled)
+		w.locked(func() { w.b.refuseRoom = ErrQuota }) // as many images as the limit, this one's record among them
+		if _, err := w.a.agent().Retry(t.Context(), jobs[0].ID); err != nil {
+			t.Fatal(err)
+		}
+		w.a.await(jobs[0].ID, Verified)
 		w.wantDelivered(id, data)
 	})
 }

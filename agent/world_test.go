@@ -328,12 +328,16 @@ func (c catalogOf) Holding(_ context.Context, i glance.Image) (out []glance.Imag
 	return out, post(nil)
 }
 
-func (c catalogOf) Room(context.Context) (err error) {
+func (c catalogOf) Room(_ context.Context, made bool) (err error) {
 	post, pre := c.call("catalog.Room")
 	if pre != nil {
 		return pre
 	}
-	c.w.locked(func() { err = c.refuseRoom })
+	c.w.locked(func() {
+		if !made {
+			err = c.refuseRoom
+		}
+	})
 	return post(err)
 }
 
@@ -409,6 +413,26 @@ func (c catalogOf) Upload(ctx context.Context, id glance.ImageID, r io.Reader, s
 		}
 	})
 	return post(err)
+}
+
+func (c catalogOf) Adopt(_ context.Context, now, want glance.Image) (img glance.Image, err error) {
+	if maps.Equal(now.Properties, want.Properties) {
+		return now, nil
+	}
+	post, pre := c.call("catalog.Adopt")
+	if pre != nil {
+		return img, pre
+	}
+	c.w.locked(func() {
+		r := c.images[now.ID]
+		if r == nil {
+			err = ErrNoImage
+			return
+		}
+		r.Properties = maps.Clone(want.Properties)
+		img = clone(r.Image)
+	})
+	return img, post(err)
 }
 
 func (c catalogOf) Finish(_ context.Context, i glance.Image) (img glance.Image, err error) {

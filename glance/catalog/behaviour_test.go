@@ -100,6 +100,29 @@ func behave(t *testing.T, c *Catalog, expire func()) {
 		}
 	})
 
+	t.Run("a record that another job made is taken over with all its metadata", func(t *testing.T) {
+		i := queued(t, c)
+		want := i
+		want.Name, want.MinRAM, want.Tags = "other", 128, []string{"lts", "new"}
+		want.Properties = map[string]string{"os_distro": "debian", "a/b~c": "d", glance.PropJob: "fedcba98765432100000"}
+		got, err := c.Adopt(t.Context(), i, want)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if d := want.MetadataDiff(got); len(d) > 0 || got.Properties[glance.PropJob] != want.Properties[glance.PropJob] {
+			t.Errorf("the record differs in %q: %+v", d, got)
+		}
+		if again, err := c.Adopt(t.Context(), got, want); err != nil || !again.UpdatedAt.Equal(got.UpdatedAt) {
+			t.Errorf("once more: %+v, %v; want no change", again, err)
+		}
+		if err := c.Delete(t.Context(), i.ID); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := c.Adopt(t.Context(), i, want); !errors.Is(err, glance.ErrNoImage) {
+			t.Errorf("a deleted image: %v, want ErrNoImage", err)
+		}
+	})
+
 	t.Run("a source that fails leaves the image queued and may be sent anew", func(t *testing.T) {
 		data := random(t, 4<<20)
 		broken := errors.New("the export is gone")

@@ -747,19 +747,21 @@ func TestRoom(t *testing.T) {
 	for name, tc := range map[string]struct {
 		limit int64 // MiB
 		count int64
+		made  bool
 		says  string // empty: there is room
 	}{
-		"Keystone keeps no limits": {0, 0, ""},
-		"no limit":                 {-1, -1, ""},
-		"the limit is reached":     {3, 2, ""},
-		"the limit is passed":      {2, 0, "3 MiB of images and its limit image_size_total is 2"},
-		"one more is too many":     {3, 1, "1 images and its limit image_count_total is 1"},
+		"Keystone keeps no limits": {0, 0, false, ""},
+		"no limit":                 {-1, -1, false, ""},
+		"the limit is reached":     {3, 2, false, ""},
+		"the limit is passed":      {2, 0, true, "3 MiB of images and its limit image_size_total is 2"},
+		"one more is too many":     {3, 1, false, "1 images and its limit image_count_total is 1"},
+		"its record is among them": {3, 1, true, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			c, g, _ := site(t)
 			g.Limit, g.Most = tc.limit, tc.count
 			g.Add(t, glance.Image{ID: numbered(1), Name: "x"}, make([]byte, 3<<20))
-			err := c.Room(t.Context())
+			err := c.Room(t.Context(), tc.made)
 			if full := tc.says != ""; errors.Is(err, glance.ErrQuota) != full || full != (err != nil) {
 				t.Errorf("got %v, want ErrQuota: %v", err, full)
 			}
@@ -771,7 +773,7 @@ func TestRoom(t *testing.T) {
 	t.Run("an older Glance", func(t *testing.T) {
 		c, g, _ := site(t)
 		g.Inject(glancetest.Fault{On: glancetest.Usage, Code: 404})
-		if err := c.Room(t.Context()); err != nil {
+		if err := c.Room(t.Context(), false); err != nil {
 			t.Errorf("got %v", err)
 		}
 	})

@@ -194,8 +194,9 @@ func (c *Catalog) Datadirs(ctx context.Context) ([]string, error) {
 
 // Room returns nil when Glance takes one more image from this user's project, as far as
 // Glance tells: that is where Keystone keeps the limits (use_keystone_limits).
-// Otherwise glance.ErrQuota, with the figures.
-func (c *Catalog) Room(ctx context.Context) error {
+// Otherwise glance.ErrQuota, with the figures. made says that the image's record is there
+// already: Glance counts the queued ones, too.
+func (c *Catalog) Room(ctx context.Context, made bool) error {
 	told, err := get[struct {
 		Usage map[string]struct {
 			Usage int64 `json:"usage"`
@@ -217,7 +218,7 @@ func (c *Catalog) Room(ctx context.Context) error {
 	if q, ok := told.Usage["image_size_total"]; ok && q.Limit >= 0 && q.Usage > q.Limit {
 		return fmt.Errorf("%w: the project holds %d MiB of images and its limit image_size_total is %d; delete some, or raise the limit in Keystone", glance.ErrQuota, q.Usage, q.Limit)
 	}
-	if q, ok := told.Usage["image_count_total"]; ok && q.Limit >= 0 && q.Usage >= q.Limit {
+	if q, ok := told.Usage["image_count_total"]; ok && !made && q.Limit >= 0 && q.Usage >= q.Limit {
 		return fmt.Errorf("%w: the project has %d images and its limit image_count_total is %d; delete some, or raise the limit in Keystone", glance.ErrQuota, q.Usage, q.Limit)
 	}
 	return nil

@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
+	"strings"
 
 	"github.com/glance-dtn/glance-dtn/glance"
 	"github.com/glance-dtn/glance-dtn/internal/failure"
@@ -77,6 +79,49 @@ func attributesOf(i glance.Image) (map[string]any, error) {
 	}
 	return a, nil
 }
+
+// Adopt gives an image that is queued, as now says, the metadata that Create would have
+// given want, and returns it as it then is. Nothing is sent where nothing differs.
+// glance.ErrNoImage.
+func (c *Catalog) Adopt(ctx context.Context, now, want glance.Image) (glance.Image, error) {
+	doing := "take over image " + string(now.ID)
+	if _, err := attributesOf(want); err != nil {
+		return glance.Image{}, fmt.Errorf("%s: %w", doing, failure.Permanently(err))
+	}
+	var changes []change
+	replace := func(same bool, name string, value any) {
+		if !same {
+			changes = append(changes, change{"replace", "/" + name, value})
+		}
+	}
+	replace(now.Name == want.Name, "name", want.Name)
+	replace(now.DiskFormat == want.DiskFormat, "disk_format", want.DiskFormat)
+	replace(now.ContainerFormat == want.ContainerFormat, "container_format", want.ContainerFormat)
+	replace(now.MinDisk == want.MinDisk, "min_disk", want.MinDisk)
+	replace(now.MinRAM == want.MinRAM, "min_ram", want.MinRAM)
+	replace(slices.Equal(slices.Sorted(slices.Values(now.Tags)), slices.Sorted(slices.Values(want.Tags))), "tags", append([]string{}, want.Tags...))
+	for name, value := range want.Properties {
+		had, there := now.Properties[name]
+		switch {
+		case !there:
+			changes = append(changes, change{"add", "/" + pointer.Replace(name), value})
+		case had != value:
+			changes = append(changes, change{"replace", "/" + pointer.Replace(name), value})
+		}
+	}
+	for name := range now.Properties {
+		if _, kept := want.Properties[name]; !kept {
+			changes = append(changes, change{Op: "remove", Path: "/" + pointer.Replace(name)})
+		}
+	}
+	if len(changes) == 0 {
+		return now, nil
+	}
+	return c.patch(ctx, doing, now.ID, changes)
+}
+
+// pointer escapes the name of a property for a JSON pointer (RFC 6901).
+var pointer = strings.NewReplacer("~", "~0", "/", "~1")
 
 // Finish sets what may not be set before the content is proven: visibility, hidden,
 // protected, and removes glance.PropJob, all at once or, on an error, nothing. It

@@ -295,7 +295,7 @@ func (g *Glance) patch(w http.ResponseWriter, r *http.Request) {
 	}
 	changed := maps.Clone(a)
 	for _, c := range changes {
-		name := strings.TrimPrefix(c.Path, "/")
+		name := strings.NewReplacer("~1", "/", "~0", "~").Replace(strings.TrimPrefix(c.Path, "/"))
 		if _, there := changed[name]; !there && c.Op != "add" {
 			refuse(w, http.StatusConflict, "There was a conflict when trying to complete your request.<br /><br />\nProperty %s does not exist.", name)
 			return
