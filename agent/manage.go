@@ -219,7 +219,8 @@ func (a *Agent) cancel(ctx context.Context, j Job, why string, byPerson bool) (J
 		switch {
 		case j.State == Verified, j.Kind == Receive && j.State == Delivered:
 			return j, fmt.Errorf("job %s: the image is at its destination already: %w", j.ID, ErrBadState)
-		case j.State == Cancelling, j.State == Cancelled:
+		case j.State == Cancelling || j.State == Cancelled:
+			j.Stopped = j.Stopped || byPerson
 			return j, nil
 		}
 		j = cancelling(j, why)
@@ -254,7 +255,7 @@ func (a *Agent) Retry(ctx context.Context, id JobID) (Job, error) {
 func (a *Agent) change(ctx context.Context, j Job, f func(Job) (Job, error)) (Job, error) {
 	for {
 		next, err := f(j)
-		if err != nil || next.State == j.State && next.NotBefore.Equal(j.NotBefore) {
+		if err != nil || next.State == j.State && next.Stopped == j.Stopped && next.NotBefore.Equal(j.NotBefore) {
 			return next, err
 		}
 		stored, err := a.Store.Update(ctx, next)

@@ -269,6 +269,7 @@ func (a *Agent) awaitArrival(ctx context.Context, j Job, _ func(int64, int64)) (
 	for range polling(ctx, pollMax) {
 		_, err := a.Landing.Arrival(ctx, j.FileName())
 		if err == nil {
+			j.Seen = Seen{}
 			return j.Enter(Arriving, time.Now().UTC(), ""), nil
 		}
 		if !errors.Is(err, mover.ErrNoArrival) {

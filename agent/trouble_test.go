@@ -453,6 +453,7 @@ func TestARecordIsRemovedThoughGlanceFailsOnce(t *testing.T) {
 
 func TestASilentPeerIsAskedOnceAPass(t *testing.T) {
 	run(t, func(t *testing.T, w *world) {
+		time.Sleep(time.Second) // the pass at the start is done
 		long := time.Now().Add(-1000 * time.Hour)
 		w.locked(func() {
 			for range 20 {
@@ -461,7 +462,7 @@ func TestASilentPeerIsAskedOnceAPass(t *testing.T) {
 			}
 		})
 		asked := 0
-		w.inject(func(o op, after bool) fate {
+		w.inject(func(o op, _ bool) fate {
 			if o.site == "B" && o.name == "peer.Inventory" {
 				asked++
 				return fail
@@ -501,5 +502,31 @@ func TestQuotaCountsNoRecordTwice(t *testing.T) {
 		}
 		w.a.await(jobs[0].ID, Verified)
 		w.wantDelivered(id, data)
+	})
+}
+
+// TestACancelByAPersonHolds: the sender had cancelled it first, and offers it anew later.
+func TestACancelByAPersonHolds(t *testing.T) {
+	run(t, func(t *testing.T, w *world) {
+		data := bytesOf(3_000_000)
+		id := w.a.upload("x", data)
+		jobs, err := w.a.agent().Push(t.Context(), string(id), []string{"B"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		receive := NewJobID(Receive, id, sum(data), "A")
+		w.b.await(receive, Arriving)
+		if _, err := w.a.agent().Cancel(t.Context(), jobs[0].ID); err != nil {
+			t.Fatal(err)
+		}
+		w.a.await(jobs[0].ID, Cancelled)
+		w.b.await(receive, Cancelled)
+		if j, err := w.b.agent().Cancel(t.Context(), receive); err != nil || !j.Stopped {
+			t.Fatalf("%+v, %v", j, err)
+		}
+		g, err := w.b.agent().Offer(t.Context(), "A", Offer{Image: w.a.images[id].Image})
+		if err != nil || g.Verdict != Refuse {
+			t.Errorf("offered again: %+v, %v; want it refused", g, err)
+		}
 	})
 }

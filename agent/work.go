@@ -290,6 +290,9 @@ func (a *Agent) work(ctx context.Context, j Job, slot string, limit int) {
 // get to, because the agent ends or the DTN stays away, a full pass sweeps up.
 func (a *Agent) tidy(ctx context.Context, j Job) {
 	for d := tidyAfter; d < time.Minute && pause(ctx, d); d *= 2 {
+		if now, err := a.Store.Get(ctx, j.ID); err == nil && now.State != Verified {
+			return // it was begun anew, and needs its copy
+		}
 		err := a.removeCopy(ctx, j)
 		if err == nil || ctx.Err() != nil {
 			return

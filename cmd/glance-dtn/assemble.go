@@ -12,6 +12,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/glance-dtn/glance-dtn/agent"
@@ -170,9 +171,10 @@ type datadirs struct {
 	conf config.Glance
 	ask  func(context.Context) ([]string, error)
 
-	mu      sync.Mutex
-	found   []string
-	watcher *store.Watcher // nil until the directories are known
+	mu    sync.Mutex // held while Glance is asked, which may take long
+	found []string
+
+	watcher atomic.Pointer[store.Watcher] // nil until the directories are known
 }
 
 // get returns the configured directories, or those that Glance tells, or those in
@@ -249,9 +251,7 @@ func (d *datadirs) watch(every time.Duration, log *slog.Logger, hint func(glance
 			dirs, err := d.get(ctx)
 			if err == nil {
 				w := &store.Watcher{Dirs: dirs, ScanEvery: every, Log: log}
-				d.mu.Lock()
-				d.watcher = w
-				d.mu.Unlock()
+				d.watcher.Store(w)
 				return w.Run(ctx, hint)
 			}
 			log.Warn("the store is not watched yet", "err", err)
@@ -266,9 +266,7 @@ func (d *datadirs) watch(every time.Duration, log *slog.Logger, hint func(glance
 
 // healthy returns nil, or why changes in the datadirs may not be noticed now.
 func (d *datadirs) healthy() error {
-	d.mu.Lock()
-	w := d.watcher
-	d.mu.Unlock()
+	w := d.watcher.Load()
 	if w == nil {
 		return errors.New("where Glance's datadirs are is not known yet")
 	}

@@ -40,7 +40,7 @@ func (b *bars) add(j agent.Job) *bar {
 	x.Bar = b.all.New(0, mpb.BarStyle().Rbound("] "),
 		mpb.BarWidth(32),
 		mpb.PrependDecorators(
-			decor.Name(route(j), decor.WCSyncSpaceR),
+			decor.Name(string(harmless([]byte(route(j)))), decor.WCSyncSpaceR),
 			decor.Any(text(leg.title), decor.WC{W: 10, C: decor.DindentRight}),
 		),
 		mpb.AppendDecorators(decor.Any(text(leg.numbers))),

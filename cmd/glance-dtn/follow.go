@@ -116,6 +116,9 @@ func (f *following) refresh(ctx context.Context, c control) error {
 		return nil
 	}
 	for j, err := range c.Jobs(ctx) {
+		if err != nil && j.ID != "" && !f.open[j.ID] {
+			continue // another job's record, which cannot be read
+		}
 		if err != nil {
 			return fmt.Errorf("follow %d jobs: %w", len(f.open), err)
 		}

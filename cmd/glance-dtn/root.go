@@ -26,7 +26,7 @@ type cli struct {
 	noColor  bool
 }
 
-func newCLI(out, err io.Writer) *cli { return &cli{out: out, err: err} }
+func newCLI(out, err io.Writer) *cli { return &cli{out: screen{out}, err: screen{err}} }
 
 // execute runs one command and returns its exit code. What went wrong is on
 // stderr when it returns.
@@ -116,7 +116,7 @@ func (c *cli) checkFormat() error {
 func (c *cli) colour() bool { return !c.noColor && isTerminal(c.out) }
 
 func isTerminal(w io.Writer) bool {
-	f, ok := w.(*os.File)
+	f, ok := behind(w).(*os.File)
 	return ok && term.IsTerminal(int(f.Fd()))
 }
 

@@ -15,7 +15,7 @@ const mostBars = 16
 // newView returns a view of n jobs on stderr: bars on a terminal, plain lines elsewhere.
 func (c *cli) newView(n int) view {
 	if isTerminal(c.err) && n <= mostBars {
-		return newBars(c.err)
+		return newBars(behind(c.err))
 	}
 	return &lines{w: c.err, told: map[agent.JobID]told{}}
 }

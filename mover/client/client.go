@@ -126,7 +126,8 @@ func (c *Client) Drop(ctx context.Context, name string) error {
 
 // Settle has the DTN sync a file of its outbox, by its base name there, to its own disk,
 // and tells what is there of its blocks from one on; mover.ErrNotStaged. While the disk is
-// still busy with it, the error is one of failure.After.
+// still busy with it, the error is one of failure.After; with mover.CodeContent the disk
+// did not take it, and the file has to be written anew.
 func (c *Client) Settle(ctx context.Context, name string, from int64) (mover.Settled, error) {
 	var told mover.Settled
 	err := c.call(ctx, http.MethodPost, nil, &told, fmt.Sprintf("v1/outbox/%s/settle?from=%d", url.PathEscape(name), from))
@@ -138,6 +139,9 @@ func (c *Client) Settle(ctx context.Context, name string, from int64) (mover.Set
 	}
 	if isProblem(err, http.StatusServiceUnavailable) {
 		err = failure.After(settlePause, err)
+	}
+	if p, ok := errors.AsType[*mover.Problem](err); ok && p.Code == mover.CodeContent {
+		err = mover.Coded(mover.CodeContent, err)
 	}
 	return told, err
 }

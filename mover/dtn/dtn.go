@@ -205,7 +205,7 @@ func Space(root *os.Root) (free, total int64, err error) {
 	if err := syscall.Fstatfs(int(d.Fd()), &st); err != nil {
 		return 0, 0, fmt.Errorf("ask for the export's free space: %w", err)
 	}
-	return int64(st.Bavail) * int64(st.Bsize), int64(st.Blocks) * int64(st.Bsize), nil
+	return int64(st.Bavail) * st.Frsize, int64(st.Blocks) * st.Frsize, nil // statvfs(3): blocks are of f_frsize
 }
 
 // NewHTTPServer returns a server with timeouts for h. Requests end when ctx does,

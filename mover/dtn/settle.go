@@ -74,8 +74,10 @@ func settle(ctx context.Context, export *os.Root, name string, from int64, limit
 	if opened, err := f.Stat(); err != nil || !os.SameFile(is, opened) {
 		return told, errors.Join(fmt.Errorf("%s was replaced while it was opened", name), err)
 	}
-	if err := syncFile(f, is.Size(), limit); err != nil {
+	if err := syncFile(f, is.Size(), limit); errors.Is(err, errSettling) {
 		return told, fmt.Errorf("sync %s: %w", name, err)
+	} else if err != nil {
+		return told, mover.Coded(mover.CodeContent, fmt.Errorf("sync %s: %w; the file has to be written anew", name, err))
 	}
 	if err := durable.SyncDir(export, mover.Outbox); err != nil {
 		return told, fmt.Errorf("sync %s: %w", mover.Outbox, err)
@@ -101,13 +103,18 @@ func settle(ctx context.Context, export *os.Root, name string, from int64, limit
 }
 
 // syncFile is f.Sync for a file of which much may not be written yet: it gives up after
-// limit, and goes on from there when it is called again.
+// limit, and goes on from there when it is called again. Any other error is the last word
+// on the file: the kernel tells once what it could not write, and forgets it then.
 func syncFile(f *os.File, size int64, limit time.Duration) error {
 	const written = unix.SYNC_FILE_RANGE_WAIT_BEFORE | unix.SYNC_FILE_RANGE_WRITE | unix.SYNC_FILE_RANGE_WAIT_AFTER
 	began := time.Now()
 	for off := int64(0); off < size; off += settlePiece {
-		if err := unix.SyncFileRange(int(f.Fd()), off, settlePiece, written); err != nil {
-			break // this filesystem cannot; f.Sync tells what is wrong, if anything
+		err := unix.SyncFileRange(int(f.Fd()), off, settlePiece, written)
+		if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOSYS) || errors.Is(err, unix.ENOTSUP) || errors.Is(err, unix.ESPIPE) {
+			break // this filesystem cannot
+		}
+		if err != nil {
+			return err
 		}
 		if time.Since(began) > limit {
 			return fmt.Errorf("%w: %d of %d bytes so far", errSettling, min(off+settlePiece, size), size)

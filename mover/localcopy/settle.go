@@ -100,7 +100,8 @@ func ask(ctx context.Context, settle settler, name string, from int64) (told mov
 		if busy { // it is there
 			began = time.Now()
 		}
-		if err == nil || failure.IsPermanent(err) || errors.Is(err, mover.ErrNotStaged) || time.Since(began) > awayLimit {
+		final := failure.IsPermanent(err) || errors.Is(err, mover.ErrNotStaged) || mover.CodeOf(err) == mover.CodeContent
+		if err == nil || final || time.Since(began) > awayLimit {
 			return told, err
 		}
 		select {

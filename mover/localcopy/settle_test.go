@@ -170,3 +170,21 @@ func TestADTNThatIsAwayIsWaitedFor(t *testing.T) {
 		})
 	}
 }
+
+// TestADiskThatDidNotTakeTheFileIsNotAskedAgain: the kernel tells of a failed write once,
+// and the next question would find all well.
+func TestADiskThatDidNotTakeTheFileIsNotAskedAgain(t *testing.T) {
+	n := newNode(t)
+	n.harm = func(asked int, _ *os.File) error {
+		if asked == 1 {
+			return mover.Coded(mover.CodeContent, errors.New("sync: input/output error"))
+		}
+		return nil
+	}
+	if err := n.fails(t, n.put(t, random(2*mover.BlockSize))); mover.CodeOf(err) != mover.CodeContent || n.asked != 1 {
+		t.Errorf("asked %d times: %v", n.asked, err)
+	}
+	if len(n.outbox(t)) != 0 {
+		t.Errorf("%v is left in the outbox", n.outbox(t))
+	}
+}
