@@ -32,6 +32,24 @@ func (m Mount) Effective() Options {
 	return slices.Insert(all, 0, access)
 }
 
+// Again returns the options with which the file system can be mounted once more:
+// Effective without what the client or the server filled in. The port of the MOUNT
+// service stays only beside one of NFS, since a client that was not told the latter
+// has asked the portmapper for both, and mountd may come back at another.
+func (m Mount) Again() Options {
+	all := m.Effective()
+	_, fixed := all.Get("port")
+	return slices.DeleteFunc(all, func(option string) bool {
+		switch name, _, _ := strings.Cut(option, "="); name {
+		case "addr", "clientaddr", "mountaddr", "mountvers", "namlen", "seclabel":
+			return true
+		case "mountport", "mountproto":
+			return !fixed
+		}
+		return false
+	})
+}
+
 // String returns the line without its line feed.
 func (m Mount) String() string {
 	f := []string{strconv.Itoa(m.ID), strconv.Itoa(m.Parent), m.Device, escape(m.Root, mountSpecial), escape(m.Point, mountSpecial), m.Options.field()}

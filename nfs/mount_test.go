@@ -103,6 +103,25 @@ func TestEffectiveIsWhatMountsShows(t *testing.T) {
 	}
 }
 
+func TestAgainLeavesOutWhatWasFilledIn(t *testing.T) {
+	again := map[string]string{}
+	for _, m := range mustMountinfo(t, read(t, "mountinfo")) {
+		again[m.Point] = m.Again().String()
+	}
+	for point, want := range map[string]string{
+		"/run/m/v3sync": "rw,noatime,sync,vers=3,rsize=8192,wsize=12288,hard,nolock,nosharecache,proto=tcp,port=2049,timeo=600,retrans=2,sec=sys,mountport=20048,mountproto=tcp,local_lock=all",
+		"/run/m/v42":    "rw,relatime,vers=4.2,rsize=131072,wsize=65536,hard,proto=tcp,nconnect=4,timeo=600,retrans=2,sec=sys,local_lock=none",
+	} {
+		if again[point] != want {
+			t.Errorf("%s:\ngot  %s\nwant %s", point, again[point], want)
+		}
+	}
+	noPort := Mount{Options: Options{"rw"}, Super: ParseOptions("rw,seclabel,vers=3,mountaddr=192.0.2.1,mountvers=3,mountport=46231,mountproto=udp,addr=192.0.2.1")}
+	if got := noPort.Again().String(); got != "rw,vers=3" {
+		t.Errorf("without a port, got %s, want the portmapper asked for the port of mountd too", got)
+	}
+}
+
 func TestCovering(t *testing.T) {
 	mounts := mustMountinfo(t, read(t, "mountinfo"))
 	for name, want := range map[string]int{

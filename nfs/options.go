@@ -278,7 +278,11 @@ func (o Options) Mount() (MountOptions, error) {
 }
 
 // Difference is an option of which a mount has another value than was asked for.
-type Difference struct{ Option, Asked, Granted string }
+type Difference struct {
+	Option  string `json:"option"`
+	Asked   string `json:"asked"`
+	Granted string `json:"granted"`
+}
 
 func (d Difference) String() string {
 	return fmt.Sprintf("%s: asked for %s, granted %s", d.Option, d.Asked, d.Granted)
@@ -313,6 +317,18 @@ func Differences(asked, granted Options) ([]Difference, error) {
 		}
 	}
 	return d, nil
+}
+
+// Compared reports whether Differences can tell if an option, "name" or
+// "name=value", was granted.
+func Compared(option string) bool {
+	about := subject(option)
+	for _, f := range mountFields {
+		if slices.Contains(f.subjects, about) {
+			return true
+		}
+	}
+	return false
 }
 
 // serverChooses reports whether asked leaves granted to the server's choice.

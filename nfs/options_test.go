@@ -185,6 +185,14 @@ func TestDifferencesNeedOptionsThatCanBe(t *testing.T) {
 	}
 }
 
+func TestCompared(t *testing.T) {
+	for option, want := range map[string]bool{"rsize=1024": true, "async": true, "noac": true, "nolock": true, "nosharecache": false, "fsc": false, "": false} {
+		if got := Compared(option); got != want {
+			t.Errorf("Compared(%q) is %v, want %v", option, got, want)
+		}
+	}
+}
+
 // TestEveryFieldIsCompared holds that no field of MountOptions is forgotten in
 // mountFields.
 func TestEveryFieldIsCompared(t *testing.T) {

@@ -1,6 +1,14 @@
 package host
 
-import "github.com/glance-dtn/glance-dtn/nfs"
+import (
+	"errors"
+	"fmt"
+	"path"
+	"slices"
+	"strings"
+
+	"github.com/glance-dtn/glance-dtn/nfs"
+)
 
 // Wish names options that are to hold for a mount or for an export of this host.
 type Wish struct {
@@ -27,7 +35,6 @@ type Change struct {
 	Target string `json:"target"`           // mount point, or path of the export
 	Client string `json:"client,omitempty"` // of the export
 	Source string `json:"source,omitempty"` // of the mount
-	Type   string `json:"type,omitempty"`   // of the mount: nfs or nfs4
 
 	// Asked is the wish; From are all options that hold, To those that will.
 	Asked nfs.Options `json:"asked"`
@@ -38,14 +45,273 @@ type Change struct {
 	// it; empty where no file is needed or none would help.
 	File string `json:"file,omitempty"`
 	Text string `json:"text,omitempty"`
-	// Lasts says that the change holds after this host or its server restarts.
+	// Lasts says that the change holds after a restart of this host.
 	Lasts bool `json:"lasts"`
 
 	// Says is the change in sentences, for a person.
 	Says string `json:"says"`
 }
 
+// key names what the change is about.
+func (c Change) key() string { return key(c.Kind, c.Target, c.Client) }
+
+func key(kind, target, client string) string {
+	if kind == KindExport {
+		return "export " + target + " to " + client
+	}
+	return "mount " + target
+}
+
 // Plan returns the changes that make the wishes hold, in their order; none where
 // they do already. It fails where a wish is about what is not there or cannot be
 // changed, and says what is there.
-func Plan(s State, wishes ...Wish) ([]Change, error) { return nil, nil }
+func Plan(s State, wishes ...Wish) ([]Change, error) {
+	var changes []Change
+	seen := map[string]bool{}
+	for _, w := range wishes {
+		plan := planMount
+		if w.Mount == "" {
+			plan = planExport
+		}
+		planned, err := plan(s, w)
+		if err != nil {
+			return nil, err
+		}
+		for _, c := range planned {
+			if seen[c.key()] {
+				return nil, fmt.Errorf("%s is in two wishes: put their options into one", c.key())
+			}
+			seen[c.key()] = true
+			changes = append(changes, c)
+		}
+	}
+	return changes, nil
+}
+
+func planExport(s State, w Wish) ([]Change, error) {
+	if s.ExportsFault != nil {
+		return nil, s.ExportsFault
+	}
+	if err := checkOptions(w.Options); err != nil {
+		return nil, fmt.Errorf("export %s: %w", w.Export, err)
+	}
+	var changes []Change
+	var there []string
+	found := false
+	for _, e := range s.Exports {
+		for _, c := range e.Clients {
+			there = append(there, nfs.JoinSource(c.Host, e.Path))
+			if e.Path != w.Export || w.Client != "" && c.Host != w.Client {
+				continue
+			}
+			found = true
+			if holds(c.Options, w.Options, func(string) bool { return false }) {
+				continue
+			}
+			to := c.Options.With(w.Options...)
+			if _, err := to.Export(); err != nil {
+				return nil, fmt.Errorf("export %s: %w", w.Export, err)
+			}
+			change := Change{
+				Kind: KindExport, Target: e.Path, Client: c.Host,
+				Asked: w.Options, From: c.Options, To: to,
+			}
+			lastingExport(s, &change)
+			changes = append(changes, change)
+		}
+	}
+	switch {
+	case !found && len(there) == 0:
+		return nil, fmt.Errorf("this host exports nothing: export %s first (exports(5))", w.Export)
+	case !found:
+		return nil, fmt.Errorf("%s is not exported to %s: the table has %s", w.Export, either(w.Client == "", "anyone", w.Client), strings.Join(there, ", "))
+	}
+	return changes, nil
+}
+
+// lastingExport says how long the change of an export holds, and completes it.
+func lastingExport(s State, c *Change) {
+	c.Says = fmt.Sprintf("Export %s to %s with %s instead of %s, at once and for mounted clients too.",
+		c.Target, c.Client, only(c.To, c.From), only(c.From, c.To))
+	before, behind := elsewhere(s, c.Target, c.Client)
+	if before != "" {
+		c.Says += fmt.Sprintf(" It holds until the next exportfs -r or restart of the NFS server: %s exports it too, and is read first; to keep the change, write %s there.", before, only(c.To, c.From))
+	} else {
+		c.File, c.Lasts = ownExports, true
+		c.Text = nfs.Export{Path: c.Target, Clients: []nfs.Client{{Host: c.Client, Options: c.To}}}.String() + "\n"
+		c.Says += fmt.Sprintf(" %s keeps it.", ownExports)
+		if behind != "" {
+			c.Says += fmt.Sprintf(" exportfs -r will call it a duplicate of the one in %s and end with status 1, but use it.", behind)
+		}
+	}
+	if slices.Contains(c.To, "async") && !slices.Contains(c.From, "async") {
+		c.Says += " With async, what clients were told to be on disk is lost when this server loses power."
+	}
+}
+
+// elsewhere returns the files besides our own that export path to the client, or to
+// one that the table does not know by that name: the first that is read before our
+// own and the first that is read after it.
+func elsewhere(s State, exported, client string) (before, behind string) {
+	var hosts []string
+	for _, e := range s.Exports {
+		for _, c := range e.Clients {
+			if e.Path == exported && c.Host != client {
+				hosts = append(hosts, c.Host)
+			}
+		}
+	}
+	for _, f := range s.Files {
+		for _, e := range f.Exports {
+			is := func(c nfs.Client) bool { return !slices.Contains(hosts, c.Host) }
+			if f.Name == ownExports || e.Path != exported || !slices.ContainsFunc(e.Clients, is) {
+				continue
+			}
+			first := &behind
+			if f.Name == exportsFile || f.Name < ownExports {
+				first = &before
+			}
+			if *first == "" {
+				*first = f.Name
+			}
+		}
+	}
+	return before, behind
+}
+
+func planMount(s State, w Wish) ([]Change, error) {
+	m, err := s.At(w.Mount)
+	if err != nil {
+		return nil, err
+	}
+	if err := checkOptions(w.Options); err != nil {
+		return nil, fmt.Errorf("mount %s: %w", m.Point, err)
+	}
+	if all := stack(s.Mounts, m.Point); len(all) > 1 {
+		under := all[len(all)-2]
+		return nil, fmt.Errorf("%s of type %s is mounted at %s too, under %s: unmount that first (for autofs, stop its automount unit)", under.Source, under.Type, m.Point, m.Source)
+	}
+	if m.Root != "/" {
+		return nil, fmt.Errorf("%s is a bind mount of %s in %s: change the mount that it was made from", m.Point, m.Root, m.Source)
+	}
+	from := m.Again()
+	if d, err := nfs.Differences(w.Options, from); err != nil {
+		return nil, fmt.Errorf("mount %s: %w", m.Point, err)
+	} else if len(d) == 0 && holds(from, w.Options, nfs.Compared) {
+		return nil, nil
+	}
+	to := from.With(w.Options...)
+	if _, err := to.Mount(); err != nil {
+		return nil, fmt.Errorf("mount %s: %w", m.Point, err)
+	}
+	c := Change{
+		Kind: KindMount, Target: m.Point, Source: m.Source,
+		Asked: w.Options, From: from, To: to,
+	}
+	was, is := only(from, to), only(to, from)
+	if remountable(from, to) {
+		c.Kind = KindRemount
+		c.Says = fmt.Sprintf("Remount %s with %s instead of %s.", m.Point, is, was)
+		var shared []string
+		for _, other := range s.Mounts {
+			if other.Device == m.Device && other.ID != m.ID {
+				shared = append(shared, other.Point)
+			}
+		}
+		if len(shared) > 0 {
+			c.Says += fmt.Sprintf(" Except for noatime that holds for %s too, which has its superblock.", strings.Join(shared, ", "))
+		}
+	} else {
+		c.Says = fmt.Sprintf("Unmount %s and mount it again with %s instead of %s.", m.Point, is, was)
+	}
+	lastingMount(s, &c)
+	return []Change{c}, nil
+}
+
+// lastingMount says how long the change of a mount holds, and completes it.
+func lastingMount(s State, c *Change) {
+	entry := nfs.Entry{Source: c.Source, Point: c.Target, Type: "nfs", Options: c.To}
+	unit := UnitName(c.Target)
+	known := s.Units[c.Target]
+	own := path.Join(unitDir, unit)
+	inFstab := slices.ContainsFunc(s.Fstab, func(e nfs.Entry) bool { return e.Point == c.Target })
+	switch {
+	case s.Systemd && known.Path != "" && !known.Ours:
+		c.File, c.Text, c.Lasts = path.Join(unitDir, unit+".d", dropIn), mountDropIn(c.To), true
+		c.Says += fmt.Sprintf(" %s keeps it.", c.File)
+	case s.Systemd && (known.Ours || c.Kind == KindMount):
+		c.File, c.Text = own, mountUnit(entry)
+		c.Says += fmt.Sprintf(" The mount was made by hand, so nothing makes it when this host starts, as before; systemctl enable %s would.", unit)
+	case !s.Systemd && c.Kind == KindMount:
+		c.File, c.Text = s.fstab, entry.String()+"\n"
+		fallthrough
+	default:
+		c.Says += " It holds until somebody unmounts it or this host restarts"
+		if inFstab {
+			c.Says += fmt.Sprintf(": to keep it, change the line of %s", fstabFile)
+		}
+		c.Says += "."
+	}
+}
+
+// checkOptions refuses what is no option of a mount or an export.
+func checkOptions(o nfs.Options) error {
+	if len(o) == 0 {
+		return errors.New("no option is wished for")
+	}
+	for _, option := range o {
+		name, _, _ := strings.Cut(option, "=")
+		switch {
+		case name == "" || strings.ContainsAny(option, "\n\x00()") || !slices.Equal(nfs.ParseOptions(option), nfs.Options{option}):
+			return fmt.Errorf("%q is not one option", option)
+		case slices.Contains([]string{"bg", "fg", "retry", "remount", "bind", "move", "defaults", "auto", "noauto", "user", "users", "owner", "group", "nofail", "_netdev"}, name),
+			strings.HasPrefix(name, "x-"):
+			return fmt.Errorf("option %q is about how something is mounted, not about a mount that is there", option)
+		}
+	}
+	return nil
+}
+
+// holds reports whether all options stand in the list, those aside that are judged
+// in another way.
+func holds(list, options nfs.Options, judged func(option string) bool) bool {
+	return !slices.ContainsFunc(options, func(o string) bool { return !judged(o) && !slices.Contains(list, o) })
+}
+
+// vfs are the options that mount -o remount changes: those of the VFS; see mount(8),
+// "Filesystem-independent mount options".
+var vfs = strings.Fields(`ro rw sync async noatime atime relatime norelatime strictatime nostrictatime
+	nodiratime diratime nosuid suid nodev dev noexec exec`)
+
+// flags returns the options of the VFS, complete for those that are either way, so
+// that a remount takes nothing from the mount that it does not say.
+func flags(o nfs.Options) nfs.Options {
+	all := nfs.Options{"rw", "async"}
+	return all.With(slices.DeleteFunc(slices.Clone(o), func(option string) bool { return !slices.Contains(vfs, option) })...)
+}
+
+// remountable reports whether nothing but options of the VFS differ.
+func remountable(a, b nfs.Options) bool {
+	rest := func(o nfs.Options) nfs.Options {
+		o = slices.DeleteFunc(slices.Clone(o), func(option string) bool { return slices.Contains(vfs, option) })
+		slices.Sort(o)
+		return o
+	}
+	return slices.Equal(rest(a), rest(b))
+}
+
+// only returns those options of a that b has not, for a sentence.
+func only(a, b nfs.Options) string {
+	o := slices.DeleteFunc(slices.Clone(a), func(option string) bool { return slices.Contains(b, option) })
+	if len(o) == 0 {
+		return "the default"
+	}
+	return o.String()
+}
+
+func either(is bool, yes, no string) string {
+	if is {
+		return yes
+	}
+	return no
+}

@@ -1,7 +1,19 @@
 package host
 
 import (
+	"bytes"
 	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
 
 	"github.com/glance-dtn/glance-dtn/nfs"
 )
@@ -13,9 +25,9 @@ type State struct {
 
 	// Exports is the server's table: the options in effect, in the order of
 	// exportfs -s, one client each. It is empty where no server is installed, and
-	// where ExportsFault says why it could not be read.
+	// where ExportsFault says why the table or a file could not be read.
 	Exports      []nfs.Export
-	ExportsFault string
+	ExportsFault error
 	// Files has /etc/exports and the files of /etc/exports.d, in the order in which
 	// exportfs(8) reads them.
 	Files []ExportsFile
@@ -28,6 +40,8 @@ type State struct {
 	// Units has, by mount point, the files in which systemd finds the units of the
 	// NFS mounts.
 	Units map[string]Unit
+
+	fstab string // the file of our own for mounts without systemd
 }
 
 // ExportsFile is a file that exportfs(8) reads.
@@ -43,7 +57,175 @@ type Unit struct {
 	Ours bool // this package wrote it
 }
 
+// Files of the system.
+const (
+	exportsFile = "/etc/exports"
+	exportsDir  = "/etc/exports.d"
+	ownExports  = exportsDir + "/00-glance-dtn.exports"
+	fstabFile   = "/etc/fstab"
+	unitDir     = "/etc/systemd/system"
+	dropIn      = "zz-glance-dtn.conf" // behind override.conf, which systemctl edit makes
+)
+
 // Read tells the state of this host. It runs exportfs -s, where that is installed,
 // and systemctl show, where systemd runs, and never touches a mounted file system,
 // so that a server that does not answer does not hang it.
-func (h *Host) Read(ctx context.Context) (State, error) { return State{}, nil }
+func (h *Host) Read(ctx context.Context) (State, error) {
+	s := State{Units: map[string]Unit{}, fstab: h.fstab()}
+	var err error
+	if s.Mounts, err = h.mounts(); err != nil {
+		return State{}, err
+	}
+	if s.Fstab, err = parseFile(h.path(fstabFile), nfs.ParseFstab); err != nil {
+		return State{}, err
+	}
+	if s.Exports, err = h.exports(ctx); err == nil {
+		s.Files, err = h.exportsFiles()
+	}
+	if err != nil {
+		s.Exports, s.Files, s.ExportsFault = nil, nil, err
+	}
+	size, err := os.ReadFile(h.path("/proc/fs/nfsd/max_block_size"))
+	if err == nil {
+		s.MaxBlockSize, err = strconv.ParseInt(strings.TrimSpace(string(size)), 10, 64)
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, fs.ErrPermission) {
+		return State{}, fmt.Errorf("read the limit of nfsd: %w", err)
+	}
+	if _, err := os.Stat(h.path("/run/systemd/system")); err == nil {
+		s.Systemd = true
+	}
+	for _, m := range s.Mounts {
+		if !s.Systemd || !nfs.IsNFS(m.Type) {
+			continue
+		}
+		if s.Units[m.Point], err = h.unit(ctx, m.Point); err != nil {
+			return State{}, err
+		}
+	}
+	return s, nil
+}
+
+// At returns the NFS mount whose mount point is dir. It fails where something else
+// is there, and says what.
+func (s State) At(dir string) (nfs.Mount, error) {
+	if !path.IsAbs(dir) {
+		return nfs.Mount{}, fmt.Errorf("mount point %q is not an absolute path", dir)
+	}
+	dir = path.Clean(dir)
+	m, found := nfs.Covering(s.Mounts, dir)
+	switch {
+	case !found:
+		return nfs.Mount{}, fmt.Errorf("no mount holds %s", dir)
+	case m.Point != dir && nfs.IsNFS(m.Type):
+		return nfs.Mount{}, fmt.Errorf("%s is no mount point: it lies on the mount of %s at %s, name that", dir, m.Source, m.Point)
+	case m.Point != dir:
+		return nfs.Mount{}, fmt.Errorf("nothing is mounted at %s: it lies on %s at %s, of type %s", dir, m.Source, m.Point, m.Type)
+	case !nfs.IsNFS(m.Type):
+		return nfs.Mount{}, fmt.Errorf("%s at %s is of type %s, not a mount of the kernel's NFS client", m.Source, dir, m.Type)
+	}
+	return m, nil
+}
+
+// stack returns the mounts whose mount point is dir, the visible one last.
+func stack(mounts []nfs.Mount, dir string) []nfs.Mount {
+	return slices.DeleteFunc(slices.Clone(mounts), func(m nfs.Mount) bool { return m.Point != dir })
+}
+
+// below returns the mount points of the mounts on m.
+func below(mounts []nfs.Mount, m nfs.Mount) []string {
+	var points []string
+	for _, other := range mounts {
+		if other.Parent == m.ID && other.ID != m.ID {
+			points = append(points, other.Point)
+		}
+	}
+	return points
+}
+
+func (h *Host) mounts() ([]nfs.Mount, error) {
+	return parseFile(h.path("/proc/self/mountinfo"), nfs.ParseMountinfo)
+}
+
+// exports returns the server's table; none where no server is installed.
+func (h *Host) exports(ctx context.Context) ([]nfs.Export, error) {
+	out, err := h.sys.run(ctx, "exportfs", "-s")
+	if errors.Is(err, exec.ErrNotFound) {
+		return nil, nil
+	} else if err != nil {
+		return nil, fmt.Errorf("read the table of exports: %w", err)
+	}
+	table, err := nfs.ParseExports(strings.NewReader(out))
+	if err != nil {
+		return nil, fmt.Errorf("read the table of exports: exportfs -s: %w", err)
+	}
+	for _, e := range table {
+		for i, c := range e.Clients { // exportfs shows only the default of the two
+			if !slices.Contains(c.Options, "no_subtree_check") {
+				e.Clients[i].Options = c.Options.With("subtree_check")
+			}
+		}
+	}
+	return table, nil
+}
+
+func (h *Host) exportsFiles() ([]ExportsFile, error) {
+	names := []string{exportsFile}
+	entries, err := os.ReadDir(h.path(exportsDir)) // sorted
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	for _, e := range entries {
+		if name := e.Name(); !strings.HasPrefix(name, ".") && strings.HasSuffix(name, ".exports") {
+			names = append(names, path.Join(exportsDir, name))
+		}
+	}
+	var files []ExportsFile
+	for _, name := range names {
+		exports, err := parseFile(h.path(name), nfs.ParseExports)
+		if err != nil {
+			return nil, err
+		}
+		files = append(files, ExportsFile{name, exports})
+	}
+	return files, nil
+}
+
+func (h *Host) unit(ctx context.Context, point string) (Unit, error) {
+	name := UnitName(point)
+	out, err := h.sys.run(ctx, "systemctl", "show", "--property=FragmentPath", "--value", name)
+	if err != nil {
+		return Unit{}, fmt.Errorf("ask systemd for the unit of %s: %w", point, err)
+	}
+	u := Unit{Path: strings.TrimSpace(out)}
+	if u.Path == path.Join(unitDir, name) {
+		text, err := os.ReadFile(h.path(u.Path))
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return Unit{}, err
+		}
+		u.Ours = strings.HasPrefix(string(text), header)
+	}
+	return u, nil
+}
+
+// path returns where a file of the system is.
+func (h *Host) path(name string) string { return filepath.Join(h.root, name) }
+
+// fstab returns the name of our own.
+func (h *Host) fstab() string { return filepath.Join(h.dir, "fstab") }
+
+// parseFile reads a file; the zero value where there is none.
+func parseFile[T any](name string, parse func(io.Reader) (T, error)) (T, error) {
+	var zero T
+	text, err := os.ReadFile(name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return zero, nil
+	} else if err != nil {
+		return zero, err
+	}
+	parsed, err := parse(bytes.NewReader(text))
+	if err != nil {
+		return zero, fmt.Errorf("read %s: %w", name, err)
+	}
+	return parsed, nil
+}

@@ -1,0 +1,201 @@
+package host
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+
+	"github.com/glance-dtn/glance-dtn/nfs"
+)
+
+// saved is what was there before a change: everything that is needed to put it back,
+// whatever is there by then.
+type saved struct {
+	Kind    string      `json:"kind"` // KindExport or KindMount
+	Target  string      `json:"target"`
+	Client  string      `json:"client,omitempty"`
+	Source  string      `json:"source,omitempty"`
+	Options nfs.Options `json:"options"`
+
+	File   string  `json:"file,omitempty"`    // of our own
+	Text   *string `json:"text,omitempty"`    // of File; nil: there was none
+	NewDir bool    `json:"new_dir,omitempty"` // File's directory was not there
+}
+
+func (s saved) key() string { return key(s.Kind, s.Target, s.Client) }
+
+func (s saved) String() string {
+	if s.Kind == KindExport {
+		return fmt.Sprintf("Export %s to %s with %s.", s.Target, s.Client, s.Options)
+	}
+	return fmt.Sprintf("Have %s mounted at %s with %s.", s.Source, s.Target, s.Options)
+}
+
+// save tells what is there before a change, which must be what was planned for.
+func (h *Host) save(now State, c Change) (saved, error) {
+	s := saved{Kind: KindMount, Target: c.Target, Client: c.Client, Source: c.Source, Options: c.From, File: c.File}
+	var holds nfs.Options
+	if c.Kind == KindExport {
+		s.Kind = KindExport
+		holds, _ = now.exported(c.Target, c.Client)
+	} else {
+		m, err := now.At(c.Target)
+		if err != nil {
+			return saved{}, err
+		}
+		if m.Source == c.Source {
+			holds = m.Again()
+		}
+	}
+	if !slices.Equal(holds, c.From) {
+		return saved{}, fmt.Errorf("%s is not any more as it was planned for: plan again", c.key())
+	}
+	if s.File == "" {
+		return s, nil
+	}
+	text, err := os.ReadFile(h.path(s.File))
+	switch {
+	case err == nil:
+		s.Text = new(string(text))
+	case !errors.Is(err, fs.ErrNotExist):
+		return saved{}, err
+	default:
+		_, err := os.Stat(filepath.Dir(h.path(s.File)))
+		s.NewDir = errors.Is(err, fs.ErrNotExist)
+	}
+	return s, nil
+}
+
+// merge adds what was there before further changes. What was there first stays.
+func merge(kept, further []saved) []saved {
+	all := slices.Clone(kept)
+	for _, s := range further {
+		if !slices.ContainsFunc(all, func(o saved) bool { return o.key() == s.key() }) {
+			all = append(all, s)
+		}
+	}
+	return all
+}
+
+func (h *Host) recordFile() string { return filepath.Join(h.dir, "undo.json") }
+
+// kept reads the undo record.
+func (h *Host) kept() ([]saved, error) {
+	name := h.path(h.recordFile())
+	text, err := os.ReadFile(name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	} else if err != nil {
+		return nil, fmt.Errorf("read the undo record: %w", err)
+	}
+	var all []saved
+	d := json.NewDecoder(bytes.NewReader(text))
+	d.DisallowUnknownFields()
+	if err := d.Decode(&all); err != nil {
+		return nil, fmt.Errorf("undo record %s cannot be read: %w: put back by hand what it names, then remove it", name, err)
+	}
+	return all, nil
+}
+
+// keep replaces the undo record.
+func (h *Host) keep(all []saved) error {
+	if len(all) == 0 {
+		return h.sys.remove(h.recordFile(), false)
+	}
+	text, err := json.MarshalIndent(all, "", "  ")
+	if err == nil {
+		err = h.sys.write(h.recordFile(), string(text)+"\n")
+	}
+	if err != nil {
+		return fmt.Errorf("write the undo record: %w", err)
+	}
+	return nil
+}
+
+// putBack restores all of them, the last change first, and says what it did. One
+// that fails does not keep the others from being restored.
+func (h *Host) putBack(ctx context.Context, all []saved, force bool) ([]string, error) {
+	var did []string
+	var faults []error
+	for _, s := range slices.Backward(all) {
+		d, err := h.restore(ctx, s, force)
+		did = append(did, d...)
+		if err != nil {
+			faults = append(faults, fmt.Errorf("put back the %s: %w", s.key(), err))
+		}
+	}
+	return did, errors.Join(faults...)
+}
+
+func (h *Host) restore(ctx context.Context, s saved, force bool) (did []string, err error) {
+	if s.File != "" {
+		if s.Text != nil {
+			err = h.sys.write(s.File, *s.Text)
+		} else {
+			err = h.sys.remove(s.File, s.NewDir)
+		}
+		if err == nil {
+			err = h.reload(ctx, s.File)
+		}
+	}
+	again := h.restoreMount
+	if s.Kind == KindExport {
+		again = h.restoreExport
+	}
+	did, againErr := again(ctx, s, force)
+	return did, errors.Join(err, againErr)
+}
+
+func (h *Host) restoreExport(ctx context.Context, s saved, _ bool) ([]string, error) {
+	if now, err := h.exported(ctx, s.Target, s.Client); err == nil && slices.Equal(now, s.Options) {
+		return nil, nil
+	}
+	if _, err := h.export(ctx, s.Target, s.Client, s.Options); err != nil {
+		return nil, err
+	}
+	return []string{s.String()}, nil
+}
+
+func (h *Host) restoreMount(ctx context.Context, s saved, force bool) (did []string, err error) {
+	for {
+		mounts, err := h.mounts()
+		if err != nil {
+			return did, err
+		}
+		there := stack(mounts, s.Target)
+		if len(there) == 0 {
+			if len(did) > 0 {
+				return did, fmt.Errorf("%s was mounted again, and somebody has unmounted it", s.Source)
+			}
+			if _, err := h.sys.run(ctx, "mount", "-t", "nfs", "-o", s.Options.String(), s.Source, s.Target); err != nil {
+				return did, err
+			}
+			did = append(did, s.String())
+			continue
+		}
+		top := there[len(there)-1]
+		now := top.Again()
+		switch {
+		case top.Source != s.Source || !nfs.IsNFS(top.Type):
+			return did, fmt.Errorf("%s of type %s is mounted at %s now: unmount it, then undo again", top.Source, top.Type, s.Target)
+		case len(there) == 1 && slices.Equal(now, s.Options):
+			return did, nil
+		case len(did) > 0:
+			return append(did, fmt.Sprintf("The kernel grants %s, no more %s.", only(now, s.Options), only(s.Options, now))), nil
+		case len(there) == 1 && remountable(now, s.Options):
+			err = h.remount(ctx, s.Source, s.Target, s.Options)
+			did = append(did, s.String())
+		default:
+			err = h.unmount(ctx, top, force)
+		}
+		if err != nil {
+			return did, err
+		}
+	}
+}
