@@ -1,0 +1,514 @@
+package host
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/glance-dtn/glance-dtn/internal/durable"
+	"github.com/glance-dtn/glance-dtn/nfs"
+)
+
+func plan(t *testing.T, h *Host, wishes ...Wish) []Change {
+	t.Helper()
+	s, err := h.Read(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	changes, err := Plan(s, wishes...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return changes
+}
+
+func wantSame(t *testing.T, got, want string) {
+	t.Helper()
+	if got != want {
+		t.Errorf("got\n%s\nwant\n%s", got, want)
+	}
+}
+
+var (
+	toAsync   = Wish{Export: export, Options: nfs.Options{"async"}}
+	toLarge   = Wish{Mount: point, Options: nfs.Options{"rsize=1048576", "wsize=1048576"}}
+	toSync    = Wish{Mount: point, Options: nfs.Options{"sync"}}
+	toUnknown = Wish{Mount: point, Options: nfs.Options{"nosuchoption"}}
+)
+
+// hosts are the kinds of hosts that differ in how a mount is changed.
+var hosts = []struct {
+	name  string
+	setUp func(f *fake)
+	file  string // that has the change of a mount
+	lasts bool
+}{
+	{"without systemd", func(*fake) {}, "/var/lib/glance-dtn/fstab", false},
+	{"a unit from fstab", func(f *fake) { f.withSystemd("/run/systemd/generator/mnt-dtn.mount") }, unitDir + "/mnt-dtn.mount.d/" + dropIn, true},
+	{"a unit of the operator", func(f *fake) { f.withSystemd(unitDir + "/mnt-dtn.mount") }, unitDir + "/mnt-dtn.mount.d/" + dropIn, true},
+	{"mounted by hand", func(f *fake) { f.withSystemd("") }, unitDir + "/mnt-dtn.mount", false},
+}
+
+func TestApplyAndUndo(t *testing.T) {
+	for _, host := range hosts {
+		t.Run(host.name, func(t *testing.T) {
+			h, f := newFake(t)
+			host.setUp(f)
+			before := f.snapshot()
+			changes := plan(t, h, toAsync, toLarge)
+			if len(changes) != 2 || changes[0].Kind != KindExport || changes[1].Kind != KindMount {
+				t.Fatalf("planned %+v, want an export and a mount", changes)
+			}
+			if c := changes[1]; c.File != host.file || c.Lasts != host.lasts {
+				t.Errorf("the mount is in %s and lasts: %v; want %s, %v", c.File, c.Lasts, host.file, host.lasts)
+			}
+			results, err := h.Apply(t.Context(), changes, Options{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := results[0].Granted; !slices.Contains(got, "async") {
+				t.Errorf("the export has %s, want async", got)
+			}
+			if got := results[1].Granted; !slices.Contains(got, "rsize=1048576") || len(results[1].Differences) > 0 {
+				t.Errorf("the mount has %s, differences %v", got, results[1].Differences)
+			}
+			own, err := os.ReadFile(h.path(host.file))
+			if err != nil || !strings.HasPrefix(string(own), header) || !strings.Contains(string(own), "rsize=1048576") {
+				t.Errorf("%s has %q, %v", host.file, own, err)
+			}
+			if again := plan(t, h, toAsync, toLarge); len(again) > 0 {
+				t.Errorf("planned again: %+v, want nothing", again)
+			}
+			says, err := h.Undoable()
+			if err != nil || len(says) != 2 || !strings.Contains(says[1], "sync") {
+				t.Errorf("what can be undone: %q, %v", says, err)
+			}
+			did, err := h.Undo(t.Context(), false)
+			if err != nil || !slices.Equal(did, says) {
+				t.Errorf("undone: %q, %v; want %q", did, err, says)
+			}
+			wantSame(t, f.snapshot(), before)
+			f.steps = nil
+			if did, err := h.Undo(t.Context(), false); err != nil || len(did)+len(f.steps) > 0 {
+				t.Errorf("undone again: %q, %v, %q; want nothing to be done", did, err, f.steps)
+			}
+		})
+	}
+}
+
+// TestEveryFaultIsPutBack lets each step of an Apply fail once, before its effect
+// and after it: everything is as it was. And it lets the process die there: an Undo
+// repairs.
+func TestEveryFaultIsPutBack(t *testing.T) {
+	for _, host := range hosts {
+		for _, wishes := range [][]Wish{{toAsync, toLarge}, {toSync}} {
+			for _, crash := range []bool{false, true} {
+				for _, after := range []bool{false, true} {
+					for n, more := 1, true; more; n++ {
+						name := fmt.Sprintf("%s/%s/step %d, after its effect: %v, crash: %v", host.name, wishes[len(wishes)-1].Options, n, after, crash)
+						h, f := newFake(t)
+						host.setUp(f)
+						before := f.snapshot()
+						changes := plan(t, h, wishes...)
+						f.failAt, f.after, f.crash = n, after, crash
+						_, err := h.Apply(t.Context(), changes, Options{})
+						if more = len(f.steps) >= n; !more {
+							if err != nil || n < 3 {
+								t.Fatalf("%s: %v without a fault", name, err)
+							}
+							break
+						}
+						if done := strings.HasPrefix(f.steps[n-1], "exportfs ") || strings.HasPrefix(f.steps[n-1], "umount "); err == nil && after && !crash && done {
+							continue // these are judged by what they have done
+						}
+						if !errors.Is(err, errFault) {
+							t.Fatalf("%s, %s: the error is %v", name, f.steps[n-1], err)
+						}
+						if crash {
+							f.failAt = 0
+							if _, err := h.Undo(t.Context(), false); err != nil {
+								t.Errorf("%s, %s: undo: %v", name, f.steps[n-1], err)
+							}
+						} else if !strings.Contains(err.Error(), "everything is as it was") {
+							t.Errorf("%s, %s: %v", name, f.steps[n-1], err)
+						}
+						if got := f.snapshot(); got != before {
+							t.Errorf("%s, %s: got\n%s\nwant\n%s", name, f.steps[n-1], got, before)
+						}
+					}
+				}
+			}
+		}
+	}
+}
+
+// TestUndoIsRepeated lets each step of an Undo fail: the next one completes it.
+func TestUndoIsRepeated(t *testing.T) {
+	for _, host := range hosts {
+		for _, after := range []bool{false, true} {
+			for n, more := 1, true; more; n++ {
+				h, f := newFake(t)
+				host.setUp(f)
+				before := f.snapshot()
+				if _, err := h.Apply(t.Context(), plan(t, h, toAsync, toLarge), Options{}); err != nil {
+					t.Fatal(err)
+				}
+				f.steps, f.failAt, f.after, f.crash = nil, n, after, true
+				_, err := h.Undo(t.Context(), false)
+				if more = len(f.steps) >= n; more && !errors.Is(err, errFault) {
+					t.Errorf("%s, %s: the error is %v", host.name, f.steps[n-1], err)
+				}
+				f.failAt = 0
+				if _, err := h.Undo(t.Context(), false); err != nil {
+					t.Errorf("%s, step %d: undo again: %v", host.name, n, err)
+				}
+				wantSame(t, f.snapshot(), before)
+			}
+		}
+	}
+}
+
+func TestUndoGoesBackToTheFirstState(t *testing.T) {
+	h, f := newFake(t)
+	before := f.snapshot()
+	for _, w := range []Wish{toAsync, toLarge, {Mount: point, Options: nfs.Options{"rsize=8192"}}, toSync, {Export: export, Options: nfs.Options{"ro"}}} {
+		if _, err := h.Apply(t.Context(), plan(t, h, w), Options{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	middle := f.snapshot()
+	refused := errors.New("slower")
+	_, err := h.Apply(t.Context(), plan(t, h, Wish{Mount: point, Options: nfs.Options{"rsize=4096"}}), Options{Accept: func(context.Context) error {
+		if got := f.mounts[f.top(point)].Effective(); !slices.Contains(got, "rsize=4096") {
+			t.Errorf("measured with %s", got)
+		}
+		return refused
+	}})
+	if !errors.Is(err, refused) {
+		t.Errorf("the error is %v, want %v", err, refused)
+	}
+	wantSame(t, f.snapshot(), middle)
+	if _, err := h.Undo(t.Context(), false); err != nil {
+		t.Fatal(err)
+	}
+	wantSame(t, f.snapshot(), before)
+}
+
+func TestANewMountThatFailsIsReplacedByTheOld(t *testing.T) {
+	for _, host := range hosts {
+		h, f := newFake(t)
+		host.setUp(f)
+		before := f.snapshot()
+		_, err := h.Apply(t.Context(), plan(t, h, toUnknown), Options{})
+		if err == nil || !strings.Contains(err.Error(), "incorrect mount option") || !strings.Contains(err.Error(), "everything is as it was") {
+			t.Errorf("%s: the error is %v", host.name, err)
+		}
+		wantSame(t, f.snapshot(), before)
+	}
+}
+
+func TestBothFaultsAreTold(t *testing.T) {
+	h, f := newFake(t)
+	changes := plan(t, h, toLarge)
+	f.failAt, f.crash = 4, true // the record, fstab, umount, mount
+	_, err := h.Apply(t.Context(), changes, Options{})
+	if err == nil || !strings.Contains(err.Error(), "undo it again") || f.top(point) >= 0 {
+		t.Errorf("the error is %v, want that of the mount and that of the old mount", err)
+	}
+}
+
+func TestPlan(t *testing.T) {
+	h, f := newFake(t)
+	const other = exportsDir + "/site.exports"
+	s := func() State {
+		s, err := h.Read(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s
+	}
+	wantSays := func(w Wish, lasts bool, file string, want ...string) {
+		t.Helper()
+		changes, err := Plan(s(), w)
+		if err != nil || len(changes) != 1 {
+			t.Errorf("%+v: %d changes, %v", w, len(changes), err)
+			return
+		}
+		c := changes[0]
+		if c.Lasts != lasts || c.File != file {
+			t.Errorf("%+v: lasts %v by %q, want %v by %q", w, c.Lasts, c.File, lasts, file)
+		}
+		for _, part := range want {
+			if !strings.Contains(c.Says, part) {
+				t.Errorf("%q does not say %q", c.Says, part)
+			}
+		}
+	}
+	wantSays(toAsync, true, ownExports, "Export /export/glance to ctrl.example.org with async instead of sync", "loses power")
+	wantSays(toLarge, false, "/var/lib/glance-dtn/fstab", "Unmount /mnt/dtn", "rsize=1048576,wsize=1048576 instead of rsize=131072,wsize=131072", "change the line of /etc/fstab")
+	wantSays(toSync, false, "", "Remount /mnt/dtn with sync instead of the default")
+
+	f.put(other, export+" ctrl.example.org(rw,sync,no_root_squash)\n")
+	wantSays(toAsync, true, ownExports, "duplicate of the one in "+other)
+	f.put(exportsDir+"/00-first.exports", export+" ctrl.example.org(rw,sync,no_root_squash)\n")
+	wantSays(toAsync, false, "", exportsDir+"/00-first.exports exports it too", "write async there")
+	f.put(exportsFile, export+" ctrl(rw,sync,no_root_squash)\n") // perhaps the same host
+	wantSays(toAsync, false, "", exportsFile+" exports it too")
+
+	f.mounts = append(f.mounts, nfs.Mount{ID: 50, Parent: 1, Device: f.mounts[1].Device, Root: "/", Point: "/mnt/too", Type: "nfs", Source: source, Super: f.mounts[1].Super})
+	f.show()
+	wantSays(toSync, false, "", "holds for /mnt/too too")
+
+	for _, tt := range []struct {
+		w    Wish
+		want string
+	}{
+		{Wish{Mount: "/mnt/dtn/x", Options: nfs.Options{"sync"}}, "name that"},
+		{Wish{Mount: "/srv", Options: nfs.Options{"sync"}}, "nothing is mounted at /srv"},
+		{Wish{Mount: "/", Options: nfs.Options{"sync"}}, "type ext4"},
+		{Wish{Mount: "dtn", Options: nfs.Options{"sync"}}, "absolute"},
+		{Wish{Mount: point}, "no option"},
+		{Wish{Mount: point, Options: nfs.Options{"rsize=x"}}, "rsize"},
+		{Wish{Mount: point, Options: nfs.Options{"sync,ro"}}, "not one option"},
+		{Wish{Mount: point, Options: nfs.Options{"sync\nExecStart=x"}}, "not one option"},
+		{Wish{Mount: point, Options: nfs.Options{"x-systemd.automount"}}, "not about a mount that is there"},
+		{Wish{Export: "/export", Options: nfs.Options{"sync"}}, "not exported to anyone: the table has ctrl.example.org:/export/glance, 192.0.2.0/24:/srv/other"},
+		{Wish{Export: export, Client: "b", Options: nfs.Options{"sync"}}, "not exported to b"},
+		{Wish{Export: export, Options: nfs.Options{"anonuid=x", "async"}}, "anonuid"},
+	} {
+		if c, err := Plan(s(), tt.w); err == nil || !strings.Contains(err.Error(), tt.want) {
+			t.Errorf("%+v: %+v, %v; want %q", tt.w, c, err, tt.want)
+		}
+	}
+	if _, err := Plan(s(), toSync, toLarge); err == nil || !strings.Contains(err.Error(), "two wishes") {
+		t.Errorf("two wishes for one mount: %v", err)
+	}
+
+	f.mounts[1].Root = "/sub"
+	f.show()
+	if _, err := Plan(s(), toSync); err == nil || !strings.Contains(err.Error(), "bind mount") {
+		t.Errorf("a bind mount: %v", err)
+	}
+	f.mounts = slices.Insert(f.mounts, 1, nfs.Mount{ID: 51, Parent: 1, Device: "0:9", Root: "/", Point: point, Type: "autofs", Source: "systemd-1", Super: nfs.Options{"rw"}})
+	f.mounts[2].Parent = 51
+	f.show()
+	if _, err := Plan(s(), toSync); err == nil || !strings.Contains(err.Error(), "autofs") {
+		t.Errorf("an automount: %v", err)
+	}
+	f.put(exportsFile, "no path\n")
+	if _, err := Plan(s(), toAsync); err == nil || !strings.Contains(err.Error(), exportsFile) {
+		t.Errorf("exports that cannot be read: %v", err)
+	}
+	f.table = nil
+	f.put(exportsFile, "")
+	if _, err := Plan(s(), toAsync); err == nil || !strings.Contains(err.Error(), "exports nothing") {
+		t.Errorf("a host without a server: %v", err)
+	}
+}
+
+func TestAPlanIsForOneState(t *testing.T) {
+	h, f := newFake(t)
+	changes := plan(t, h, toAsync, toLarge)
+	f.mounts[1].Options = nfs.Options{"ro"}
+	f.show()
+	before := f.snapshot()
+	if _, err := h.Apply(t.Context(), changes, Options{}); err == nil || !strings.Contains(err.Error(), "plan again") {
+		t.Errorf("the error is %v", err)
+	}
+	wantSame(t, f.snapshot(), before)
+}
+
+func TestABusyMountIsRefusedAndForced(t *testing.T) {
+	h, f := newFake(t)
+	f.put("/proc/4711/comm", "qemu-img\n")
+	fd := h.path("/proc/4711/fd/3")
+	if err := errors.Join(os.MkdirAll(filepath.Dir(fd), 0o755), os.Symlink(point+"/image", fd)); err != nil {
+		t.Fatal(err)
+	}
+	f.put("/proc/4712/maps", "7f00-7f01 r-xp 00000000 00:29 12   /mnt/dtn-other/lib so\n")
+	f.put("/proc/4713/maps", "7f00-7f01 r-xp 00000000 00:29 12   /mnt/dtn/lib so\n")
+	before := f.snapshot()
+	f.steps = nil
+	_, err := h.Apply(t.Context(), plan(t, h, toLarge), Options{})
+	busy, is := errors.AsType[*BusyError](err)
+	if !is || len(busy.Holders) != 2 || busy.Holders[0] != (Holder{4711, "qemu-img", "fd /mnt/dtn/image"}) || busy.Holders[1].What != "map /mnt/dtn/lib so" {
+		t.Errorf("the error is %v", err)
+	}
+	if len(f.steps) > 0 {
+		t.Errorf("%q was done", f.steps)
+	}
+	if err := os.RemoveAll(h.path("/proc/4711")); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.RemoveAll(h.path("/proc/4713")); err != nil {
+		t.Fatal(err)
+	}
+	f.busy = true // somebody whom /proc does not show
+	_, err = h.Apply(t.Context(), plan(t, h, toLarge), Options{})
+	if busy, is = errors.AsType[*BusyError](err); !is || !strings.Contains(busy.Error(), "losetup") {
+		t.Errorf("the error is %v", err)
+	}
+	wantSame(t, f.snapshot(), before)
+	if _, err = h.Apply(t.Context(), plan(t, h, toLarge), Options{Force: true}); err != nil || !slices.Contains(f.steps, "umount -l "+point) {
+		t.Errorf("forced: %v, %q", err, f.steps)
+	}
+	if _, err := h.Undo(t.Context(), false); err == nil {
+		t.Error("an undo without force unmounted a busy mount")
+	}
+	if _, err := h.Undo(t.Context(), true); err != nil {
+		t.Error(err)
+	}
+	wantSame(t, f.snapshot(), before)
+
+	f.mounts = append(f.mounts, nfs.Mount{ID: 50, Parent: f.mounts[1].ID, Device: "0:9", Root: "/", Point: point + "/sub", Type: "tmpfs", Source: "tmpfs", Super: nfs.Options{"rw"}})
+	f.show()
+	for _, force := range []bool{false, true} {
+		_, err := h.Apply(t.Context(), plan(t, h, toLarge), Options{Force: force})
+		if busy, is := errors.AsType[*BusyError](err); !is || !slices.Equal(busy.Mounts, []string{point + "/sub"}) {
+			t.Errorf("a mount on the mount, force %v: %v", force, err)
+		}
+	}
+}
+
+func TestWhatIsGrantedIsTold(t *testing.T) {
+	h, f := newFake(t)
+	f.limit = "524288"
+	r, err := h.Apply(t.Context(), plan(t, h, Wish{Mount: point, Options: nfs.Options{"rsize=1048576", "fsc"}}), Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := nfs.Difference{Option: "rsize", Asked: "1048576", Granted: "524288"}
+	if !slices.Equal(r[0].Differences, []nfs.Difference{want}) || len(r[0].Notes) != 1 || !strings.Contains(r[0].Notes[0], "the server allows no more") {
+		t.Errorf("differences %v, notes %q", r[0].Differences, r[0].Notes)
+	}
+}
+
+func TestUndoOfWhatIsSomethingElseNow(t *testing.T) {
+	h, f := newFake(t)
+	if _, err := h.Apply(t.Context(), plan(t, h, toLarge), Options{}); err != nil {
+		t.Fatal(err)
+	}
+	f.mounts[1].Source = "elsewhere:/export"
+	f.show()
+	if _, err := h.Undo(t.Context(), true); err == nil || !strings.Contains(err.Error(), "elsewhere:/export") {
+		t.Errorf("the error is %v", err)
+	}
+	if says, err := h.Undoable(); err != nil || len(says) != 1 {
+		t.Errorf("the record has %q, %v; want it kept", says, err)
+	}
+	f.put("/var/lib/glance-dtn/undo.json", `[{"kind":`)
+	if _, err := h.Undo(t.Context(), false); err == nil || !strings.Contains(err.Error(), "by hand") {
+		t.Errorf("a damaged record: %v", err)
+	}
+}
+
+func TestOneAtATime(t *testing.T) {
+	h, _ := newFake(t)
+	lock, err := h.lock()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer lock.Close()
+	if _, err := h.Apply(t.Context(), plan(t, h, toLarge), Options{}); !errors.Is(err, durable.ErrLocked) {
+		t.Errorf("the error is %v, want %v", err, durable.ErrLocked)
+	}
+}
+
+func TestScratch(t *testing.T) {
+	h, f := newFake(t)
+	before := f.snapshot()
+	var dir string
+	fault := errors.New("measured nothing")
+	err := h.Scratch(t.Context(), source, nfs.Options{"rsize=8192"}, func(d string) error {
+		dir = d
+		if got := f.mounts[f.top(d)]; got.Source != source || !slices.Contains(got.Super, "nosharecache") || !slices.Contains(got.Super, "rsize=8192") {
+			t.Errorf("mounted %v", got)
+		}
+		if err := h.Scratch(t.Context(), source, nil, nil); !errors.Is(err, durable.ErrLocked) {
+			t.Errorf("a second one: %v", err)
+		}
+		return fault
+	})
+	if !errors.Is(err, fault) || f.top(dir) >= 0 {
+		t.Errorf("%v, and %s is mounted: %v", err, dir, f.top(dir) >= 0)
+	}
+
+	f.mount(source, dir, nil) // what a killed process left
+	f.mount(source, dir, nil)
+	f.busy = true
+	err = h.Scratch(t.Context(), source, nil, func(string) error {
+		if n := len(stack(f.mounts, dir)); n != 1 {
+			t.Errorf("%d mounts at %s", n, dir)
+		}
+		return nil
+	})
+	if _, is := errors.AsType[*BusyError](err); !is || f.top(dir) >= 0 {
+		t.Errorf("a file was left open: %v", err)
+	}
+	f.busy = false
+	ctx, cancel := context.WithCancel(t.Context())
+	err = h.Scratch(ctx, source, nil, func(string) error { cancel(); return ctx.Err() })
+	if !errors.Is(err, context.Canceled) || f.top(dir) >= 0 {
+		t.Errorf("cancelled: %v, and %s is mounted: %v", err, dir, f.top(dir) >= 0)
+	}
+	if err := h.Scratch(t.Context(), source, nfs.Options{"nosuchoption"}, nil); err == nil {
+		t.Error("a mount that fails is no error")
+	}
+	if err := h.Scratch(t.Context(), "export", nil, nil); err == nil {
+		t.Error("a source without a host is no error")
+	}
+	wantSame(t, f.snapshot(), before)
+}
+
+func TestUnitName(t *testing.T) {
+	points := map[string]string{
+		"/":                    "-.mount",
+		"/mnt/dtn":             "mnt-dtn.mount",
+		"/mnt/a-b c/.x/ü/\\q":  `mnt-a\x2db\x20c-.x-\xc3\xbc-\x5cq.mount`,
+		"/.foo":                `\x2efoo.mount`,
+		"/srv/A:b_c.d@%\"'\t1": `srv-A:b_c.d\x40\x25\x22\x27\x091.mount`,
+	}
+	for p, want := range points {
+		if got := UnitName(p); got != want {
+			t.Errorf("UnitName(%q) is %s, want %s", p, got, want)
+		}
+	}
+	if _, err := exec.LookPath("systemd-escape"); err != nil {
+		t.Skip("systemd-escape is not here to compare with")
+	}
+	for p := range points {
+		out, err := exec.CommandContext(t.Context(), "systemd-escape", "--path", "--suffix=mount", p).Output()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, want := UnitName(p), strings.TrimSpace(string(out)); got != want {
+			t.Errorf("UnitName(%q) is %s, systemd-escape says %s", p, got, want)
+		}
+	}
+}
+
+// TestUnitsAreRight has systemd itself read the units.
+func TestUnitsAreRight(t *testing.T) {
+	analyze, err := exec.LookPath("systemd-analyze")
+	if err != nil {
+		t.Skip("systemd-analyze is not here")
+	}
+	dir := t.TempDir()
+	for _, p := range []string{"/mnt/dtn", "/mnt/100% a-b"} {
+		unit := filepath.Join(dir, UnitName(p))
+		e := nfs.Entry{Source: "[2001:db8::1]:/export/50%", Point: p, Type: "nfs", Options: nfs.ParseOptions(`vers=3,rsize=8192,context="u:r:t:s0:c1,c2"`)}
+		if err := os.WriteFile(unit, []byte(header+mountUnit(e)), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		out, err := exec.CommandContext(t.Context(), analyze, "verify", "--man=no", "--recursive-errors=no", unit).CombinedOutput()
+		if err != nil || strings.Contains(string(out), UnitName(p)) {
+			t.Errorf("systemd-analyze verify: %v: %s", err, out)
+		}
+	}
+}
