@@ -333,7 +333,7 @@ func (h *Host) granted(c Change) (Result, error) {
 
 // explain says in a sentence why the kernel grants something else.
 func explain(d nfs.Difference) string {
-	why := "the kernel decides, and does not say why"
+	why := "the kernel has decided so and does not say why"
 	switch d.Option {
 	case "rsize", "wsize":
 		why = "the server allows no more, or the kernel has rounded it down"
@@ -342,7 +342,7 @@ func explain(d nfs.Difference) string {
 	case "sync", "acregmin", "acregmax", "acdirmin", "acdirmax":
 		why = "noac implies it"
 	}
-	return fmt.Sprintf("%s: %s.", strings.ToUpper(d.String()[:1])+d.String()[1:], why)
+	return fmt.Sprintf("The kernel grants %s, not %s, for %s: %s.", d.Granted, d.Asked, d.Option, why)
 }
 
 // reload has systemd read its units anew if name is one.

@@ -1,0 +1,169 @@
+package host_test
+
+import (
+	"context"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/glance-dtn/glance-dtn/deploy/kernel/guest"
+	"github.com/glance-dtn/glance-dtn/nfs"
+	"github.com/glance-dtn/glance-dtn/nfs/host"
+)
+
+// sourceUnderSystemd names, in the environment of TestUnderSystemd, what to mount.
+const sourceUnderSystemd = "GLANCE_DTN_TEST_SOURCE"
+
+// TestKernelSystemd boots a systemd as the first process of a machine, and has it
+// make the mounts.
+func TestKernelSystemd(t *testing.T) {
+	guest.Need(t)
+	dtn, ctrl := guest.NewMachine(t, "dtn"), guest.NewMachine(t, "ctrl")
+	guest.Connect(t, dtn, "10.0.0.1/24", ctrl, "10.0.0.2/24")
+	server := dtn.Serve(t, "sync")
+	ctrl.Run(t, "mount", "-t", "cgroup2", "none", "/sys/fs/cgroup")
+	for _, dir := range []string{"/etc/systemd/system", "/etc/systemd/system-generators"} {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	const target = "/etc/systemd/system/test.target"
+	write(t, target, "[Unit]\nDescription=Nothing\nDefaultDependencies=no\n")
+	t.Cleanup(func() { _ = os.Remove(target) })
+	generators, err := os.ReadDir("/usr/lib/systemd/system-generators")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, g := range generators { // each takes the guest a second, at each daemon-reload
+		mask := filepath.Join("/etc/systemd/system-generators", g.Name())
+		if _, err := os.Lstat(mask); os.IsNotExist(err) {
+			if err := os.Symlink("/dev/null", mask); err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { _ = os.Remove(mask) })
+		}
+	}
+	systemd := exec.Command("unshare", "--mount", "--mount-proc", "env", "container=test", "/lib/systemd/systemd", "--unit=test.target", "--show-status=false", "--log-target=kmsg")
+	systemd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWPID}
+	ctrl.Within(t, func() { err = systemd.Start() })
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = systemd.Process.Kill()
+		_ = systemd.Wait()
+	})
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	inside := func(command ...string) *exec.Cmd {
+		enter := []string{"--target", strconv.Itoa(systemd.Process.Pid), "--pid", "--mount", "--net", "--uts", "--"}
+		return exec.CommandContext(ctx, "nsenter", append(enter, command...)...)
+	}
+	for end := time.Now().Add(time.Minute); inside("systemctl", "is-active", "--quiet", "test.target").Run() != nil; time.Sleep(100 * time.Millisecond) {
+		if time.Now().After(end) {
+			out, err := inside("systemctl", "status", "--no-pager").CombinedOutput()
+			t.Fatalf("systemd is not up after a minute: %v: %s", err, out)
+		}
+	}
+	test := inside(self, "-test.run=^TestUnderSystemd$", "-test.v")
+	test.Env = append(test.Environ(), sourceUnderSystemd+"="+server.Source())
+	out, err := test.CombinedOutput()
+	t.Logf("%s", out)
+	if err != nil || !strings.Contains(string(out), "--- PASS: TestUnderSystemd") {
+		t.Errorf("the test under systemd: %v", err)
+	}
+}
+
+// TestUnderSystemd is what TestKernelSystemd runs under that systemd.
+func TestUnderSystemd(t *testing.T) {
+	source := os.Getenv(sourceUnderSystemd)
+	if source == "" {
+		t.Skip("TestKernelSystemd runs it")
+	}
+	const dir = "/srv/mnt-dtn 1"
+	unit := host.UnitName(dir)
+	h := host.New("/run/glance-dtn-test")
+	run := func(name string, args ...string) string {
+		t.Helper()
+		out, err := exec.CommandContext(t.Context(), name, args...).CombinedOutput()
+		if err != nil {
+			t.Fatalf("%s %q: %v: %s", name, args, err, out)
+		}
+		return strings.TrimSpace(string(out))
+	}
+	now := func() (nfs.Options, host.State) {
+		t.Helper()
+		s, err := h.Read(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		m, err := s.At(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return m.Again(), s
+	}
+	ours := func() (files []string) {
+		t.Helper()
+		err := filepath.WalkDir("/etc/systemd/system", func(name string, d fs.DirEntry, err error) error {
+			if strings.Contains(name, unit) {
+				files = append(files, name)
+			}
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return files
+	}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	// The operator's own unit, as systemd makes one of a line of fstab too; then none.
+	operators := filepath.Join("/run/systemd/system", unit)
+	const options = "vers=3,nolock,rsize=32768,wsize=32768"
+	write(t, operators, "[Mount]\nWhat="+source+"\nWhere="+dir+"\nType=nfs\nOptions="+options+"\n")
+	run("systemctl", "daemon-reload")
+	run("systemctl", "start", unit)
+	for _, file := range []string{"/etc/systemd/system/" + unit + ".d/zz-glance-dtn.conf", "/etc/systemd/system/" + unit} {
+		byHand := !strings.HasSuffix(file, ".conf")
+		before, s := now()
+		if !s.Systemd || s.Units[dir].Ours || (s.Units[dir].Path == "") != byHand {
+			t.Fatalf("systemd %v, unit %+v", s.Systemd, s.Units[dir])
+		}
+		if r := applied(t, h, host.Wish{Mount: dir, Options: nfs.Options{"rsize=8192"}}, host.Options{}); r.File != file {
+			t.Errorf("the change is in %s, want %s", r.File, file)
+		}
+		if got, s := now(); !slices.Contains(got, "rsize=8192") || s.Units[dir].Ours != byHand {
+			t.Errorf("it has %s, unit %+v", got, s.Units[dir])
+		}
+		if !byHand { // what a boot would do
+			run("systemctl", "restart", unit)
+			if got, _ := now(); !slices.Contains(got, "rsize=8192") {
+				t.Errorf("after a restart of the unit it has %s", got)
+			}
+			if err := os.Remove(operators); err != nil {
+				t.Fatal(err)
+			}
+		}
+		undone(t, h)
+		if got, s := now(); !slices.Equal(got, before) || s.Units[dir].Path != "" || len(ours()) > 0 {
+			t.Errorf("undone, it has %s, want %s; unit %+v, files %q", got, before, s.Units[dir], ours())
+		}
+	}
+	if state := run("systemctl", "is-active", unit); state != "active" {
+		t.Errorf("the unit is %s", state)
+	}
+	run("umount", dir)
+}
