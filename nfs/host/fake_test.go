@@ -61,7 +61,8 @@ func newFake(t *testing.T) (*Host, *fake) {
 
 func (f *fake) put(name, text string) {
 	f.t.Helper()
-	if err := f.linux.write(name, text); err != nil {
+	name = filepath.Join(f.root, name)
+	if err := errors.Join(os.MkdirAll(filepath.Dir(name), 0o755), os.WriteFile(name, []byte(text), 0o644)); err != nil {
 		f.t.Fatal(err)
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/glance-dtn/glance-dtn/internal/durable"
 	"github.com/glance-dtn/glance-dtn/nfs"
@@ -107,40 +108,47 @@ func TestApplyAndUndo(t *testing.T) {
 // repairs.
 func TestEveryFaultIsPutBack(t *testing.T) {
 	for _, host := range hosts {
-		for _, wishes := range [][]Wish{{toAsync, toLarge}, {toSync}} {
-			for _, crash := range []bool{false, true} {
-				for _, after := range []bool{false, true} {
-					for n, more := 1, true; more; n++ {
-						name := fmt.Sprintf("%s/%s/step %d, after its effect: %v, crash: %v", host.name, wishes[len(wishes)-1].Options, n, after, crash)
-						h, f := newFake(t)
-						host.setUp(f)
-						before := f.snapshot()
-						changes := plan(t, h, wishes...)
-						f.failAt, f.after, f.crash = n, after, crash
-						_, err := h.Apply(t.Context(), changes, Options{})
-						if more = len(f.steps) >= n; !more {
-							if err != nil || n < 3 {
-								t.Fatalf("%s: %v without a fault", name, err)
-							}
-							break
+		t.Run(host.name, func(t *testing.T) {
+			t.Parallel()
+			everyFault(t, host.setUp)
+		})
+	}
+}
+
+func everyFault(t *testing.T, setUp func(*fake)) {
+	for _, wishes := range [][]Wish{{toAsync, toLarge}, {toSync}} {
+		for _, crash := range []bool{false, true} {
+			for _, after := range []bool{false, true} {
+				for n, more := 1, true; more; n++ {
+					h, f := newFake(t)
+					setUp(f)
+					before := f.snapshot()
+					changes := plan(t, h, wishes...)
+					f.failAt, f.after, f.crash = n, after, crash
+					_, err := h.Apply(t.Context(), changes, Options{})
+					if more = len(f.steps) >= n; !more {
+						if err != nil || n < 3 {
+							t.Fatalf("%v after %d steps without a fault", err, n-1)
 						}
-						if done := strings.HasPrefix(f.steps[n-1], "exportfs ") || strings.HasPrefix(f.steps[n-1], "umount "); err == nil && after && !crash && done {
-							continue // these are judged by what they have done
+						break
+					}
+					step := fmt.Sprintf("step %d, %s, failing after its effect: %v, crash: %v", n, f.steps[n-1], after, crash)
+					if done := strings.HasPrefix(f.steps[n-1], "exportfs ") || strings.HasPrefix(f.steps[n-1], "umount "); err == nil && after && !crash && done {
+						continue // these are judged by what they have done
+					}
+					if !errors.Is(err, errFault) {
+						t.Fatalf("%s: the error is %v", step, err)
+					}
+					if crash {
+						f.failAt = 0
+						if _, err := h.Undo(t.Context(), false); err != nil {
+							t.Errorf("%s: undo: %v", step, err)
 						}
-						if !errors.Is(err, errFault) {
-							t.Fatalf("%s, %s: the error is %v", name, f.steps[n-1], err)
-						}
-						if crash {
-							f.failAt = 0
-							if _, err := h.Undo(t.Context(), false); err != nil {
-								t.Errorf("%s, %s: undo: %v", name, f.steps[n-1], err)
-							}
-						} else if !strings.Contains(err.Error(), "everything is as it was") {
-							t.Errorf("%s, %s: %v", name, f.steps[n-1], err)
-						}
-						if got := f.snapshot(); got != before {
-							t.Errorf("%s, %s: got\n%s\nwant\n%s", name, f.steps[n-1], got, before)
-						}
+					} else if !strings.Contains(err.Error(), "everything is as it was") {
+						t.Errorf("%s: %v", step, err)
+					}
+					if got := f.snapshot(); got != before {
+						t.Errorf("%s: got\n%s\nwant\n%s", step, got, before)
 					}
 				}
 			}
@@ -196,6 +204,17 @@ func TestUndoGoesBackToTheFirstState(t *testing.T) {
 	wantSame(t, f.snapshot(), middle)
 	if _, err := h.Undo(t.Context(), false); err != nil {
 		t.Fatal(err)
+	}
+	wantSame(t, f.snapshot(), before)
+}
+
+func TestACancelledApplyIsPutBack(t *testing.T) {
+	h, f := newFake(t)
+	before := f.snapshot()
+	ctx, cancel := context.WithCancel(t.Context())
+	_, err := h.Apply(ctx, plan(t, h, toAsync, toLarge), Options{Accept: func(context.Context) error { cancel(); return ctx.Err() }})
+	if !errors.Is(err, context.Canceled) || !strings.Contains(err.Error(), "everything is as it was") {
+		t.Errorf("the error is %v", err)
 	}
 	wantSame(t, f.snapshot(), before)
 }
@@ -464,6 +483,43 @@ func TestScratch(t *testing.T) {
 		t.Error("a source without a host is no error")
 	}
 	wantSame(t, f.snapshot(), before)
+}
+
+func TestCommandsAreBounded(t *testing.T) {
+	if _, err := (linux{}).run(t.Context(), "glance-dtn-no-such-command"); !errors.Is(err, exec.ErrNotFound) {
+		t.Errorf("a command that is not installed: %v", err)
+	}
+	if _, err := (linux{}).run(t.Context(), "cat", "/nonexistent"); err == nil || !strings.Contains(err.Error(), "cat /nonexistent: exit status 1: ") {
+		t.Errorf("a command that fails: %v", err)
+	}
+
+	// xargs has a child, as mount(8) has: both end.
+	const seconds = "98765.4321"
+	args := filepath.Join(t.TempDir(), "args")
+	if err := os.WriteFile(args, []byte(seconds), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	sleeps := func() bool {
+		lines, _ := filepath.Glob("/proc/[0-9]*/cmdline")
+		return slices.ContainsFunc(lines, func(name string) bool {
+			line, _ := os.ReadFile(name)
+			return string(line) == "sleep\x00"+seconds+"\x00"
+		})
+	}
+	ctx, cancel := context.WithCancelCause(t.Context())
+	cause := errors.New("it is enough")
+	go func() {
+		for !sleeps() && t.Context().Err() == nil {
+			time.Sleep(time.Millisecond)
+		}
+		cancel(cause)
+	}()
+	if _, err := (linux{}).run(ctx, "xargs", "-a", args, "sleep"); !errors.Is(err, cause) {
+		t.Errorf("the error is %v, want %v", err, cause)
+	}
+	for sleeps() {
+		time.Sleep(time.Millisecond)
+	}
 }
 
 func TestUnitName(t *testing.T) {

@@ -97,6 +97,9 @@ func TestKernelExports(t *testing.T) {
 		}
 	}
 
+	if s, err := h.Read(t.Context()); err != nil || s.MaxBlockSize != 1<<20 {
+		t.Errorf("nfsd's limit is %d, %v; want 1 MiB", s.MaxBlockSize, err)
+	}
 	if c := planned(t, h, wish)[0]; !c.Lasts || c.File != own || !strings.Contains(c.Says, guest.ExportsFile) {
 		t.Errorf("planned %+v, want a drop-in before %s", c, guest.ExportsFile)
 	}

@@ -163,7 +163,7 @@ func (h *Host) restoreExport(ctx context.Context, s saved, _ bool) ([]string, er
 }
 
 func (h *Host) restoreMount(ctx context.Context, s saved, force bool) (did []string, err error) {
-	for {
+	for range 10 {
 		mounts, err := h.mounts()
 		if err != nil {
 			return did, err
@@ -198,4 +198,5 @@ func (h *Host) restoreMount(ctx context.Context, s saved, force bool) (did []str
 			return did, err
 		}
 	}
+	return did, fmt.Errorf("what is mounted at %s changes again and again: find out who else does it", s.Target)
 }
