@@ -25,7 +25,9 @@ type fake struct {
 	units  map[string]string // unit files that systemd knows, by name
 	limit  string            // the largest rsize that the server grants
 
-	busy  bool // umount says so
+	busy   bool   // umount says so
+	idle   int    // so often systemctl start does nothing
+	starts string // what systemctl start mounts
 	steps []string
 	// The step with this number, from 1, fails before or after its effect; then no
 	// other one is done if it is a crash.
@@ -46,7 +48,7 @@ var errFault = errors.New("injected")
 // newFake returns a host with one mount and two exports.
 func newFake(t *testing.T) (*Host, *fake) {
 	t.Helper()
-	f := &fake{linux: linux{root: t.TempDir()}, t: t, nextID: 100, units: map[string]string{}, limit: "1048576"}
+	f := &fake{linux: linux{root: t.TempDir()}, t: t, nextID: 100, units: map[string]string{}, limit: "1048576", starts: source}
 	f.put("/var/lib/glance-dtn/lock", "") // which stays
 	f.put("/etc/exports", "/srv/other 192.0.2.0/24(ro)\n")
 	f.put("/etc/fstab", source+" "+point+" nfs vers=3 0 0\n")
@@ -236,7 +238,10 @@ func (f *fake) do(line, name string, args []string) error {
 		if o == nil {
 			return fmt.Errorf("unit %s not found", last)
 		}
-		return f.nfsMount(source, point, o)
+		if f.idle--; f.idle >= 0 {
+			return nil
+		}
+		return f.nfsMount(f.starts, point, o)
 	}
 	return fmt.Errorf("unexpected command %q", line)
 }

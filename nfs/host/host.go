@@ -293,7 +293,11 @@ func (h *Host) applyMount(ctx context.Context, state State, c Change, force bool
 			return Result{}, err
 		}
 	}
-	return h.granted(c)
+	r, err := h.granted(c)
+	if err != nil && c.Kind == KindMount { // it was the wrong one
+		err = errors.Join(err, h.clear(ctx, c.Target, true))
+	}
+	return r, err
 }
 
 // granted tells what the kernel made of a change.

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/glance-dtn/glance-dtn/internal/durable"
@@ -230,6 +231,35 @@ func TestANewMountThatFailsIsReplacedByTheOld(t *testing.T) {
 		}
 		wantSame(t, f.snapshot(), before)
 	}
+}
+
+func TestSystemdIsAskedAgain(t *testing.T) {
+	for idle, want := range map[int]bool{2: true, 99: false} {
+		synctest.Test(t, func(t *testing.T) {
+			h, f := newFake(t)
+			f.withSystemd("/run/systemd/generator/mnt-dtn.mount")
+			f.idle = idle
+			_, err := h.Apply(t.Context(), plan(t, h, toLarge), Options{})
+			if (err == nil) != want {
+				t.Errorf("%d times nothing is mounted: %v", idle, err)
+			}
+			if err != nil && (f.top(point) < 0 || !strings.Contains(err.Error(), "mounts nothing")) {
+				t.Errorf("%d times nothing is mounted: %v, and the old mount is there: %v", idle, err, f.top(point) >= 0)
+			}
+		})
+	}
+}
+
+func TestAUnitThatMountsSomethingElse(t *testing.T) {
+	h, f := newFake(t)
+	f.withSystemd("/run/systemd/generator/mnt-dtn.mount")
+	before := f.snapshot()
+	f.starts = "old.example.org:/export"
+	_, err := h.Apply(t.Context(), plan(t, h, toLarge), Options{})
+	if err == nil || !strings.Contains(err.Error(), "old.example.org:/export is mounted there now") || !strings.Contains(err.Error(), "everything is as it was") {
+		t.Errorf("the error is %v", err)
+	}
+	wantSame(t, f.snapshot(), before)
 }
 
 func TestBothFaultsAreTold(t *testing.T) {
