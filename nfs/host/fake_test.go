@@ -28,7 +28,7 @@ type fake struct {
 	busy   bool   // umount says so
 	idle   int    // so often systemctl start does nothing
 	starts string // what systemctl start mounts
-	steps []string
+	steps  []string
 	// The step with this number, from 1, fails before or after its effect; then no
 	// other one is done if it is a crash.
 	failAt       int
