@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -143,9 +144,9 @@ func (h *Host) Undoable() ([]string, error) {
 }
 
 // lock keeps other processes out.
-func (h *Host) lock() (interface{ Close() error }, error) { return lockDir(h.path(h.dir)) }
+func (h *Host) lock() (*os.File, error) { return lockDir(h.path(h.dir)) }
 
-func lockDir(dir string) (interface{ Close() error }, error) {
+func lockDir(dir string) (*os.File, error) {
 	lock, err := durable.LockDir(dir)
 	if err != nil {
 		return nil, fmt.Errorf("use state directory %s: %w", dir, err)

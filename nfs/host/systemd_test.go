@@ -2,7 +2,6 @@ package host_test
 
 import (
 	"context"
-	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -29,32 +28,21 @@ func TestKernelSystemd(t *testing.T) {
 	guest.Connect(t, dtn, "10.0.0.1/24", ctrl, "10.0.0.2/24")
 	server := dtn.Serve(t, "sync")
 	ctrl.Run(t, "mount", "-t", "cgroup2", "none", "/sys/fs/cgroup")
-	for _, dir := range []string{"/etc/systemd/system", "/etc/systemd/system-generators"} {
-		if err := os.MkdirAll(dir, 0o755); err != nil {
-			t.Fatal(err)
-		}
+	// Nothing that the host has installed: a daemon-reload reads all of it, and the guest is slow.
+	for _, dir := range []string{"/etc/systemd/system", "/usr/lib/systemd/system", "/usr/lib/systemd/system-generators"} {
+		ctrl.Run(t, "mkdir", "-p", dir)
+		ctrl.Run(t, "mount", "-t", "tmpfs", "tmpfs", dir)
 	}
-	const target = "/etc/systemd/system/test.target"
-	write(t, target, "[Unit]\nDescription=Nothing\nDefaultDependencies=no\n")
-	t.Cleanup(func() { _ = os.Remove(target) })
-	generators, err := os.ReadDir("/usr/lib/systemd/system-generators")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, g := range generators { // each takes the guest a second, at each daemon-reload
-		mask := filepath.Join("/etc/systemd/system-generators", g.Name())
-		if _, err := os.Lstat(mask); os.IsNotExist(err) {
-			if err := os.Symlink("/dev/null", mask); err != nil {
-				t.Fatal(err)
-			}
-			t.Cleanup(func() { _ = os.Remove(mask) })
-		}
-	}
+	write(t, ctrl.Path("/etc/systemd/system/test.target"), "[Unit]\nDescription=Nothing\nDefaultDependencies=no\n")
 	systemd := exec.Command("unshare", "--mount", "--mount-proc", "env", "container=test", "/lib/systemd/systemd", "--unit=test.target", "--show-status=false", "--log-target=kmsg")
 	systemd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWPID}
-	ctrl.Within(t, func() { err = systemd.Start() })
-	if err != nil {
-		t.Fatal(err)
+	ctrl.Within(t, func() {
+		if err := systemd.Start(); err != nil {
+			t.Error(err)
+		}
+	})
+	if t.Failed() {
+		return
 	}
 	t.Cleanup(func() {
 		_ = systemd.Process.Kill()
@@ -64,7 +52,7 @@ func TestKernelSystemd(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
 	defer cancel()
 	inside := func(command ...string) *exec.Cmd {
 		enter := []string{"--target", strconv.Itoa(systemd.Process.Pid), "--pid", "--mount", "--net", "--uts", "--"}
@@ -114,14 +102,9 @@ func TestUnderSystemd(t *testing.T) {
 		}
 		return m.Again(), s
 	}
-	ours := func() (files []string) {
+	ours := func() []string {
 		t.Helper()
-		err := filepath.WalkDir("/etc/systemd/system", func(name string, d fs.DirEntry, err error) error {
-			if strings.Contains(name, unit) {
-				files = append(files, name)
-			}
-			return err
-		})
+		files, err := filepath.Glob("/etc/systemd/system/*mnt*")
 		if err != nil {
 			t.Fatal(err)
 		}
