@@ -37,6 +37,7 @@ type arrival struct {
 	record
 	export, state *os.Root
 	spawn         func(func()) // starts a goroutine that the Receiver waits for
+	news          *news        // is told when status has changed
 	blocks        uint32
 	part          string // the file's name until it is complete
 
@@ -69,10 +70,10 @@ type arrival struct {
 // session is the sender's Move whose connections may use an arrival.
 type session struct{ id, token, from string }
 
-func newArrival(export, state *os.Root, spawn func(func()), r record) *arrival {
+func newArrival(export, state *os.Root, spawn func(func()), n *news, r record) *arrival {
 	dir, base := path.Split(r.File.Name)
 	a := &arrival{
-		record: r, export: export, state: state, spawn: spawn,
+		record: r, export: export, state: state, spawn: spawn, news: n,
 		blocks: blockCount(r.File.Size), part: dir + "." + base + ".part",
 		conns: map[*tls.Conn]bool{}, writing: map[uint32]bool{},
 	}
@@ -195,6 +196,7 @@ func (a *arrival) enter(s session, join bool, c *tls.Conn) (have bitmap, done bo
 		a.disconnect()
 		a.session, a.lastErr = s, ""
 	}
+	defer a.news.tell()
 	if !a.followed {
 		if err := a.open(); err != nil {
 			return nil, false, noSpace(err)
@@ -227,6 +229,7 @@ func (a *arrival) leave(c *tls.Conn, err error) {
 	}
 	a.lastErr = cmp.Or(a.lastErr, err.Error())
 	a.changed.Broadcast()
+	a.news.tell()
 }
 
 // disconnect cuts every connection. The caller holds mu.
@@ -338,6 +341,7 @@ func (a *arrival) prove(i uint32, sum digest.Block) {
 	for a.prefix < a.blocks && a.proven.has(a.prefix) {
 		a.prefix++
 	}
+	a.news.tell()
 }
 
 // follow proves claims and hashes, until no connection is left. It closes what open opened.
@@ -484,6 +488,7 @@ func (a *arrival) rename() error {
 		return err
 	}
 	a.arrived = true
+	a.news.tell()
 	return nil
 }
 

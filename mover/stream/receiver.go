@@ -63,6 +63,7 @@ type Receiver struct {
 	opts          ReceiverOptions
 	log           *slog.Logger
 	work          sync.WaitGroup // connections and what follows them
+	news          news           // of what Arrivals tells
 
 	admin sync.Mutex // held while arrivals and tickets change on disk; taken before mu
 
@@ -111,7 +112,7 @@ func (r *Receiver) load() error {
 		return err
 	}
 	for _, rec := range records {
-		a := newArrival(r.export, r.state, r.work.Go, rec)
+		a := newArrival(r.export, r.state, r.work.Go, &r.news, rec)
 		if err := a.restore(); err != nil {
 			return err
 		}
@@ -145,6 +146,10 @@ func (r *Receiver) Arrivals() []mover.Arrival {
 	slices.SortFunc(all, func(a, b mover.Arrival) int { return strings.Compare(a.File.Name, b.File.Name) })
 	return all
 }
+
+// Changed returns a channel that is closed when Arrivals tells something else than it
+// does now, or may do so.
+func (r *Receiver) Changed() <-chan struct{} { return r.news.wait() }
 
 func (r *Receiver) list() []*arrival {
 	r.mu.Lock()
@@ -200,7 +205,7 @@ func (r *Receiver) Drop(name string) error {
 	}
 	a := r.lookup(name)
 	if a == nil { // a file of which the state was lost
-		a = newArrival(r.export, r.state, r.work.Go, record{File: mover.File{Name: name}})
+		a = newArrival(r.export, r.state, r.work.Go, &r.news, record{File: mover.File{Name: name}})
 	}
 	if err := r.discard(a); err != nil {
 		return fmt.Errorf("drop %s: %w", name, err)
@@ -217,6 +222,7 @@ func (r *Receiver) discard(a *arrival) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	delete(r.arrivals, a.File.Name)
+	r.news.tell()
 	return nil
 }
 

@@ -464,6 +464,43 @@ func TestPowerCut(t *testing.T) {
 	}
 }
 
+// TestEveryChangeOfTheInboxIsTold holds that whoever waits for Changed misses nothing.
+func TestEveryChangeOfTheInboxIsTold(t *testing.T) {
+	r := newRig(t)
+	req := r.request(t, r.stage(t, "image", 2*mover.BlockSize))
+	var s *sender
+	for _, c := range []struct {
+		what string
+		do   func()
+		ok   func(all []mover.Arrival) bool
+	}{
+		{"the beginning", func() { s, _ = r.open(t, req, "s", false) }, func(all []mover.Arrival) bool { return len(all) == 1 }},
+		{"a block", func() { s.send(s.block(0)) }, func(all []mover.Arrival) bool { return all[0].Proven == mover.BlockSize }},
+		{"a lost connection", func() { s.Close() }, func(all []mover.Arrival) bool { return all[0].Error != "" }},
+		{"another session", func() { s, _ = r.open(t, req, "t", false) }, func(all []mover.Arrival) bool { return all[0].Error == "" }},
+		{"the last block", func() { s.send(s.block(1)) }, func(all []mover.Arrival) bool { return all[0].Proven == req.Source.Size }},
+		{"the end", func() { s.commit() }, func(all []mover.Arrival) bool { return all[0].State == mover.Arrived }},
+		{"the last connection's end", func() { s.Close() }, func(all []mover.Arrival) bool { return len(all) == 1 }},
+		{"the drop", func() {
+			if err := r.recv().Drop("inbox/image"); err != nil {
+				t.Error(err)
+			}
+		}, func(all []mover.Arrival) bool { return len(all) == 0 }},
+	} {
+		changed, enough := r.recv().Changed(), time.After(time.Minute)
+		c.do()
+		for ok := false; !ok; {
+			select {
+			case <-changed:
+			case <-enough:
+				t.Fatalf("%s was not told; the inbox has %+v", c.what, r.recv().Arrivals())
+			}
+			changed = r.recv().Changed()
+			ok = c.ok(r.recv().Arrivals())
+		}
+	}
+}
+
 // TestResumeTakesLittleMemory holds that an arrival costs little more than the
 // digests of its blocks, however many a restart finds: 32 MiB for 1 TiB.
 func TestResumeTakesLittleMemory(t *testing.T) {
@@ -481,7 +518,7 @@ func TestResumeTakesLittleMemory(t *testing.T) {
 	}
 	var before, after runtime.MemStats
 	runtime.ReadMemStats(&before)
-	a := newArrival(export, state, nil, rec)
+	a := newArrival(export, state, nil, new(news), rec)
 	err = a.restore()
 	runtime.ReadMemStats(&after)
 	if err != nil || a.claimed != blocks || a.sums[7] != (digest.Block{7}) {
@@ -743,7 +780,7 @@ func unfollowed(t *testing.T, size int64) (a *arrival, image []byte) {
 	if err := state.Mkdir(arrivalDir, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	a = newArrival(openRoot(t, r.rig.Destination), state, func(func()) {}, record{File: f})
+	a = newArrival(openRoot(t, r.rig.Destination), state, func(func()) {}, new(news), record{File: f})
 	if _, _, err := a.enter(session{id: "s"}, false, nil); err != nil {
 		t.Fatal(err)
 	}

@@ -145,7 +145,7 @@ func (r *Receiver) note(u use) error {
 
 // create makes the record of an arrival, on an inbox where no file has its name.
 func (r *Receiver) create(f mover.File) (*arrival, error) {
-	a := newArrival(r.export, r.state, r.work.Go, record{File: f, Since: time.Now().UTC()})
+	a := newArrival(r.export, r.state, r.work.Go, &r.news, record{File: f, Since: time.Now().UTC()})
 	if err := removeFiles(r.export, r.state, f.Name, a.part); err != nil {
 		return nil, err
 	}
@@ -155,6 +155,7 @@ func (r *Receiver) create(f mover.File) (*arrival, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.arrivals[f.Name] = a
+	r.news.tell()
 	return a, nil
 }
 
