@@ -192,6 +192,23 @@ type Arrival struct {
 	Since  time.Time    `json:"since"`
 }
 
+// InboxChanges is what a DTN announces of its inbox: what is not as it was last told.
+// Nothing in it is a sign of life.
+type InboxChanges struct {
+	Arrivals []Arrival `json:"arrivals,omitempty" doc:"files that are new or have changed, as they are now"`
+	Dropped  []string  `json:"dropped,omitempty" doc:"names of files that are not there any more"`
+}
+
+// Apply brings an inbox, by the files' names, to where the changes lead.
+func (c InboxChanges) Apply(inbox map[string]Arrival) {
+	for _, a := range c.Arrivals {
+		inbox[a.File.Name] = a
+	}
+	for _, name := range c.Dropped {
+		delete(inbox, name)
+	}
+}
+
 // Blocks are the checksums of blocks of an arrival that its DTN
 // has proven, as many as it likes to tell at once from the block asked for on. A DTN
 // that does not know them (another engine brought the file, or it was restarted

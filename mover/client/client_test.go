@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -105,13 +106,16 @@ func TestADTNThatDoesNotListenIsNamed(t *testing.T) {
 	}
 }
 
-// silent is a client of a server that says these words on each connection and then
-// nothing any more. It works in a bubble.
+// silent is a client of a server that answers with these words on each connection and
+// then says nothing any more. It works in a bubble.
 func silent(t *testing.T, words string) *Client {
 	tr := &http.Transport{DialContext: func(context.Context, string, string) (net.Conn, error) {
 		ours, theirs := net.Pipe()
-		go io.Copy(io.Discard, theirs)
-		go io.WriteString(theirs, words)
+		go func() {
+			_, _ = theirs.Read(make([]byte, 4096)) // the request, or the end
+			go io.Copy(io.Discard, theirs)
+			_, _ = io.WriteString(theirs, words)
+		}()
 		return ours, nil
 	}}
 	c, err := New("http://dtn-a.example.org:7443", &http.Client{Transport: tr, Timeout: time.Nanosecond})
@@ -119,6 +123,68 @@ func silent(t *testing.T, words string) *Client {
 		t.Fatal(err)
 	}
 	return c
+}
+
+// TestAWatchNoticesADeadConnection holds that a watch takes a DTN that says nothing for
+// dead, says so, and begins anew, later and later while that is in vain.
+func TestAWatchNoticesADeadConnection(t *testing.T) {
+	for _, c := range []struct {
+		name, words string
+		inboxes     bool
+		want        []time.Duration // after the start, of the errors
+	}{
+		{"before it answers", "", false, []time.Duration{
+			maxSilence, 2*maxSilence + rewatchMin, 3*maxSilence + 3*rewatchMin, 4*maxSilence + 7*rewatchMin}},
+		{"in the midst", "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\nevent: inbox\ndata: {}\n\n", true, []time.Duration{
+			maxSilence, 2*maxSilence + rewatchMin, 3*maxSilence + 2*rewatchMin, 4*maxSilence + 3*rewatchMin}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				cl, start := silent(t, c.words), time.Now()
+				var failed []time.Duration
+				inboxes := 0
+				for inbox, err := range cl.Watch(t.Context()) {
+					if err == nil {
+						inboxes++
+						if inbox == nil || len(inbox) > 0 {
+							t.Errorf("got %v, want an inbox with nothing in it", inbox)
+						}
+						continue
+					}
+					if text := err.Error(); !strings.Contains(text, cl.base) || !strings.Contains(text, "nothing was heard for 5s") {
+						t.Errorf("%v; want the URL and the reason", err)
+					}
+					if failed = append(failed, time.Since(start)); len(failed) == len(c.want) {
+						break
+					}
+				}
+				if !slices.Equal(failed, c.want) {
+					t.Errorf("failed after %v, want %v", failed, c.want)
+				}
+				if c.inboxes != (inboxes == len(c.want)) {
+					t.Errorf("told %d times", inboxes)
+				}
+			})
+		})
+	}
+}
+
+func TestAWatchEndsWithItsContext(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		for _, after := range []time.Duration{0, maxSilence / 2, maxSilence + rewatchMin/2} { // before, in and between streams
+			ctx, stop := context.WithTimeout(t.Context(), after)
+			start := time.Now()
+			for _, err := range silent(t, "").Watch(ctx) {
+				if ctx.Err() != nil {
+					t.Errorf("told %v after its context had ended", err)
+				}
+			}
+			stop()
+			if took := time.Since(start); took != after {
+				t.Errorf("ended after %v, want %v", took, after)
+			}
+		}
+	})
 }
 
 func TestASilentDTNIsGivenUp(t *testing.T) {

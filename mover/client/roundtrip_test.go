@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"iter"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
 	"os"
@@ -53,7 +54,27 @@ func (e engine) Move(ctx context.Context, r mover.Request, report func(int64)) e
 type inbox struct {
 	sums []digest.Block // of each file
 	sync.Mutex
-	files map[string]mover.Arrival
+	files   map[string]mover.Arrival
+	changed chan struct{} // closed and replaced by set
+}
+
+func newInbox() *inbox {
+	return &inbox{files: map[string]mover.Arrival{}, changed: make(chan struct{})}
+}
+
+// set changes the files before the eyes of those who watch.
+func (b *inbox) set(change func(files map[string]mover.Arrival)) {
+	b.Lock()
+	defer b.Unlock()
+	change(b.files)
+	close(b.changed)
+	b.changed = make(chan struct{})
+}
+
+func (b *inbox) Changed() <-chan struct{} {
+	b.Lock()
+	defer b.Unlock()
+	return b.changed
 }
 
 func (b *inbox) Arrivals() (all []mover.Arrival) {
@@ -99,6 +120,7 @@ type site struct {
 	release chan struct{}
 	inbox   *inbox
 	export  *os.Root
+	state   *os.Root
 	http    *http.Server
 	stop    context.CancelFunc // ends what the server does
 }
@@ -109,12 +131,19 @@ func start(t *testing.T) *site {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &site{ca: ca, release: make(chan struct{}), inbox: &inbox{files: map[string]mover.Arrival{}}, export: root(t)}
+	s := &site{ca: ca, release: make(chan struct{}), inbox: newInbox(), export: root(t), state: root(t)}
+	s.serve(t, "127.0.0.1:0")
+	return s
+}
+
+// serve starts the DTN on the site's directories.
+func (s *site) serve(t *testing.T, addr string) {
+	t.Helper()
 	log := slog.New(slog.DiscardHandler)
 	server, err := dtn.New(dtn.Options{
 		Site: "A", Version: "v1", Address: "dtn-a.example.org:7444",
 		Engines:  map[string]mover.Engine{dtn.DefaultEngine: engine{s.release}},
-		Arrivals: s.inbox, Export: s.export, State: root(t),
+		Arrivals: s.inbox, Export: s.export, State: s.state,
 		Transfers: 4, Keep: time.Hour,
 		Log: log,
 	})
@@ -125,19 +154,19 @@ func start(t *testing.T) *site {
 	s.stop = stop
 	s.http = dtn.NewHTTPServer(ctx, server.Handler(), &tls.Config{
 		Certificates: []tls.Certificate{s.certificate(t, pki.DTN, "A")},
-		ClientCAs:    ca.Pool(), ClientAuth: tls.RequireAndVerifyClientCert,
+		ClientCAs:    s.ca.Pool(), ClientAuth: tls.RequireAndVerifyClientCert,
 	}, log)
 	s.http.WriteTimeout = 200 * time.Millisecond // an event stream lives longer
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	l, err := net.Listen("tcp", addr)
 	if err != nil {
 		t.Fatal(err)
 	}
 	s.url = "https://" + l.Addr().String()
 	var wg sync.WaitGroup
 	wg.Go(func() { server.Run(ctx) })
-	wg.Go(func() { s.http.ServeTLS(l, "", "") })
-	t.Cleanup(func() { stop(); s.http.Close(); wg.Wait() })
-	return s
+	h := s.http
+	wg.Go(func() { h.ServeTLS(l, "", "") })
+	t.Cleanup(func() { stop(); h.Close(); wg.Wait() })
 }
 
 func root(t *testing.T) *os.Root {
@@ -360,6 +389,101 @@ func TestArrivalsOverMutualTLS(t *testing.T) {
 		_, err := c.Arrival(ctx, name)
 		if derr := c.Drop(ctx, name); !failure.IsPermanent(err) || !failure.IsPermanent(derr) || mover.CodeOf(err) != mover.CodeName {
 			t.Errorf("name %q: %v and %v, want permanent errors with code %s", name, err, derr, mover.CodeName)
+		}
+	}
+}
+
+// heard is the next thing that a watch yields.
+type heard struct {
+	inbox map[string]mover.Arrival
+	err   error
+}
+
+// watch returns what a watch yields until the test ends.
+func watch(t *testing.T, c *client.Client) <-chan heard {
+	ctx, stop := context.WithCancel(t.Context())
+	ch := make(chan heard)
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for inbox, err := range c.Watch(ctx) {
+			select {
+			case ch <- heard{inbox, err}:
+			case <-ctx.Done():
+			}
+		}
+	})
+	t.Cleanup(func() { stop(); wg.Wait() })
+	return ch
+}
+
+// wantInbox waits until the watch tells this inbox, which it does before it tells an error.
+func wantInbox(t *testing.T, ch <-chan heard, want map[string]mover.Arrival) {
+	t.Helper()
+	for enough := time.After(time.Minute); ; {
+		select {
+		case h := <-ch:
+			if h.err != nil {
+				t.Fatal(h.err)
+			}
+			if maps.Equal(h.inbox, want) {
+				return
+			}
+		case <-enough:
+			t.Fatalf("not told of %+v", want)
+		}
+	}
+}
+
+func TestAWatchTellsTheInboxAcrossARestart(t *testing.T) {
+	for _, http2 := range []bool{false, true} {
+		t.Run(fmt.Sprint("http2=", http2), func(t *testing.T) {
+			s := start(t)
+			now := map[string]mover.Arrival{}
+			put := func(name string, state mover.ArrivalState, proven int64) {
+				a := mover.Arrival{File: mover.File{Name: name, Size: 9}, State: state, Proven: proven, Since: time.Unix(1e9, 5).UTC()}
+				s.inbox.set(func(files map[string]mover.Arrival) { files[name] = a })
+				now[name] = a
+			}
+			put("inbox/a", mover.Arriving, 3)
+			ch := watch(t, s.client(t, http2, s.certificate(t, pki.Agent, "A")))
+			wantInbox(t, ch, now)
+			put("inbox/b", mover.Arriving, 0)
+			wantInbox(t, ch, now)
+			put("inbox/b", mover.Arrived, 9)
+			wantInbox(t, ch, now)
+
+			s.stop()
+			s.http.Close()
+			for h := range ch {
+				if h.err != nil {
+					if !strings.Contains(h.err.Error(), s.url) {
+						t.Errorf("%v: want the URL", h.err)
+					}
+					break
+				}
+			}
+			put("inbox/c", mover.Arriving, 1)
+			s.inbox.set(func(files map[string]mover.Arrival) { delete(files, "inbox/a") })
+			delete(now, "inbox/a")
+			s.serve(t, strings.TrimPrefix(s.url, "https://"))
+			for h := range ch { // it may be in vain some more times
+				if h.err == nil {
+					if !maps.Equal(h.inbox, now) {
+						t.Errorf("after the restart told %+v first, want %+v", h.inbox, now)
+					}
+					break
+				}
+			}
+		})
+	}
+}
+
+func TestAWatchForStrangersTellsThatTheyAre(t *testing.T) {
+	s := start(t)
+	ch := watch(t, s.client(t, false, s.certificate(t, pki.Agent, "B")))
+	for range 2 {
+		if h := <-ch; mover.CodeOf(h.err) != mover.CodeAuth || !strings.Contains(fmt.Sprint(h.err), "agent of site B") {
+			t.Errorf("told %+v, want code %s and who was refused", h, mover.CodeAuth)
 		}
 	}
 }

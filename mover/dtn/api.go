@@ -19,9 +19,10 @@ import (
 )
 
 const (
-	maxBody    = 64 << 10         // of a request
-	cancelWait = 10 * time.Second // for a running transfer's end
-	eventEvery = time.Second      // while nothing changes its state
+	maxBody    = 64 << 10              // of a request
+	cancelWait = 10 * time.Second      // for a running transfer's end
+	eventEvery = time.Second           // while nothing changes its state
+	inboxEvery = 50 * time.Millisecond // at most: the changes in between are told as one
 )
 
 // Handler serves the third-party API to this site's agent and operators. It needs
@@ -92,6 +93,9 @@ func (s *Server) routes() http.Handler {
 	sse.Register(api, op(http.MethodGet, "/v1/events", "follow-all", "Follow all transfers that have not ended and those that are submitted"),
 		map[string]any{"status": mover.Status{}, "beat": beat{}}, s.followAll)
 
+	sse.Register(api, op(http.MethodGet, "/v1/events/arrivals", "follow-arrivals",
+		"Follow the inbox: all that is in it, and then what changes; nothing, every second, when nothing does"),
+		map[string]any{"inbox": mover.InboxChanges{}}, s.followArrivals)
 	huma.Register(api, op(http.MethodGet, "/v1/arrivals", "list-arrivals", "List the files in the inbox"), s.listArrivals)
 	huma.Register(api, op(http.MethodGet, "/v1/arrivals/{name}", "get-arrival", "Get a file in the inbox"), s.arrival)
 	huma.Register(api, op(http.MethodGet, "/v1/arrivals/{name}/blocks", "get-blocks", "Get the digests of a file's proven blocks, from the start or from a block on"), s.blocks)
@@ -287,6 +291,54 @@ func (s *Server) listArrivals(context.Context, *noInput) (*output[[]mover.Arriva
 		all = []mover.Arrival{}
 	}
 	return &output[[]mover.Arrival]{all}, nil
+}
+
+// followArrivals compares the inbox with what it has told: whoever reads slowly gets
+// the latest of each file, and holds up nothing but its own stream.
+func (s *Server) followArrivals(ctx context.Context, _ *noInput, send sse.Sender) {
+	tick := time.NewTicker(eventEvery)
+	defer tick.Stop()
+	told := map[string]mover.Arrival{}
+	for due := true; ; {
+		changed := s.opt.Arrivals.Changed()
+		c := inboxChanges(told, s.opt.Arrivals.Arrivals())
+		if due || len(c.Arrivals)+len(c.Dropped) > 0 {
+			if send.Data(c) != nil {
+				return
+			}
+			c.Apply(told)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(inboxEvery):
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-changed:
+			due = false
+		case <-tick.C:
+			due = true
+		}
+	}
+}
+
+// inboxChanges returns what leads from the inbox that was told to the one of now.
+func inboxChanges(told map[string]mover.Arrival, now []mover.Arrival) (c mover.InboxChanges) {
+	there := make(map[string]bool, len(now))
+	for _, a := range now {
+		there[a.File.Name] = true
+		if told[a.File.Name] != a {
+			c.Arrivals = append(c.Arrivals, a)
+		}
+	}
+	for name := range told {
+		if !there[name] {
+			c.Dropped = append(c.Dropped, name)
+		}
+	}
+	return c
 }
 
 func (s *Server) arrival(_ context.Context, in *arrivalInput) (*output[mover.Arrival], error) {

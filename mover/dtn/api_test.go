@@ -253,6 +253,143 @@ func TestArrivals(t *testing.T) {
 	}
 }
 
+// arrivalOf is how far a file of 1,000 bytes has come.
+func arrivalOf(name string, state mover.ArrivalState, proven int64) mover.Arrival {
+	return mover.Arrival{File: mover.File{Name: name, Size: 1000}, State: state, Proven: proven, Since: time.Unix(1e9, 0).UTC()}
+}
+
+func TestFollowArrivalsTellsTheInboxAndThenItsChanges(t *testing.T) {
+	bubble(t, func(t *testing.T, r *rig) {
+		old := arrivalOf("inbox/old", mover.Arrived, 1000)
+		byName := r.arrivals.byName
+		byName["inbox/old"] = old
+		st := follow(t, r.server(t), "/v1/events/arrivals")
+		told := func() []mover.InboxChanges {
+			t.Helper()
+			events, open := st.told(t)
+			if !open {
+				t.Fatalf("the stream has ended after %q", events)
+			}
+			return inboxes(t, events)
+		}
+		want := func(what string, got []mover.InboxChanges, arrivals []mover.Arrival, dropped ...string) {
+			t.Helper()
+			if len(got) != 1 || !slices.Equal(got[0].Arrivals, arrivals) || !slices.Equal(got[0].Dropped, dropped) {
+				t.Errorf("%s: told %+v, want once %+v and dropped %q", what, got, arrivals, dropped)
+			}
+		}
+		want("at first", told(), []mover.Arrival{old})
+		for range 3 {
+			time.Sleep(eventEvery)
+			want("while nothing happens", told(), nil)
+		}
+		time.Sleep(eventEvery / 2)
+
+		began := arrivalOf("inbox/new", mover.Arriving, 0)
+		r.arrivals.change(func() { byName["inbox/new"] = began })
+		want("a beginning, at once", told(), []mover.Arrival{began})
+		for proven := range int64(100) {
+			r.arrivals.change(func() { byName["inbox/new"] = arrivalOf("inbox/new", mover.Arriving, proven) })
+		}
+		if got := told(); len(got) > 0 {
+			t.Errorf("progress within %v of an event is told at once: %+v", inboxEvery, got)
+		}
+		time.Sleep(inboxEvery)
+		want("progress", told(), []mover.Arrival{arrivalOf("inbox/new", mover.Arriving, 99)})
+
+		broken := arrivalOf("inbox/new", mover.Arriving, 99)
+		broken.Error = "the sender closed the connection"
+		r.arrivals.change(func() { byName["inbox/new"] = broken })
+		time.Sleep(inboxEvery)
+		want("a failure", told(), []mover.Arrival{broken})
+
+		arrived := arrivalOf("inbox/new", mover.Arrived, 1000)
+		r.arrivals.change(func() { byName["inbox/new"] = arrived; delete(byName, "inbox/old") })
+		time.Sleep(inboxEvery)
+		want("an end and a drop", told(), []mover.Arrival{arrived}, "inbox/old")
+
+		r.arrivals.change(func() {}) // a wrong alarm
+		if time.Sleep(2 * inboxEvery); len(told()) > 0 {
+			t.Error("told though nothing has changed")
+		}
+	})
+}
+
+func TestAnArrivalBetweenTheLookAndTheWaitIsTold(t *testing.T) {
+	bubble(t, func(t *testing.T, r *rig) {
+		arrived := arrivalOf("inbox/x", mover.Arrived, 1000)
+		r.arrivals.byName["inbox/x"] = arrivalOf("inbox/x", mover.Arriving, 999)
+		r.arrivals.next = func() { r.arrivals.byName["inbox/x"] = arrived }
+		st := follow(t, r.server(t), "/v1/events/arrivals")
+		st.told(t)
+		time.Sleep(inboxEvery)
+		events, _ := st.told(t)
+		if got := inboxes(t, events); len(got) != 1 || !slices.Equal(got[0].Arrivals, []mover.Arrival{arrived}) {
+			t.Errorf("told %+v, want once that it has arrived", got)
+		}
+	})
+}
+
+// slowReader takes nothing until it is told to, or the deadline has passed.
+type slowReader struct {
+	*httptest.ResponseRecorder
+	take     chan struct{}
+	deadline time.Time
+}
+
+func (s *slowReader) SetWriteDeadline(at time.Time) error { s.deadline = at; return nil }
+
+func (s *slowReader) Write(p []byte) (int, error) {
+	select {
+	case <-s.take:
+		return s.ResponseRecorder.Write(p)
+	case <-time.After(time.Until(s.deadline)):
+		return 0, os.ErrDeadlineExceeded
+	}
+}
+
+func TestASlowReaderHoldsNobodyUp(t *testing.T) {
+	bubble(t, func(t *testing.T, r *rig) {
+		s := r.server(t)
+		listen := func(slow *slowReader) (ended chan struct{}, leave func()) {
+			ctx, leave := context.WithCancel(t.Context())
+			ended = make(chan struct{})
+			go func() {
+				defer close(ended)
+				s.api.ServeHTTP(slow, httptest.NewRequestWithContext(ctx, "GET", "/v1/events/arrivals", nil))
+			}()
+			synctest.Wait()
+			return ended, leave
+		}
+
+		slow := &slowReader{ResponseRecorder: httptest.NewRecorder(), take: make(chan struct{})}
+		ended, leave := listen(slow)
+		for proven := range int64(1000) {
+			r.arrivals.change(func() { r.arrivals.byName["inbox/x"] = arrivalOf("inbox/x", mover.Arriving, proven) })
+		}
+		quick := follow(t, s, "/v1/events/arrivals")
+		if events, _ := quick.told(t); len(events) != 1 || !strings.Contains(events[0], `"proven":999`) {
+			t.Errorf("another stream tells %q, want the latest", events)
+		}
+		close(slow.take)
+		time.Sleep(2 * inboxEvery)
+		synctest.Wait()
+		if got := strings.Count(slow.Body.String(), "event: "); got != 2 || !strings.Contains(slow.Body.String(), `"proven":999`) {
+			t.Errorf("told in %d events, want the first and then the latest alone: %s", got, slow.Body)
+		}
+		leave()
+		<-ended
+
+		slow = &slowReader{ResponseRecorder: httptest.NewRecorder(), take: make(chan struct{})}
+		ended, leave = listen(slow)
+		defer leave()
+		<-ended // by itself: else the bubble is stuck
+		if slow.Body.Len() > 0 {
+			t.Errorf("a reader that takes nothing has got %q", slow.Body)
+		}
+	})
+}
+
 func TestCapabilitiesLeaveOutReserveAndPromises(t *testing.T) {
 	r := newRig(t)
 	free := func(s *Server) int64 {
@@ -294,8 +431,8 @@ func TestOnlyOurAgentAndOperatorsAreAllowed(t *testing.T) {
 		{id: pki.Identity{Site: "A", Role: pki.Agent}, err: errors.New("no identity")},
 	} {
 		h := authorise(s.opt.Site, func(*http.Request) (pki.Identity, error) { return c.id, c.err }, s.api)
-		for _, path := range []string{"/v1/transfers", "/v1/capabilities", "/v1/events", "/openapi.yaml", "/nowhere"} {
-			if c.ok && path == "/v1/events" {
+		for _, path := range []string{"/v1/transfers", "/v1/capabilities", "/v1/events", "/v1/events/arrivals", "/openapi.yaml", "/nowhere"} {
+			if c.ok && strings.HasPrefix(path, "/v1/events") {
 				continue // does not end
 			}
 			w := httptest.NewRecorder()
@@ -332,7 +469,7 @@ func TestOpenAPIDescribesEveryOperation(t *testing.T) {
 	}
 	want := []string{
 		"DELETE /v1/arrivals/{name}", "DELETE /v1/transfers/{id}", "GET /v1/arrivals", "GET /v1/arrivals/{name}", "GET /v1/arrivals/{name}/blocks",
-		"GET /v1/capabilities", "GET /v1/events", "GET /v1/transfers", "GET /v1/transfers/{id}",
+		"GET /v1/capabilities", "GET /v1/events", "GET /v1/events/arrivals", "GET /v1/transfers", "GET /v1/transfers/{id}",
 		"GET /v1/transfers/{id}/events", "POST /v1/outbox/{name}/settle", "POST /v1/transfers",
 	}
 	if !slices.Equal(sorted(got), want) {

@@ -39,6 +39,8 @@ const (
 // (mover.Inbox and a base name).
 type Arrivals interface {
 	Arrivals() []mover.Arrival
+	// Changed returns a channel that is closed when Arrivals tells something else, or may do so.
+	Changed() <-chan struct{}
 	// Arrival returns one of them; mover.ErrNoArrival.
 	Arrival(name string) (mover.Arrival, error)
 	// Blocks tells the digests of its proven blocks from one on; mover.ErrNoArrival.

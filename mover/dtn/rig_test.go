@@ -83,11 +83,37 @@ type fakeArrivals struct {
 	byName   map[string]mover.Arrival
 	promised int64
 	broken   error
+
+	mu      sync.Mutex    // guards what follows, and byName while streams follow it
+	changed chan struct{} // closed by the next change
+	next    func()        // a change of byName right after the next look at it
+}
+
+// change does what changes byName, before the eyes of those who follow it.
+func (a *fakeArrivals) change(do func()) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	do()
+	close(a.changed)
+	a.changed = make(chan struct{})
+}
+
+func (a *fakeArrivals) Changed() <-chan struct{} {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.changed
 }
 
 func (a *fakeArrivals) Arrivals() (all []mover.Arrival) {
+	a.mu.Lock()
 	for _, x := range a.byName {
 		all = append(all, x)
+	}
+	do := a.next
+	a.next = nil
+	a.mu.Unlock()
+	if do != nil {
+		a.change(do)
 	}
 	return all
 }
@@ -146,7 +172,7 @@ func newRig(t *testing.T) *rig {
 	t.Helper()
 	r := &rig{
 		engine:   &fakeEngine{scripts: map[string]func(context.Context, func(int64)) error{}},
-		arrivals: &fakeArrivals{byName: map[string]mover.Arrival{}},
+		arrivals: &fakeArrivals{byName: map[string]mover.Arrival{}, changed: make(chan struct{})},
 		logs:     &logs{},
 	}
 	r.opt = Options{
@@ -352,6 +378,20 @@ func (s *stream) told(t *testing.T) (events []string, open bool) {
 			return events, true
 		}
 	}
+}
+
+// inboxes returns the changes in inbox events.
+func inboxes(t *testing.T, events []string) (all []mover.InboxChanges) {
+	t.Helper()
+	for _, e := range events {
+		data, ok := strings.CutPrefix(e, "inbox ")
+		var c mover.InboxChanges
+		if err := json.Unmarshal([]byte(data), &c); err != nil || !ok {
+			t.Fatalf("%q: %v", e, err)
+		}
+		all = append(all, c)
+	}
+	return all
 }
 
 // states returns the states in status events.
