@@ -71,6 +71,7 @@ const (
 	pollMin     = 100 * time.Millisecond // of a running leg, first
 	pollMax     = 2 * time.Second        // of what may take long to begin
 	pollBusy    = 300 * time.Millisecond // of a leg that is running
+	pollSafe    = 5 * time.Second        // of an arrival whose changes are announced
 	tidyAfter   = time.Second            // a verified job's copies are removed: freeing a large file keeps a disk busy
 	ticketLife  = time.Hour              // a session must open within
 	lostAfter   = 30 * time.Second       // an arrival that the peer does not see is sent anew
@@ -89,6 +90,7 @@ type Agent struct {
 	Options
 	settings atomic.Pointer[Settings]
 	hints    *hintQueue
+	inbox    *inbox
 	tidying  sync.WaitGroup
 	reopened chan struct{} // a Reload: reconcile now
 
@@ -109,6 +111,7 @@ func New(o Options) (*Agent, error) {
 	a := &Agent{
 		Options:   o,
 		hints:     newHintQueue(),
+		inbox:     newInbox(),
 		reopened:  make(chan struct{}, 1),
 		progress:  map[JobID]Progress{},
 		receiving: map[JobID]string{},
@@ -140,12 +143,13 @@ func (a *Agent) Reload(s Settings) error {
 	return nil
 }
 
-// Run reconciles and works until ctx ends. It returns early only when the Store
+// Run reconciles, hears of arrivals and works until ctx ends. It returns early only when the Store
 // fails for good.
 func (a *Agent) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	var reconciling sync.WaitGroup
 	reconciling.Go(func() { a.reconcileLoop(ctx) })
+	reconciling.Go(func() { a.watchInbox(ctx) })
 	defer reconciling.Wait()
 	defer cancel()
 	if err := a.runWorkers(ctx, nil); ctx.Err() == nil {

@@ -48,22 +48,22 @@ func (a *Agent) arriving(ctx context.Context, f mover.File) (content, error) {
 // blocks that the DTN has proven, each once, so that neither a gap nor a page that
 // NFS read too early can be seen.
 type follower struct {
-	ctx     context.Context
-	landing Landing
-	name    string
-	size    int64
-	file    ReaderAtCloser
-	check   func(ctx context.Context, index int64, block []byte) error // nil: the DTN tells no digests
-	since   time.Time                                                  // when the arrival began: another one of that name is another file
-	proven  int64
-	off     int64  // of the first byte not in rest
-	rest    []byte // read, and not handed out yet
-	block   []byte
+	ctx    context.Context
+	sight  *sight
+	name   string
+	size   int64
+	file   ReaderAtCloser
+	check  func(ctx context.Context, index int64, block []byte) error // nil: the DTN tells no digests
+	since  time.Time                                                  // when the arrival began: another one of that name is another file
+	proven int64
+	off    int64  // of the first byte not in rest
+	rest   []byte // read, and not handed out yet
+	block  []byte
 }
 
 // follow opens an arriving, or arrived, file and reads its first block.
 func (a *Agent) follow(ctx context.Context, file mover.File) (*follower, error) {
-	f := &follower{ctx: ctx, landing: a.Landing, name: file.Name, size: file.Size, check: a.Landing.BlockCheck(file.Name),
+	f := &follower{ctx: ctx, sight: a.sight(file.Name, pollBusy), name: file.Name, size: file.Size, check: a.Landing.BlockCheck(file.Name),
 		block: make([]byte, min(file.Size, mover.BlockSize))}
 	arr, err := f.wait(func(mover.Arrival) bool { return true })
 	if err != nil {
@@ -93,13 +93,13 @@ func (a *Agent) follow(ctx context.Context, file mover.File) (*follower, error) 
 	return f, nil
 }
 
-// wait asks the DTN until ok holds, and keeps what is proven. It gives up when
-// nothing new is proven for stallLimit; mover.ErrNoArrival when the file was dropped,
-// though it may be coming anew.
+// wait looks at what the DTN knows until ok holds, and keeps what is proven. It gives
+// up when nothing new is proven for stallLimit; mover.ErrNoArrival when the file was
+// dropped, though it may be coming anew.
 func (f *follower) wait(ok func(mover.Arrival) bool) (mover.Arrival, error) {
 	moved, since := int64(-1), time.Now()
-	for range polling(f.ctx, pollBusy) {
-		arr, err := f.landing.Arrival(f.ctx, f.name)
+	for {
+		arr, err := f.sight.next(f.ctx)
 		if err != nil {
 			return arr, fmt.Errorf("ask the DTN for %s: %w", f.name, err)
 		}
@@ -123,7 +123,6 @@ func (f *follower) wait(ok func(mover.Arrival) bool) (mover.Arrival, error) {
 			return arr, fmt.Errorf("nothing of %s arrived for %v (%d of %d bytes so far)", f.name, stallLimit, arr.Moved, f.size)
 		}
 	}
-	return mover.Arrival{}, f.ctx.Err()
 }
 
 // fill reads the next block once it is proven, and compares it with its digest.

@@ -97,6 +97,10 @@ type Landing interface {
 	Arrival(ctx context.Context, name string) (mover.Arrival, error)
 	// Arrivals returns all files in the inbox.
 	Arrivals(ctx context.Context) ([]mover.Arrival, error)
+	// Watch yields the whole inbox, by the files' names: as it is, and then each time the
+	// DTN announces a change of it, until ctx ends. While the DTN cannot be heard it yields
+	// why, at each vain try, and when it can be heard again the inbox.
+	Watch(ctx context.Context) iter.Seq2[map[string]mover.Arrival, error]
 	// BlockCheck returns a function that compares a block of an arrival, mover.BlockSize
 	// long but for the last, with what the DTN has proven: a *digest.MismatchError, or
 	// mover.ErrNoDigests. It is for one goroutine.

@@ -266,8 +266,8 @@ func (a *Agent) awaitArrival(ctx context.Context, j Job, _ func(int64, int64)) (
 	if j.LocalCopy != "" {
 		return j.Enter(Arriving, time.Now().UTC(), "content is here as image "+string(j.LocalCopy)), nil
 	}
-	for range polling(ctx, pollMax) {
-		_, err := a.Landing.Arrival(ctx, j.FileName())
+	for sight := a.sight(j.FileName(), pollMax); ; {
+		_, err := sight.next(ctx)
 		if err == nil {
 			j.Seen = Seen{}
 			return j.Enter(Arriving, time.Now().UTC(), ""), nil
@@ -279,7 +279,6 @@ func (a *Agent) awaitArrival(ctx context.Context, j Job, _ func(int64, int64)) (
 			return cancelling(j, fmt.Sprintf("site %s never sent it", j.Peer)), nil
 		}
 	}
-	return j, ctx.Err()
 }
 
 // deliver makes the local copy, the DTN's inbox → Glance, while the file is still
@@ -496,8 +495,8 @@ func (a *Agent) finishDelivery(ctx context.Context, j Job, _ func(int64, int64))
 // must not see its last answer cut off.
 func (a *Agent) dropArrived(ctx context.Context, name string) error {
 	began := time.Now()
-	for range polling(ctx, pollBusy) {
-		arr, err := a.Landing.Arrival(ctx, name)
+	for sight := a.sight(name, pollBusy); ; {
+		arr, err := sight.next(ctx)
 		if errors.Is(err, mover.ErrNoArrival) {
 			return nil
 		}
@@ -508,7 +507,6 @@ func (a *Agent) dropArrived(ctx context.Context, name string) error {
 			return a.Landing.Drop(ctx, name)
 		}
 	}
-	return ctx.Err()
 }
 
 // undoDelivery takes an unfinished delivery back. Cancelling → Cancelled; an image that

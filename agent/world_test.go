@@ -30,6 +30,7 @@ import (
 type world struct {
 	t    *testing.T
 	a, b *site
+	pace time.Duration // of 16 KiB from DTN to DTN
 
 	mu    sync.Mutex                   // guards what follows, and both sites
 	ops   []op                         // every call of a mechanism, in order
@@ -66,6 +67,7 @@ type site struct {
 	files   map[string][]byte // the datadir, by image id
 	outbox  map[string][]byte
 	inbox   map[string]*arrival
+	stirred chan struct{} // closed and replaced by stir
 	moves   map[mover.TransferID]*move
 	spent   map[string]bool
 	jobs    map[JobID]Job
@@ -76,6 +78,7 @@ type site struct {
 	free    int64
 	digests bool // its DTN tells the digests of blocks
 	down    bool // its agent and DTN do not answer other sites
+	mute    bool // its DTN does not announce arrivals
 	corrupt int  // so many arrivals come with a wrong byte, and the DTN does not notice
 
 	refuseFinish, refuseUpload, refuseStage, refuseRoom error          // what Glance or the export answer
@@ -107,6 +110,17 @@ type arrival struct {
 	spoilt bool // whoever reads it from the export gets a wrong byte
 }
 
+func (a *arrival) status() mover.Arrival {
+	n := int64(len(a.data))
+	return mover.Arrival{File: a.file, State: a.state, Path: a.file.Name + ".part", Proven: n, Moved: n, Since: a.since}
+}
+
+// stir has the site's DTN look what there is to announce; w.mu is held.
+func (s *site) stir() {
+	close(s.stirred)
+	s.stirred = make(chan struct{})
+}
+
 type move struct {
 	req  mover.Request
 	st   mover.Status
@@ -114,7 +128,7 @@ type move struct {
 }
 
 func newWorld(t *testing.T) *world {
-	w := &world{t: t}
+	w := &world{t: t, pace: 5 * time.Millisecond}
 	w.a, w.b = newSite(w, "A"), newSite(w, "B")
 	return w
 }
@@ -124,7 +138,7 @@ func newSite(w *world, name string) *site {
 		w: w, name: name, images: map[glance.ImageID]*record{}, used: map[glance.ImageID]bool{},
 		files: map[string][]byte{}, outbox: map[string][]byte{}, inbox: map[string]*arrival{}, moves: map[mover.TransferID]*move{},
 		spent: map[string]bool{}, jobs: map[JobID]Job{}, claims: map[JobID]*claim{}, subs: map[chan Event]context.Context{},
-		counts: map[string]int{}, free: 1 << 40, digests: true,
+		counts: map[string]int{}, free: 1 << 40, digests: true, stirred: make(chan struct{}),
 	}
 }
 
@@ -595,7 +609,7 @@ func (m moverOf) Submit(_ context.Context, r mover.Request) (mover.TransferID, e
 	return id, post(err)
 }
 
-// run sends a file in steps of 16 KiB, one each 5 ms, as far as it has not come yet.
+// run sends a file in steps of 16 KiB as far as it has not come yet.
 func (s *site) run(ctx context.Context, mv *move) {
 	dst := s.other()
 	var t mover.Ticket
@@ -642,11 +656,12 @@ func (s *site) run(ctx context.Context, mv *move) {
 				}
 				over = true
 			}
+			dst.stir()
 		})
 		if over {
 			return
 		}
-		pause(ctx, 5*time.Millisecond)
+		pause(ctx, s.w.pace)
 	}
 	s.w.locked(func() { end("", nil) })
 }
@@ -692,8 +707,7 @@ func (l landingOf) Arrival(_ context.Context, name string) (arr mover.Arrival, e
 			err = mover.ErrNoArrival
 			return
 		}
-		n := int64(len(a.data))
-		arr = mover.Arrival{File: a.file, State: a.state, Path: name + ".part", Proven: n, Moved: n, Since: a.since}
+		arr = a.status()
 	})
 	return arr, post(err)
 }
@@ -728,10 +742,53 @@ func (l landingOf) Arrivals(context.Context) (all []mover.Arrival, err error) {
 	}
 	l.w.locked(func() {
 		for _, a := range l.inbox {
-			all = append(all, mover.Arrival{File: a.file, State: a.state, Since: a.since})
+			all = append(all, a.status())
 		}
 	})
 	return all, post(nil)
+}
+
+// Watch announces the inbox every 50 ms at most, and tries again a second after it failed.
+func (l landingOf) Watch(ctx context.Context) iter.Seq2[map[string]mover.Arrival, error] {
+	return func(yield func(map[string]mover.Arrival, error) bool) {
+		var told map[string]mover.Arrival // nil: not heard
+		for ctx.Err() == nil {
+			now := map[string]mover.Arrival{}
+			var err error
+			var stirred <-chan struct{}
+			l.w.locked(func() {
+				for name, a := range l.inbox {
+					now[name] = a.status()
+				}
+				if stirred = l.stirred; l.mute {
+					err = errors.New("connection refused")
+				}
+			})
+			if news := told == nil || !maps.Equal(told, now); news && err == nil {
+				var post func(error) error
+				if post, err = l.call("landing.Watch"); err == nil {
+					err = post(nil)
+				}
+				if err == nil && !yield(maps.Clone(now), nil) {
+					return
+				}
+			}
+			if err != nil {
+				told = nil
+				if !yield(nil, err) {
+					return
+				}
+				pause(ctx, time.Second)
+				continue
+			}
+			told = now
+			pause(ctx, 50*time.Millisecond)
+			select {
+			case <-ctx.Done():
+			case <-stirred:
+			}
+		}
+	}
 }
 
 func (l landingOf) Drop(_ context.Context, name string) error {
@@ -739,7 +796,10 @@ func (l landingOf) Drop(_ context.Context, name string) error {
 	if pre != nil {
 		return pre
 	}
-	l.w.locked(func() { delete(l.inbox, name) })
+	l.w.locked(func() {
+		delete(l.inbox, name)
+		l.stir()
+	})
 	return post(nil)
 }
 
