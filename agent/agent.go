@@ -90,7 +90,7 @@ type Agent struct {
 	Options
 	settings atomic.Pointer[Settings]
 	hints    *hintQueue
-	inbox    *inbox
+	inbox    inbox
 	tidying  sync.WaitGroup
 	reopened chan struct{} // a Reload: reconcile now
 
@@ -111,7 +111,6 @@ func New(o Options) (*Agent, error) {
 	a := &Agent{
 		Options:   o,
 		hints:     newHintQueue(),
-		inbox:     newInbox(),
 		reopened:  make(chan struct{}, 1),
 		progress:  map[JobID]Progress{},
 		receiving: map[JobID]string{},

@@ -13,10 +13,8 @@ type inbox struct {
 	mu       sync.Mutex
 	heard    bool                     // the DTN announces changes
 	arrivals map[string]mover.Arrival // by name; none while it is not heard
-	changed  chan struct{}            // closed and replaced by tell
+	changed  chan struct{}            // closed by the next tell; nil while nobody waits
 }
-
-func newInbox() *inbox { return &inbox{changed: make(chan struct{})} }
 
 // tell replaces what is known, and wakes those who wait. It reports whether the DTN is
 // heard and was not, or the other way round.
@@ -25,8 +23,10 @@ func (b *inbox) tell(arrivals map[string]mover.Arrival, heard bool) (turned bool
 	defer b.mu.Unlock()
 	turned = b.heard != heard
 	b.heard, b.arrivals = heard, arrivals
-	close(b.changed)
-	b.changed = make(chan struct{})
+	if b.changed != nil {
+		close(b.changed)
+		b.changed = nil
+	}
 	return turned
 }
 
@@ -35,6 +35,9 @@ func (b *inbox) tell(arrivals map[string]mover.Arrival, heard bool) (turned bool
 func (b *inbox) look(name string) (arr mover.Arrival, heard bool, changed <-chan struct{}) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	if b.changed == nil {
+		b.changed = make(chan struct{})
+	}
 	return b.arrivals[name], b.heard, b.changed
 }
 
@@ -68,7 +71,7 @@ type sight struct {
 }
 
 func (a *Agent) sight(name string, most time.Duration) *sight {
-	return &sight{inbox: a.inbox, landing: a.Landing, name: name, every: pollMin, most: most}
+	return &sight{inbox: &a.inbox, landing: a.Landing, name: name, every: pollMin, most: most}
 }
 
 // next returns what the DTN knows of the file, mover.ErrNoArrival when it has none: the

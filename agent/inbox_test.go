@@ -203,10 +203,10 @@ func TestSight(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				a := &Agent{Options: Options{Landing: &answers{}}, inbox: newInbox()}
+				a := &Agent{Options: Options{Landing: &answers{}}}
 				dtn := a.Landing.(*answers)
 				sight, start := a.sight(name, pollMax), time.Now()
-				c.do(dtn, a.inbox, func(want mover.Arrival) {
+				c.do(dtn, &a.inbox, func(want mover.Arrival) {
 					t.Helper()
 					if arr, err := sight.next(t.Context()); arr != want || (err == nil) == want.Since.IsZero() {
 						t.Errorf("got %+v, %v, want %+v", arr, err, want)
