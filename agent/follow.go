@@ -38,40 +38,38 @@ func (a *Agent) arriving(ctx context.Context, f mover.File) (content, error) {
 	if r.check == nil {
 		return hashed(r, f.Digest)
 	}
-	return content{r, r, func() error {
-		_, err := r.wait(func(arr mover.Arrival) bool { return arr.State == mover.Arrived })
-		return err
-	}}, nil
+	return content{r, r, func() error { return r.wait(func() bool { return r.arrived }) }}, nil
 }
 
 // follower reads a file of the inbox while the DTN is still writing it. It reads only
 // blocks that the DTN has proven, each once, so that neither a gap nor a page that
 // NFS read too early can be seen.
 type follower struct {
-	ctx    context.Context
-	sight  *sight
-	name   string
-	size   int64
-	file   ReaderAtCloser
-	check  func(ctx context.Context, index int64, block []byte) error // nil: the DTN tells no digests
-	since  time.Time                                                  // when the arrival began: another one of that name is another file
-	proven int64
-	off    int64  // of the first byte not in rest
-	rest   []byte // read, and not handed out yet
-	block  []byte
+	ctx     context.Context
+	sight   *sight
+	name    string
+	size    int64
+	file    ReaderAtCloser
+	check   func(ctx context.Context, index int64, block []byte) error // nil: the DTN tells no digests
+	since   time.Time                                                  // when the arrival began: another one of that name is another file
+	proven  int64
+	arrived bool
+	off     int64  // of the first byte not in rest
+	rest    []byte // read, and not handed out yet
+	block   []byte
 }
 
 // follow opens an arriving, or arrived, file and reads its first block.
 func (a *Agent) follow(ctx context.Context, file mover.File) (*follower, error) {
 	f := &follower{ctx: ctx, sight: a.sight(file.Name, pollBusy), name: file.Name, size: file.Size, check: a.Landing.BlockCheck(file.Name),
 		block: make([]byte, min(file.Size, mover.BlockSize))}
-	arr, err := f.wait(func(mover.Arrival) bool { return true })
+	arr, err := f.look()
 	if err != nil {
 		return nil, err
 	}
 	if f.file, err = a.Stager.Open(arr.Path); err != nil {
 		// It may have got its final name this moment.
-		if arr, err = f.wait(func(mover.Arrival) bool { return true }); err == nil {
+		if arr, err = f.look(); err == nil {
 			f.file, err = a.Stager.Open(arr.Path)
 		}
 	}
@@ -93,45 +91,49 @@ func (a *Agent) follow(ctx context.Context, file mover.File) (*follower, error) 
 	return f, nil
 }
 
-// wait looks at what the DTN knows until ok holds, and keeps what is proven. It gives
-// up when nothing new is proven for stallLimit; mover.ErrNoArrival when the file was
-// dropped, though it may be coming anew.
-func (f *follower) wait(ok func(mover.Arrival) bool) (mover.Arrival, error) {
+// look returns what the DTN knows next of the file, and keeps what is proven;
+// mover.ErrNoArrival when the file was dropped, though it may be coming anew.
+func (f *follower) look() (mover.Arrival, error) {
+	arr, err := f.sight.next(f.ctx)
+	if err != nil {
+		return arr, fmt.Errorf("ask the DTN for %s: %w", f.name, err)
+	}
+	if f.since.IsZero() {
+		f.since = arr.Since
+	}
+	if !arr.Since.Equal(f.since) {
+		return arr, fmt.Errorf("%w: %s was dropped, and comes anew", mover.ErrNoArrival, f.name)
+	}
+	f.proven, f.arrived = arr.Proven, arr.State == mover.Arrived
+	if f.arrived {
+		f.proven = f.size
+	}
+	return arr, nil
+}
+
+// wait looks until ok holds. It gives up when nothing new is proven for stallLimit.
+func (f *follower) wait(ok func() bool) error {
 	moved, since := int64(-1), time.Now()
-	for {
-		arr, err := f.sight.next(f.ctx)
+	for !ok() {
+		arr, err := f.look()
 		if err != nil {
-			return arr, fmt.Errorf("ask the DTN for %s: %w", f.name, err)
-		}
-		if f.since.IsZero() {
-			f.since = arr.Since
-		}
-		if !arr.Since.Equal(f.since) {
-			return arr, fmt.Errorf("%w: %s was dropped, and comes anew", mover.ErrNoArrival, f.name)
-		}
-		f.proven = arr.Proven
-		if arr.State == mover.Arrived {
-			f.proven = f.size
-		}
-		if ok(arr) {
-			return arr, nil
+			return err
 		}
 		if arr.Moved != moved {
 			moved, since = arr.Moved, time.Now()
 		}
 		if time.Since(since) > stallLimit {
-			return arr, fmt.Errorf("nothing of %s arrived for %v (%d of %d bytes so far)", f.name, stallLimit, arr.Moved, f.size)
+			return fmt.Errorf("nothing of %s arrived for %v (%d of %d bytes so far)", f.name, stallLimit, arr.Moved, f.size)
 		}
 	}
+	return nil
 }
 
 // fill reads the next block once it is proven, and compares it with its digest.
 func (f *follower) fill() error {
 	end := min(f.off+mover.BlockSize, f.size)
-	if f.proven < end {
-		if _, err := f.wait(func(mover.Arrival) bool { return f.proven >= end }); err != nil {
-			return err
-		}
+	if err := f.wait(func() bool { return f.proven >= end }); err != nil {
+		return err
 	}
 	block := f.block[:end-f.off]
 	if n, err := f.file.ReadAt(block, f.off); n < len(block) {

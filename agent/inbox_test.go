@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"io"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -64,6 +65,29 @@ func TestArrivalsAreAnnouncedOrAskedFor(t *testing.T) {
 			})
 		})
 	}
+}
+
+// The last block and the end of its file may be announced as one.
+func TestTheEndIsHeardOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		data := bytesOf(2*mover.BlockSize + 1)
+		size := int64(len(data))
+		o := &oneFile{data: data, arrival: mover.Arrival{State: mover.Arriving, Proven: mover.BlockSize, Since: time.Unix(1, 0)}}
+		a := &Agent{Options: Options{Landing: o, Stager: o}}
+		a.inbox.tell(map[string]mover.Arrival{"inbox/x": o.arrival}, true)
+		start := time.Now()
+		c, err := a.arriving(t.Context(), mover.File{Name: "inbox/x", Size: size, Digest: sum(data)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		time.AfterFunc(time.Second, func() {
+			a.inbox.tell(map[string]mover.Arrival{"inbox/x": {State: mover.Arrived, Proven: size, Since: time.Unix(1, 0)}}, true)
+		})
+		n, err := io.Copy(io.Discard, held(c, size, func(int64) {}))
+		if took := time.Since(start); n != size || err != nil || took != time.Second {
+			t.Errorf("%d bytes, %v, after %v; want %d as soon as they are announced", n, err, took, size)
+		}
+	})
 }
 
 // A file that nobody sends yet is not asked for all the time, and taken up as soon as it
