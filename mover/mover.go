@@ -192,8 +192,8 @@ type Arrival struct {
 	Since  time.Time    `json:"since"`
 }
 
-// InboxChanges is what a DTN announces of its inbox: what is not as it was last told.
-// Nothing in it is a sign of life.
+// InboxChanges is what a DTN announces of its inbox: at first all of it, then what is
+// not as it was last told. One with nothing in it is a sign of life.
 type InboxChanges struct {
 	Arrivals []Arrival `json:"arrivals,omitempty" doc:"files that are new or have changed, as they are now"`
 	Dropped  []string  `json:"dropped,omitempty" doc:"names of files that are not there any more"`
