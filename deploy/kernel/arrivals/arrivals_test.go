@@ -398,8 +398,8 @@ func TestKernelArrivals(t *testing.T) {
 	})
 	announced := s.deliver(t)
 	watching.Wait()
-	if got, want := fmt.Sprintf("%q", states), `["" "arriving" "arrived" ""]`; got != want || steps < 3 {
-		t.Errorf("told of the states %s and %d steps, want %s and 3 steps at least", got, steps, want)
+	if got, want := fmt.Sprintf("%q", states), `["" "arriving" "arrived" ""]`; got != want || steps == 0 {
+		t.Errorf("told of the states %s and %d steps, want %s and some steps", got, steps, want)
 	}
 	if n := mounted.bytes(); n > 0 {
 		t.Errorf("inotify on the mount tells of what the DTN writes (%d bytes): then nothing else would be needed", n)
