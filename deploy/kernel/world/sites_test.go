@@ -1,0 +1,269 @@
+package world
+
+import (
+	"bytes"
+	"crypto/sha512"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/glance-dtn/glance-dtn/agent"
+	"github.com/glance-dtn/glance-dtn/deploy/kernel/guest"
+	"github.com/glance-dtn/glance-dtn/glance"
+	"github.com/glance-dtn/glance-dtn/glance/glancetest"
+	"github.com/glance-dtn/glance-dtn/mover"
+)
+
+const mib = 1 << 20
+
+// image is one that site A has.
+type image struct {
+	id   glance.ImageID
+	data []byte
+}
+
+// add gives site A an image of random bytes that nobody has seen, until the test ends.
+func (w *world) add(t *testing.T, size int) image {
+	t.Helper()
+	i := image{glance.ImageID(fmt.Sprintf("%08x-0000-4000-8000-000000000000", rand.Uint32())), make([]byte, size)}
+	rand.NewChaCha8(sha512.Sum512_256([]byte(i.id))).Read(i.data)
+	w.a.glance.Add(t, glance.Image{ID: i.id, Name: t.Name(), DiskFormat: "raw", ContainerFormat: "bare"}, i.data)
+	t.Cleanup(func() { // the guest's memory is small
+		for _, name := range []string{w.a.glance.Path(i.id), w.a.ctrl.Path(filepath.Join(w.a.store, string(i.id))), w.b.glance.Path(i.id)} {
+			if err := os.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				t.Error(err)
+			}
+		}
+	})
+	return i
+}
+
+func (w *world) push(t *testing.T, i image) agent.JobID {
+	t.Helper()
+	jobs, err := w.a.control.Push(t.Context(), string(i.id), []string{"B"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return jobs[0].ID
+}
+
+// delivered waits for the job's end, and holds that Glance B has the image's bytes.
+func (w *world) delivered(t *testing.T, id agent.JobID, i image) agent.Job {
+	t.Helper()
+	j := w.a.awaitJob(t, id, agent.Verified, agent.Parked)
+	t.Logf("%s in %v:%s", j.State, j.Since().Sub(j.Created).Round(time.Millisecond), history(j))
+	if j.State != agent.Verified {
+		t.Fatalf("the job is parked: %s", j.Reason)
+	}
+	sum := sha512.Sum512(i.data)
+	status, hash := w.b.glance.Attribute(i.id, "status"), w.b.glance.Attribute(i.id, "os_hash_value")
+	if status != "active" || hash != hex.EncodeToString(sum[:]) {
+		t.Errorf("image %s at B is %v with the hash %v, want it active with %x", i.id, status, hash, sum)
+	}
+	wantFile(t, w.b.glance.Path(i.id), i.data)
+	return j
+}
+
+// staging is the file that is being copied for a job, as the DTN's disk has it.
+func (w *world) staging(id agent.JobID) (name string, ok bool) {
+	names, err := filepath.Glob(w.a.server.Path(filepath.Join(w.a.server.Dir, mover.Outbox, "."+string(id)+".*")))
+	if err != nil || len(names) != 1 {
+		return "", false
+	}
+	return names[0], true
+}
+
+// awaitStaging waits until the DTN's server has a few blocks of the copy.
+func (w *world) awaitStaging(t *testing.T, id agent.JobID) (name string) {
+	t.Helper()
+	await(t, "nothing is being copied for job "+string(id), func() string {
+		var ok bool
+		if name, ok = w.staging(id); !ok {
+			return "no file"
+		}
+		var st syscall.Stat_t
+		if err := syscall.Stat(name, &st); err != nil {
+			return err.Error()
+		}
+		if got := st.Blocks * 512; got < 3*mib {
+			return fmt.Sprintf("%s has %d bytes", name, got)
+		}
+		return ""
+	})
+	return name
+}
+
+// slow makes the network of site A so slow that a copy can be met on its way, until
+// the test ends.
+func (w *world) slow(t *testing.T) {
+	t.Helper()
+	qdisc := []string{"qdisc", "add", "dev", w.a.server.Name, "root", "netem", "rate", "40mbit", "limit", "100000"}
+	w.a.ctrl.Run(t, "tc", qdisc...)
+	t.Cleanup(func() { w.a.ctrl.Run(t, "tc", "qdisc", "delete", "dev", w.a.server.Name, "root") })
+}
+
+func TestKernelImagesGoOverNFS(t *testing.T) {
+	guest.Need(t)
+	began := time.Now()
+	w := newWorld(t)
+	t.Logf("two sites are ready after %v", time.Since(began).Round(time.Millisecond))
+	t.Run("staged by a copy through NFS", w.byCopy)
+	t.Run("staged in place", w.inPlace)
+	t.Run("the power of DTN A fails", w.powerFails)
+	t.Run("the NFS server of site A restarts while an image is staged", w.serverRestarts)
+	t.Run("daemons are killed in the legs over NFS", w.killed)
+	w.wantClean(t)
+}
+
+// wantClean holds that no export has a copy left.
+func (w *world) wantClean(t *testing.T) {
+	t.Helper()
+	for _, s := range []*site{&w.a, &w.b} {
+		for _, box := range []string{mover.Outbox, mover.Inbox} {
+			await(t, "copies are left on an export", func() string {
+				files, err := os.ReadDir(s.server.Path(filepath.Join(s.server.Dir, box)))
+				if err == nil && len(files) == 0 {
+					return ""
+				}
+				return fmt.Sprintf("%s of %s has %v (%v)", box, s.server.Name, files, err)
+			})
+		}
+	}
+}
+
+// byCopy: the datadir is on another file system than the export.
+func (w *world) byCopy(t *testing.T) {
+	i := w.add(t, 32*mib+12345)
+	j := w.delivered(t, w.push(t, i), i)
+	if how := note(t, j, agent.Staged); !strings.HasPrefix(how, "copy") || strings.Contains(how, "again") {
+		t.Errorf("staged by %q, want a copy of which nothing was lost", how)
+	}
+}
+
+// inPlace: the datadir lies on the export.
+func (w *world) inPlace(t *testing.T) {
+	i := w.add(t, 12*mib)
+	onExport := w.a.ctrl.Path(filepath.Join(w.a.store, string(i.id)))
+	if err := errors.Join(os.WriteFile(onExport, i.data, 0o640), os.Remove(w.a.glance.Path(i.id))); err != nil {
+		t.Fatal(err)
+	}
+	j := w.delivered(t, w.push(t, i), i)
+	if how := note(t, j, agent.Staged); !strings.HasPrefix(how, "hard link") {
+		t.Errorf("staged by %q, want a hard link", how)
+	}
+	wantFile(t, onExport, i.data)
+}
+
+// powerFails: the export of DTN A is async. NFS has acknowledged the whole copy, to
+// stay, when the DTN loses what its disk has not got. The agent finds out what that
+// was and sends it again, before the image is staged.
+func (w *world) powerFails(t *testing.T) {
+	w.a.server.Export(t, "async")
+	t.Cleanup(func() { w.a.server.Export(t, "sync") })
+	guest.Here().Run(t, "sysctl", "-qw", "vm.dirty_writeback_centisecs=0") // disks get what is synced
+	t.Cleanup(func() { guest.Here().Run(t, "sysctl", "-qw", "vm.dirty_writeback_centisecs=500") })
+	w.slow(t)
+	i := w.add(t, 12*mib)
+	w.a.dtn.kill() // so that nobody syncs the copy
+	id := w.push(t, i)
+	name := w.awaitStaging(t, id)
+	w.a.server.Run(t, "sync", "--file-system", w.a.server.Dir) // the disk has the file, and the first of its blocks
+	await(t, "the server has not got the copy", func() string {
+		w.a.ctrl.Run(t, "sync", "--file-system", w.a.mount) // what the client has, the server acknowledges
+		if lost := differ(t, name, i.data); lost > 0 {
+			return fmt.Sprintf("%d blocks are missing", lost)
+		}
+		return ""
+	})
+	w.a.ctrl.Run(t, "sync", "--file-system", w.a.mount)
+	t.Logf("NFS has acknowledged all %d blocks of the copy", blocks(i.data))
+
+	w.a.server.CutPower(t)
+	lost := differ(t, name, i.data)
+	t.Logf("the power cut took %d of them", lost)
+	if lost == 0 || lost == blocks(i.data) {
+		t.Fatalf("the power cut took %d of %d blocks, want some", lost, blocks(i.data))
+	}
+	w.a.dtn.start(t)
+	j := w.delivered(t, id, i)
+	if how, want := note(t, j, agent.Staged), fmt.Sprintf("%d blocks that the DTN had lost written again", lost); !strings.Contains(how, want) {
+		t.Errorf("staged by %q, want %q", how, want)
+	}
+	for line := range strings.Lines(w.a.agent.said(t)) {
+		if strings.Contains(line, string(id)) {
+			t.Logf("agent A: %s", strings.TrimSpace(line))
+		}
+	}
+}
+
+func blocks(data []byte) int { return (len(data) + mover.BlockSize - 1) / mover.BlockSize }
+
+// differ counts the blocks of data that a file has not got.
+func differ(t *testing.T, name string, data []byte) (n int) {
+	t.Helper()
+	got, err := os.ReadFile(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for off := 0; off < len(data); off += mover.BlockSize {
+		end := min(len(data), off+mover.BlockSize)
+		if end > len(got) || !bytes.Equal(got[off:end], data[off:end]) {
+			n++
+		}
+	}
+	return n
+}
+
+// serverRestarts: the copy waits for the server and goes on.
+func (w *world) serverRestarts(t *testing.T) {
+	w.slow(t)
+	i := w.add(t, 12*mib)
+	id := w.push(t, i)
+	name := w.awaitStaging(t, id)
+	w.a.server.Stop(t)
+	if lost := differ(t, name, i.data); lost == 0 {
+		t.Error("the copy was made before the server was stopped")
+	}
+	if j := w.a.awaitJob(t, id, agent.Offered, agent.Staged); j.State != agent.Offered {
+		t.Errorf("the image is %s without a server", j.State)
+	}
+	w.a.server.Start(t)
+	if j := w.delivered(t, id, i); j.Round > 0 {
+		t.Errorf("the job was begun anew:%s", history(j))
+	}
+}
+
+// killed: the agents crash, each while it reads or writes an export, and so does
+// the DTN whose file is read. What was done is not done twice.
+func (w *world) killed(t *testing.T) {
+	w.slow(t)
+	i := w.add(t, 12*mib)
+	made := w.b.glance.Count(glancetest.Create)
+	id := w.push(t, i)
+	w.awaitStaging(t, id)
+	w.a.agent.kill()
+	w.a.agent.start(t)
+	await(t, "Glance B gets nothing", func() string {
+		if status := w.b.glance.Attribute(i.id, "status"); status != "saving" {
+			return fmt.Sprint(status)
+		}
+		return ""
+	})
+	w.b.agent.kill()
+	w.b.dtn.kill()
+	w.b.dtn.start(t)
+	w.b.agent.start(t)
+	j := w.delivered(t, id, i)
+	note(t, j, agent.Staged)
+	if n := w.b.glance.Count(glancetest.Create) - made; n != 1 {
+		t.Errorf("%d images were made at B, want 1", n)
+	}
+}
