@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/glance-dtn/glance-dtn/glance"
+	"github.com/glance-dtn/glance-dtn/mover"
 )
 
 // Push makes, or begins anew, the jobs that send an image, named by its id or by its
@@ -347,24 +348,33 @@ func (a *Agent) relations(ctx context.Context, local []glance.Image) iter.Seq2[P
 	}
 }
 
+// asyncNote is why an async export is no fault.
+const asyncNote = "the export is async: its server acknowledges what its disk has not got. Staged copies are proven on the disk; a crash of the DTN can lose what others write there"
+
 // Checks tells whether what the agent needs at its own site answers.
 func (a *Agent) Checks(ctx context.Context) []Check {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
 	probes := []struct {
 		name  string
-		probe func() error
+		probe func(c *Check) error
 	}{
-		{"glance", func() error {
+		{"glance", func(*Check) error {
 			_, err := a.Catalog.Image(ctx, "00000000-0000-4000-8000-000000000000")
 			if errors.Is(err, ErrNoImage) {
 				err = nil
 			}
 			return err
 		}},
-		{"dtn", func() error { _, err := a.Landing.Capabilities(ctx); return err }},
-		{"export", func() error { return a.Stager.Check(ctx) }},
-		{"store", func() error {
+		{"dtn", func(c *Check) error {
+			can, err := a.Landing.Capabilities(ctx)
+			if can.Ack == mover.AckAsync {
+				c.Note = asyncNote
+			}
+			return err
+		}},
+		{"export", func(*Check) error { return a.Stager.Check(ctx) }},
+		{"store", func(*Check) error {
 			_, err := a.Store.Get(ctx, "none")
 			if errors.Is(err, ErrNoJob) {
 				err = nil
@@ -376,11 +386,12 @@ func (a *Agent) Checks(ctx context.Context) []Check {
 	var wg sync.WaitGroup
 	for i, p := range probes {
 		wg.Go(func() {
-			err := p.probe()
-			checks[i] = Check{Name: p.name, OK: err == nil}
-			if err != nil {
-				checks[i].Error = err.Error()
+			c := &checks[i]
+			c.Name = p.name
+			if err := p.probe(c); err != nil {
+				c.Error = err.Error()
 			}
+			c.OK = c.Error == ""
 		})
 	}
 	wg.Wait()

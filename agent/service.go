@@ -138,6 +138,7 @@ type Check struct {
 	Name  string `json:"name"`
 	OK    bool   `json:"ok"`
 	Error string `json:"error,omitempty"`
+	Note  string `json:"note,omitempty" doc:"what is good to know, though nothing is wrong"`
 }
 
 // Errors that a caller of the agent can act on.

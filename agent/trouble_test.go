@@ -338,6 +338,19 @@ func TestExportFullAtTheSender(t *testing.T) {
 	})
 }
 
+func TestAnAsyncExportIsNoFaultAndIsTold(t *testing.T) {
+	run(t, func(t *testing.T, w *world) {
+		for ack, want := range map[mover.Ack]string{mover.AckAsync: asyncNote, mover.AckSync: "", mover.AckUnknown: ""} {
+			w.locked(func() { w.a.ack = ack })
+			checks := w.a.agent().Checks(t.Context())
+			i := slices.IndexFunc(checks, func(c Check) bool { return c.Name == "dtn" })
+			if got := checks[i]; !got.OK || got.Note != want {
+				t.Errorf("%s: %+v, want it to be well, with the note %q", ack, got, want)
+			}
+		}
+	})
+}
+
 func TestFilesWithoutAJobAreSwept(t *testing.T) {
 	run(t, func(t *testing.T, w *world) {
 		orphan := "0123456789abcdef0123"

@@ -76,6 +76,7 @@ type site struct {
 	subs    map[chan Event]context.Context
 	counts  map[string]int
 	free    int64
+	ack     mover.Ack
 	digests bool // its DTN tells the digests of blocks
 	down    bool // its agent and DTN do not answer other sites
 	mute    bool // its DTN does not announce arrivals
@@ -808,7 +809,7 @@ func (l landingOf) Capabilities(context.Context) (c mover.Capabilities, err erro
 	if pre != nil {
 		return c, pre
 	}
-	l.w.locked(func() { c = mover.Capabilities{Address: "dtn-" + l.name, Free: l.free} })
+	l.w.locked(func() { c = mover.Capabilities{Address: "dtn-" + l.name, Free: l.free, Ack: l.ack} })
 	return c, post(nil)
 }
 

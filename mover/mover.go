@@ -224,6 +224,16 @@ type Settled struct {
 	Sums []digest.Block `json:"xxh3_128" nullable:"false" doc:"XXH3-128, in hex, of its blocks from the one asked for on, as many as could be read in a few seconds"`
 }
 
+// Ack says when an NFS server acknowledges data as stable: sync and async of exports(5).
+type Ack string
+
+// The kinds of acknowledgement.
+const (
+	AckSync    Ack = "sync"    // when its disk has the data
+	AckAsync   Ack = "async"   // before: a crash of the server loses what it has acknowledged
+	AckUnknown Ack = "unknown" // nobody could tell
+)
+
 // Capabilities says what a DTN offers.
 type Capabilities struct {
 	Site    string   `json:"site"`
@@ -232,6 +242,7 @@ type Capabilities struct {
 	Address string   `json:"address" doc:"data plane, as other sites reach it"`
 	Free    int64    `json:"free" doc:"bytes free on the export for new arrivals, promised space already taken off"`
 	Total   int64    `json:"total" doc:"size of the export's filesystem, bytes"`
+	Ack     Ack      `json:"ack" enum:"sync,async,unknown" doc:"when this machine's NFS server acknowledges what is written to the export: sync, when the disk has it; async, before"`
 }
 
 // Engine moves files. Move returns nil only when every byte is at the

@@ -12,6 +12,7 @@
 // The texts and their readers:
 //
 //	/etc/exports, /etc/exports.d, exportfs -s   ParseExports, FormatExports
+//	/var/lib/nfs/etab                           ParseExports
 //	exportfs -v                                 ParseExportfs
 //	/etc/fstab, /proc/mounts                    ParseFstab, Entry.String
 //	/proc/self/mountinfo                        ParseMountinfo, Mount.String

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"path"
 	"slices"
 	"strings"
 )
@@ -202,6 +203,32 @@ func exportOptions(list string) Options {
 		}
 	}
 	return o
+}
+
+// Acknowledges tells what a server with these exports promises of a directory: with
+// sync, that its disk has what it acknowledges, whoever the client is. The export
+// that counts is the nearest at or above the directory. known is false when there is
+// none: another server may export it.
+func Acknowledges(exports []Export, dir string) (sync, known bool, err error) {
+	for _, p := range slices.Backward(prefixes(path.Clean(dir))) {
+		for _, e := range exports {
+			if path.Clean(e.Path) != p {
+				continue
+			}
+			for _, c := range e.Clients {
+				o, err := c.Options.Export()
+				if err != nil {
+					return false, false, fmt.Errorf("export %s to %s: %w", e.Path, c.Host, err)
+				}
+				sync = o.Sync && (sync || !known)
+				known = true
+			}
+		}
+		if known {
+			return sync, true, nil
+		}
+	}
+	return false, false, nil
 }
 
 // ParseExportfs reads what exportfs -v prints: the options in effect, complete with

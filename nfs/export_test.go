@@ -187,6 +187,31 @@ func TestParseExportfs(t *testing.T) {
 	}
 }
 
+func TestAcknowledges(t *testing.T) {
+	exports := mustExports(t, `
+/srv 10.0.0.0/8(async) *(sync)
+/srv/glance *(rw)
+/srv/glance/late a(sync) b(async) c(sync)
+/srv/bad *(fsid=0,anonuid=x)
+`)
+	for dir, want := range map[string]struct{ sync, known bool }{
+		"/srv/glance":            {true, true},
+		"/srv/glance/a/b/":       {true, true},
+		"/srv/glance/late/inbox": {false, true},
+		"/srv/glances":           {false, true},
+		"/srv":                   {false, true},
+		"/":                      {false, false},
+		"/home":                  {false, false},
+	} {
+		if sync, known, err := Acknowledges(exports, dir); sync != want.sync || known != want.known || err != nil {
+			t.Errorf("%s: sync %v, known %v, %v; want %+v", dir, sync, known, err, want)
+		}
+	}
+	if _, known, err := Acknowledges(exports, "/srv/bad"); known || err == nil || !strings.Contains(err.Error(), "/srv/bad") {
+		t.Errorf("/srv/bad: known %v, %v; want an error that names it", known, err)
+	}
+}
+
 func FuzzExports(f *testing.F) {
 	for _, name := range []string{"exports", "exports-wrapped", "exportfs-s", "exportfs-v"} {
 		f.Add(read(f, name))

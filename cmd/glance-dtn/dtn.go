@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"net/http"
 	"os"
@@ -25,6 +26,7 @@ import (
 	"github.com/glance-dtn/glance-dtn/mover/dtn"
 	"github.com/glance-dtn/glance-dtn/mover/stream"
 	"github.com/glance-dtn/glance-dtn/mover/ticket"
+	"github.com/glance-dtn/glance-dtn/nfs"
 )
 
 func (c *cli) dtn() *cobra.Command {
@@ -97,6 +99,7 @@ func runDTN(ctx context.Context, conf config.DTN, file string, log *slog.Logger)
 		}},
 		Arrivals: receiver, Export: export, State: transfers,
 		Transfers: conf.Transfers, Reserve: int64(conf.Reserve), Keep: dtn.DefaultKeep,
+		Ack: acknowledges(conf.Export, log),
 		Log: log,
 	})
 	if err != nil {
@@ -130,6 +133,39 @@ func runDTN(ctx context.Context, conf config.DTN, file string, log *slog.Logger)
 	}
 	started.Info("DTN started", "site", conf.Site, "version", versionText(), "export", conf.Export)
 	return serve(ctx, log, func(context.Context) error { return nil }, parts...)
+}
+
+// etab is the table of exports in force, for whoever may not run exportfs(8), which
+// keeps it.
+const etab = "/var/lib/nfs/etab"
+
+// acknowledges tells how the kernel's NFS server of this machine, if it is that one,
+// acknowledges what is written to the export.
+func acknowledges(export string, log *slog.Logger) func() mover.Ack {
+	return func() mover.Ack {
+		f, err := os.Open(etab)
+		if errors.Is(err, fs.ErrNotExist) {
+			return mover.AckUnknown
+		}
+		var exports []nfs.Export
+		if err == nil {
+			defer f.Close()
+			exports, err = nfs.ParseExports(f)
+		}
+		var sync, known bool
+		if err == nil {
+			sync, known, err = nfs.Acknowledges(exports, export)
+		}
+		switch {
+		case err != nil:
+			log.Debug("whether the export is sync or async is not known", "file", etab, "err", err)
+		case known && sync:
+			return mover.AckSync
+		case known:
+			return mover.AckAsync
+		}
+		return mover.AckUnknown
+	}
 }
 
 // lockState makes the state directory at the first start, and keeps a second DTN out of it.

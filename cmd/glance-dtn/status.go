@@ -46,6 +46,9 @@ func (c *cli) overview(o agent.Overview) error {
 		if !k.OK {
 			fmt.Fprintf(c.out, "%s: %s\n", c.paint(k.Name, relationColour(agent.Conflict)), k.Error)
 		}
+		if k.Note != "" {
+			fmt.Fprintf(c.out, "%s: %s\n", k.Name, k.Note)
+		}
 	}
 	for _, f := range o.Store {
 		fmt.Fprintf(c.out, "store: %s %s", f.Fault, f.ID)

@@ -390,6 +390,25 @@ func TestASlowReaderHoldsNobodyUp(t *testing.T) {
 	})
 }
 
+
+func TestCapabilitiesTellHowTheExportAcknowledges(t *testing.T) {
+	r := newRig(t)
+	for _, c := range []struct {
+		ask  func() mover.Ack
+		want mover.Ack
+	}{
+		{nil, mover.AckUnknown},
+		{func() mover.Ack { return mover.AckAsync }, mover.AckAsync},
+	} {
+		r.opt.Ack = c.ask
+		var got mover.Capabilities
+		ask(t, r.server(t), "GET", "/v1/capabilities", nil).decode(t, &got)
+		if got.Ack != c.want {
+			t.Errorf("told %q, want %q", got.Ack, c.want)
+		}
+	}
+}
+
 func TestCapabilitiesLeaveOutReserveAndPromises(t *testing.T) {
 	r := newRig(t)
 	free := func(s *Server) int64 {

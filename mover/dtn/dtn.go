@@ -51,7 +51,7 @@ type Arrivals interface {
 	Promised() int64
 }
 
-// Options are what a Server is made of. All are needed but Reserve.
+// Options are what a Server is made of. All are needed but Reserve and Ack.
 type Options struct {
 	Site    string
 	Version string
@@ -65,6 +65,8 @@ type Options struct {
 	Transfers int           // at once
 	Reserve   int64         // bytes of the export that are never offered to arrivals
 	Keep      time.Duration // how long finished transfers are remembered
+
+	Ack func() mover.Ack // how writes to the export are acknowledged now; nil: not known
 
 	Log *slog.Logger
 }
@@ -156,6 +158,10 @@ func (s *Server) capabilities() (mover.Capabilities, error) {
 	if err != nil {
 		return mover.Capabilities{}, err
 	}
+	ack := mover.AckUnknown
+	if s.opt.Ack != nil {
+		ack = s.opt.Ack()
+	}
 	return mover.Capabilities{
 		Site:    s.opt.Site,
 		Version: s.opt.Version,
@@ -163,6 +169,7 @@ func (s *Server) capabilities() (mover.Capabilities, error) {
 		Address: s.opt.Address,
 		Free:    max(0, free-s.opt.Arrivals.Promised()-s.opt.Reserve),
 		Total:   total,
+		Ack:     ack,
 	}, nil
 }
 

@@ -15,6 +15,7 @@ import (
 	"github.com/glance-dtn/glance-dtn/agent/api"
 	"github.com/glance-dtn/glance-dtn/deploy/kernel/guest"
 	"github.com/glance-dtn/glance-dtn/glance/glancetest"
+	"github.com/glance-dtn/glance-dtn/internal/pki"
 )
 
 // patience is how long anything may take in a guest whose host has other work.
@@ -44,7 +45,9 @@ func newWorld(t *testing.T) *world {
 	t.Helper()
 	s := guest.NewSites(t)
 	dir := t.TempDir()
-	s.CtrlA.Run(t, os.Getenv("GLANCE_DTN"), "pki", "init", filepath.Join(dir, "ca"))
+	if err := pki.InitCA(filepath.Join(dir, "ca"), "test", pki.CALife); err != nil {
+		t.Fatal(err)
+	}
 	w := &world{Sites: s}
 	w.a = newSite(t, dir, "A", s.CtrlA, s.DTNA, (*guest.Server).Source, "vers=3,nolock", "B", s.CtrlB)
 	w.b = newSite(t, dir, "B", s.CtrlB, s.DTNB, (*guest.Server).Root, "vers=4.2", "A", s.CtrlA)
@@ -76,8 +79,10 @@ func newSite(t *testing.T, dir, name string, ctrl, dtn *guest.Machine, source fu
 	keystone.Endpoint(name, "public", s.glance.URL)
 
 	dir, ca := filepath.Join(dir, name), filepath.Join(dir, "ca")
-	for role, m := range map[string]*guest.Machine{"agent": ctrl, "dtn": dtn} {
-		m.Run(t, os.Getenv("GLANCE_DTN"), "pki", "issue", ca, "--site", name, "--role", role, "--host", m.Addr.String(), "--out", dir)
+	for role, m := range map[string]*guest.Machine{pki.Agent: ctrl, pki.DTN: dtn} {
+		if _, err := pki.Issue(ca, pki.Identity{Site: name, Role: role}, []string{m.Addr.String()}, pki.LeafLife, dir); err != nil {
+			t.Fatal(err)
+		}
 	}
 	write := func(file, text string) string {
 		file = filepath.Join(dir, file)
