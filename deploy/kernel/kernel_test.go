@@ -131,7 +131,9 @@ func boot(t *testing.T, work string, words ...string) (console []byte, err error
 	start := time.Now()
 	console, err = cmd.CombinedOutput()
 	took := time.Since(start)
-	t.Logf("the guest ran for %.1f s", took.Seconds())
+	if p := cmd.ProcessState; p != nil {
+		t.Logf("the guest ran for %.1f s, %.1f s of them on a processor", took.Seconds(), (p.UserTime() + p.SystemTime()).Seconds())
+	}
 	if took >= tooLong {
 		err = fmt.Errorf("it was killed after %v: %w", tooLong, err)
 	}

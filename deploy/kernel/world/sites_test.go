@@ -113,10 +113,10 @@ func (w *world) awaitStaging(t *testing.T, id agent.JobID) (name string) {
 func (w *world) slow(t *testing.T) {
 	t.Helper()
 	for _, link := range []struct {
-		from *guest.Machine
-		to   string
-	}{{w.a.ctrl, w.a.server.Name}, {w.WAN, w.b.server.Name}} {
-		link.from.Run(t, "tc", "qdisc", "add", "dev", link.to, "root", "netem", "rate", "40mbit", "limit", "100000")
+		from     *guest.Machine
+		to, rate string
+	}{{w.a.ctrl, w.a.server.Name, "20mbit"}, {w.WAN, w.b.server.Name, "40mbit"}} {
+		link.from.Run(t, "tc", "qdisc", "add", "dev", link.to, "root", "netem", "rate", link.rate, "limit", "100000")
 		t.Cleanup(func() { link.from.Run(t, "tc", "qdisc", "delete", "dev", link.to, "root") })
 	}
 }
