@@ -138,7 +138,7 @@ func (s *site) awaitReady(t *testing.T) {
 // await waits until what is missing is nothing.
 func await(t *testing.T, what string, missing func() string) {
 	t.Helper()
-	for end := time.Now().Add(patience); ; time.Sleep(50 * time.Millisecond) {
+	for end := time.Now().Add(patience); ; time.Sleep(100 * time.Millisecond) {
 		m := missing()
 		if m == "" {
 			return
