@@ -79,23 +79,16 @@ func (w *world) delivered(t *testing.T, id agent.JobID, i image) agent.Job {
 	return j
 }
 
-// staging is the file that is being copied for a job, as the DTN's disk has it.
-func (w *world) staging(id agent.JobID) (name string, ok bool) {
-	names, err := filepath.Glob(w.a.server.Path(filepath.Join(w.a.server.Dir, mover.Outbox, "."+string(id)+".*")))
-	if err != nil || len(names) != 1 {
-		return "", false
-	}
-	return names[0], true
-}
-
-// awaitStaging waits until the DTN's server has a few blocks of the copy.
+// awaitStaging waits until the DTN's server has a few blocks of a job's copy, and
+// returns the file's name there.
 func (w *world) awaitStaging(t *testing.T, id agent.JobID) (name string) {
 	t.Helper()
 	await(t, "nothing is being copied for job "+string(id), func() string {
-		var ok bool
-		if name, ok = w.staging(id); !ok {
-			return "no file"
+		names, err := filepath.Glob(w.a.server.Path(filepath.Join(w.a.server.Dir, mover.Outbox, "."+string(id)+".*")))
+		if err != nil || len(names) != 1 {
+			return fmt.Sprintf("%v %v", names, err)
 		}
+		name = names[0]
 		var st syscall.Stat_t
 		if err := syscall.Stat(name, &st); err != nil {
 			return err.Error()

@@ -29,6 +29,7 @@ type world struct {
 
 // site is a controller and a DTN. The DTN's export is mounted on the controller.
 type site struct {
+	name   string
 	ctrl   *guest.Machine
 	server *guest.Server // the DTN
 	mount  string        // the export, as the controller names it
@@ -44,13 +45,19 @@ type site struct {
 func newWorld(t *testing.T) *world {
 	t.Helper()
 	s := guest.NewSites(t)
+	w := &world{
+		Sites: s,
+		a:     site{name: "A", ctrl: s.CtrlA, server: s.DTNA.Serve(t, "sync")},
+		b:     site{name: "B", ctrl: s.CtrlB, server: s.DTNB.Serve(t, "sync")},
+	}
+	w.a.mount = w.a.ctrl.Mount(t, w.a.server.Source(), "vers=3,nolock")
+	w.b.mount = w.b.ctrl.Mount(t, w.b.server.Root(), "vers=4.2")
 	dir := t.TempDir()
 	if err := pki.InitCA(filepath.Join(dir, "ca"), "test", pki.CALife); err != nil {
 		t.Fatal(err)
 	}
-	w := &world{Sites: s}
-	w.a = newSite(t, dir, "A", s.CtrlA, s.DTNA, (*guest.Server).Source, "vers=3,nolock", "B", s.CtrlB)
-	w.b = newSite(t, dir, "B", s.CtrlB, s.DTNB, (*guest.Server).Root, "vers=4.2", "A", s.CtrlA)
+	w.a.configure(t, dir, w.b)
+	w.b.configure(t, dir, w.a)
 	for _, s := range []*site{&w.a, &w.b} {
 		s.dtn.start(t)
 		s.agent.start(t)
@@ -61,37 +68,36 @@ func newWorld(t *testing.T) *world {
 	return w
 }
 
-// newSite makes a site; its daemons do not run yet.
-func newSite(t *testing.T, dir, name string, ctrl, dtn *guest.Machine, source func(*guest.Server) string, options, peer string, peerCtrl *guest.Machine) site {
+// configure gives the site its Keystone and Glance, and daemons that do not run yet.
+// It makes a directory with the site's name beside that of the certificate authority.
+func (s *site) configure(t *testing.T, dir string, peer site) {
 	t.Helper()
-	s := site{ctrl: ctrl, server: dtn.Serve(t, "sync")}
-	s.mount = ctrl.Mount(t, source(s.server), options)
 	s.store = filepath.Join(s.mount, "store")
-	if err := os.Mkdir(ctrl.Path(s.store), 0o750); err != nil {
+	if err := os.Mkdir(s.ctrl.Path(s.store), 0o750); err != nil {
 		t.Fatal(err)
 	}
-	keystone := new(glancetest.Keystone)
-	ctrl.Within(t, func() {
+	var keystone *glancetest.Keystone
+	s.ctrl.Within(t, func() {
 		keystone = glancetest.NewKeystone(t)
 		s.glance = glancetest.New(t, "")
 	})
 	s.glance.Token = keystone.Valid
-	keystone.Endpoint(name, "public", s.glance.URL)
+	keystone.Endpoint(s.name, "public", s.glance.URL)
 
-	dir, ca := filepath.Join(dir, name), filepath.Join(dir, "ca")
-	for role, m := range map[string]*guest.Machine{pki.Agent: ctrl, pki.DTN: dtn} {
-		if _, err := pki.Issue(ca, pki.Identity{Site: name, Role: role}, []string{m.Addr.String()}, pki.LeafLife, dir); err != nil {
+	ca, dir := filepath.Join(dir, "ca"), filepath.Join(dir, s.name)
+	for role, m := range map[string]*guest.Machine{pki.Agent: s.ctrl, pki.DTN: s.server.Machine} {
+		if _, err := pki.Issue(ca, pki.Identity{Site: s.name, Role: role}, []string{m.Addr.String()}, pki.LeafLife, dir); err != nil {
 			t.Fatal(err)
 		}
 	}
-	write := func(file, text string) string {
-		file = filepath.Join(dir, file)
-		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+	write := func(name, text string) string {
+		name = filepath.Join(dir, name)
+		if err := os.WriteFile(name, []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		return file
+		return name
 	}
-	s.dtn = newDaemon(t, dtn, nil, "dtn", "--config", write("dtn.yaml", fmt.Sprintf(`
+	s.dtn = newDaemon(t, s.server.Machine, nil, "dtn", "--config", write("dtn.yaml", fmt.Sprintf(`
 site: %s
 log: {format: text}
 export: %s
@@ -99,12 +105,12 @@ address: %s:7444
 state: dtn-state
 tls: {ca: ../ca/ca.pem}
 reserve: 64MiB
-`, name, s.server.Dir, dtn.Addr)))
+`, s.name, s.server.Dir, s.server.Addr)))
 	const control = "/run/glance-dtn/agent.sock"
 	// The stand-in's clock is not ours, so nothing is ever found to be stuck.
-	s.agent = newDaemon(t, ctrl, []string{
+	s.agent = newDaemon(t, s.ctrl, []string{
 		"OS_AUTH_URL=" + keystone.URL, "OS_USERNAME=admin", "OS_PASSWORD=" + keystone.Password, "OS_PROJECT_NAME=admin",
-		"OS_USER_DOMAIN_ID=default", "OS_PROJECT_DOMAIN_ID=default", "OS_REGION_NAME=" + name,
+		"OS_USER_DOMAIN_ID=default", "OS_PROJECT_DOMAIN_ID=default", "OS_REGION_NAME=" + s.name,
 	}, "agent", "--config", write("agent.yaml", fmt.Sprintf(`
 site: %s
 log: {format: text}
@@ -117,9 +123,8 @@ state: {embedded: agent-state}
 peers: [{name: %s, url: "https://%s:7442"}]
 retry: {min: 200ms, max: 1s}
 watch: {stuck: 100000h}
-`, name, s.glance.Dir, s.store, s.mount, dtn.Addr, control, peer, peerCtrl.Addr)))
-	s.control = api.NewControlClient(ctrl.Path(control))
-	return s
+`, s.name, s.glance.Dir, s.store, s.mount, s.server.Addr, control, peer.name, peer.ctrl.Addr)))
+	s.control = api.NewControlClient(s.ctrl.Path(control))
 }
 
 // awaitReady waits until the agent has all that it needs.
