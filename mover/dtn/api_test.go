@@ -390,7 +390,6 @@ func TestASlowReaderHoldsNobodyUp(t *testing.T) {
 	})
 }
 
-
 func TestCapabilitiesTellHowTheExportAcknowledges(t *testing.T) {
 	r := newRig(t)
 	for _, c := range []struct {
