@@ -1,0 +1,459 @@
+package guard
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/glance-dtn/glance-dtn/nfs"
+)
+
+// machine has real directories and mounts that are told: those of a table that a test
+// changes, with the directory on the one whose id is at.
+type machine struct {
+	t       *testing.T
+	dir     string // the export
+	state   string
+	mounts  []nfs.Mount
+	at      int
+	opens   atomic.Int64
+	openErr error
+	hang    chan struct{} // nil: opens do not hang
+	log     bytes.Buffer
+}
+
+const (
+	rootMount = 1
+	dtnMount  = 2
+)
+
+func newMachine(t *testing.T) *machine {
+	m := &machine{t: t, dir: filepath.Join(t.TempDir(), "dtn"), state: t.TempDir(), at: dtnMount}
+	m.mounts = []nfs.Mount{
+		{ID: rootMount, Parent: 0, Device: "8:1", Point: "/", Type: "ext4", Source: "/dev/sda1"},
+		{ID: dtnMount, Parent: rootMount, Device: "0:50", Point: m.dir, Type: "nfs4", Source: "dtn:/glance", Super: nfs.Options{"rw", "soft"}},
+	}
+	if err := os.Mkdir(m.dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	m.mark("A", "one")
+	return m
+}
+
+func (m *machine) mark(site, id string) {
+	m.t.Helper()
+	if err := os.WriteFile(filepath.Join(m.dir, MarkerFile), []byte(`{"site":"`+site+`","id":"`+id+`"}`), 0o600); err != nil {
+		m.t.Fatal(err)
+	}
+}
+
+func (m *machine) guard(o Options) *Guard {
+	m.t.Helper()
+	o.Dir, o.Site, o.State, o.Log = m.dir, "A", m.state, slog.New(slog.NewTextHandler(&m.log, nil))
+	g, err := New(o)
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	g.sys = system{
+		open: func(dir string) (*os.Root, error) {
+			m.opens.Add(1)
+			if m.hang != nil {
+				<-m.hang
+			}
+			if m.openErr != nil {
+				return nil, m.openErr
+			}
+			return os.OpenRoot(dir)
+		},
+		mounts: func() ([]nfs.Mount, error) { return slices.Clone(m.mounts), nil },
+		handle: func(*os.Root) (handle, error) { return handle{mount: m.at, path: m.dir, fsid: "f"}, nil },
+	}
+	return g
+}
+
+// unmount leaves the directory as it is, with whatever the test put there.
+func (m *machine) unmount() { m.mounts, m.at = m.mounts[:1], rootMount }
+
+func wantWell(t *testing.T, g *Guard) {
+	t.Helper()
+	if err := g.Check(t.Context()); err != nil {
+		t.Errorf("got %v, want an export that is well", err)
+	}
+	root, err := g.Open()
+	if err != nil {
+		t.Fatalf("open: %v", err)
+	}
+	root.Close()
+}
+
+// wantTrouble fails unless the export is in the state, as Check and Open see it, and
+// its sentence has the words.
+func wantTrouble(t *testing.T, g *Guard, s State, words ...string) {
+	t.Helper()
+	err := g.Check(t.Context())
+	trouble, ok := errors.AsType[*Trouble](err)
+	if !ok || trouble.State != s {
+		t.Fatalf("got %v, want %s", err, s)
+	}
+	for _, w := range append(words, g.Dir) {
+		if !strings.Contains(err.Error(), w) {
+			t.Errorf("%q does not say %q", err, w)
+		}
+	}
+	if root, err := g.Open(); err == nil && g.Try == nil {
+		root.Close()
+		t.Error("it can be opened")
+	}
+}
+
+func TestARightExportIsRemembered(t *testing.T) {
+	m := newMachine(t)
+	wantWell(t, m.guard(Options{}))
+	g := m.guard(Options{}) // another start
+	wantWell(t, g)
+	m.mark("A", "two")
+	wantTrouble(t, g, Replaced, "dtn:/glance", "two", "one")
+	wantTrouble(t, m.guard(Options{}), Replaced)
+	m.mark("A", "one")
+	wantWell(t, g)
+}
+
+func TestTheWordOfTheDTNCounts(t *testing.T) {
+	m := newMachine(t)
+	word, wordErr := "one", error(nil)
+	g := m.guard(Options{Told: func(context.Context) (string, error) { return word, wordErr }})
+	wantWell(t, g)
+	m.mark("A", "two") // the DTN has a new disk, and says so
+	wordErr = errors.New("away")
+	wantTrouble(t, g, Replaced)
+	word, wordErr = "two", nil
+	wantWell(t, g)
+	word = "three" // it has another, and the old one is still mounted here
+	if err := g.Check(t.Context()); err == nil || !strings.Contains(err.Error(), "three") {
+		t.Errorf("got %v, want that the export is not the DTN's", err)
+	}
+	word = "" // a DTN of an older version
+	wantWell(t, g)
+}
+
+func TestAMountThatIsGone(t *testing.T) {
+	m := newMachine(t)
+	g := m.guard(Options{})
+	wantWell(t, g)
+	marker := filepath.Join(m.dir, MarkerFile)
+	data, err := os.ReadFile(marker)
+	if err != nil {
+		t.Fatal(err)
+	}
+	mounts := m.mounts
+	m.unmount()
+	for _, beneath := range []string{"a copy of the export", "nothing", "a file"} {
+		switch beneath {
+		case "nothing":
+			os.Remove(marker)
+		case "a file":
+			os.WriteFile(filepath.Join(m.dir, "shadow"), nil, 0o600)
+		}
+		want := "dtn:/glance was on " + m.dir
+		wantTrouble(t, g, Gone, want, "/dev/sda1")
+		wantTrouble(t, m.guard(Options{}), Gone, want)
+	}
+	wantTrouble(t, g, Gone, "(shadow)")
+	if names := list(rootOf(t, m.dir)); !slices.Equal(names, []string{"shadow"}) {
+		t.Errorf("the mount point has %v, want what was there", names)
+	}
+
+	os.WriteFile(marker, data, 0o600)
+	m.mounts, m.at = append(mounts[:1:1], mounts[1]), 7 // its new id
+	m.mounts[1].ID, m.mounts[1].Source = 7, "10.0.0.1:/glance"
+	wantWell(t, g)
+	if log := m.log.String(); !strings.Contains(log, "mounted anew") || !strings.Contains(log, "10.0.0.1:/glance") || !strings.Contains(log, "shadow") {
+		t.Errorf("the log says %s, want the new mount and the files beneath it", log)
+	}
+}
+
+func rootOf(t *testing.T, dir string) *os.Root {
+	t.Helper()
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { root.Close() })
+	return root
+}
+
+func TestWhatIsExpectedOfTheMount(t *testing.T) {
+	m := newMachine(t)
+	bound := func() { // systemd's ReadWritePaths= of a directory that nothing is mounted on
+		m.mounts = append(m.mounts[:1], nfs.Mount{ID: 3, Parent: rootMount, Device: "8:1", Root: m.dir, Point: m.dir, Type: "ext4", Source: "/dev/sda1"})
+		m.at = 3
+	}
+	mounts := slices.Clone(m.mounts)
+	for _, c := range []struct {
+		name    string
+		expect  Mounted
+		mount   func()
+		well    bool
+		because string
+	}{
+		{"required and there", Required, func() {}, true, ""},
+		{"required and not there", Required, m.unmount, false, "mount: required"},
+		{"required and bound onto itself", Required, bound, false, "mount: required"},
+		{"automatic, never seen", Auto, m.unmount, true, ""},
+		{"not needed", None, m.unmount, true, ""},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			m.mounts, m.at, m.state = slices.Clone(mounts), dtnMount, t.TempDir()
+			c.mount()
+			g := m.guard(Options{Mounted: c.expect})
+			if c.well {
+				wantWell(t, g)
+			} else {
+				wantTrouble(t, g, Gone, c.because)
+			}
+		})
+	}
+	m.state = t.TempDir()
+	m.mounts, m.at = slices.Clone(mounts), dtnMount
+	wantWell(t, m.guard(Options{}))
+	bound()
+	wantTrouble(t, m.guard(Options{}), Gone)
+	wantWell(t, m.guard(Options{Mounted: None})) // a person says that it is meant,
+	wantWell(t, m.guard(Options{}))              // once
+}
+
+func TestWhatHasNoMarkerOrAnothers(t *testing.T) {
+	m := newMachine(t)
+	marker := filepath.Join(m.dir, MarkerFile)
+	for what, c := range map[string]struct {
+		put   func() error
+		state State
+		say   string
+	}{
+		"none":         {func() error { return nil }, Unmarked, "restart `glance-dtn dtn`"},
+		"another site": {func() error { m.mark("B", "one"); return nil }, Replaced, "of site B"},
+		"empty":        {func() error { return os.WriteFile(marker, nil, 0o600) }, Unmarked, "not a marker"},
+		"not JSON":     {func() error { return os.WriteFile(marker, []byte("hello"), 0o600) }, Unmarked, "not a marker"},
+		"without id":   {func() error { return os.WriteFile(marker, []byte(`{"site":"A"}`), 0o600) }, Unmarked, "not a marker"},
+		"a folder":     {func() error { return os.Mkdir(marker, 0o700) }, Unmarked, "not a marker"},
+		"a pipe":       {func() error { return syscall.Mkfifo(marker, 0o600) }, Unmarked, "not a marker"},
+		"a link out":   {func() error { return os.Symlink("/etc/passwd", marker) }, Failing, "escapes"},
+	} {
+		t.Run(what, func(t *testing.T) {
+			os.Remove(marker)
+			if err := c.put(); err != nil {
+				t.Fatal(err)
+			}
+			wantTrouble(t, m.guard(Options{}), c.state, c.say)
+		})
+	}
+	os.Remove(marker)
+	m.unmount()
+	wantTrouble(t, m.guard(Options{}), Gone, "no "+MarkerFile)
+	wantTrouble(t, m.guard(Options{Mounted: None}), Unmarked)
+}
+
+// What each error of the system is, whichever call it comes from.
+func TestErrors(t *testing.T) {
+	for _, c := range []struct {
+		err  syscall.Errno
+		want State
+		say  string
+	}{
+		{syscall.ESTALE, Stale, "umount --lazy"},
+		{syscall.EIO, Failing, "mounted soft"},
+		{syscall.EROFS, ReadOnly, "exports(5)"},
+		{syscall.ENOTCONN, Gone, "user space"},
+		{syscall.ETIMEDOUT, Hung, "dtn does not answer"},
+		{syscall.EHOSTUNREACH, Hung, "network"},
+		{syscall.EACCES, Refused, "group"},
+		{syscall.EPERM, Refused, "root_squash"},
+		{syscall.ENOENT, Gone, "make the directory"},
+		{syscall.ENODEV, Gone, "see why"},
+		{syscall.ENOSPC, Full, "free space"},
+		{syscall.EDQUOT, Full, "free space"},
+		{syscall.EMFILE, Failing, "look at"},
+	} {
+		t.Run(c.err.Error(), func(t *testing.T) {
+			m := newMachine(t)
+			fail := &os.PathError{Op: "openat", Path: m.dir, Err: c.err}
+			var try error
+			g := m.guard(Options{Try: func(*os.Root) error { return try }})
+			wantWell(t, g)
+			m.openErr = fail
+			wantTrouble(t, g, c.want, c.say)
+			m.openErr = nil
+			real, h0 := g.sys.handle, handle{}
+			g.sys.handle = func(r *os.Root) (handle, error) { return h0, fail }
+			if c.err != syscall.ENOENT {
+				wantTrouble(t, g, c.want)
+			}
+			g.sys.handle = real
+			try = fail
+			wantTrouble(t, g, c.want)
+			try = nil
+			wantWell(t, g)
+		})
+	}
+	m := newMachine(t)
+	m.mounts[1].Options = nfs.Options{"ro"}
+	g := m.guard(Options{Try: func(*os.Root) error { return syscall.EROFS }})
+	wantTrouble(t, g, ReadOnly, "remount,rw")
+}
+
+func TestAnExportThatHangsIsLookedAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMachine(t)
+		g := m.guard(Options{})
+		wantWell(t, g)
+		m.opens.Store(0)
+		m.hang = make(chan struct{})
+		began := time.Now()
+		for range 3 {
+			err := g.Check(t.Context())
+			if trouble, ok := errors.AsType[*Trouble](err); !ok || trouble.State != Hung || !strings.Contains(err.Error(), began.UTC().Format(time.RFC3339)) || !strings.Contains(err.Error(), "dtn:/glance") {
+				t.Fatalf("got %v, want an export that hangs since %v", err, began)
+			}
+		}
+		if took := time.Since(began); took != Patience {
+			t.Errorf("three checks took %v, want %v", took, Patience)
+		}
+		if root, err := g.Open(); err == nil {
+			root.Close()
+			t.Error("an export that hangs was opened")
+		}
+		if n := m.opens.Load(); n != 1 {
+			t.Errorf("%d calls hang, want 1", n)
+		}
+		synctest.Wait()
+		close(m.hang)
+		synctest.Wait()
+		m.hang = nil
+		wantWell(t, g)
+
+		m.hang = make(chan struct{})
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		if err := g.Check(ctx); !errors.Is(err, context.Canceled) {
+			t.Errorf("got %v, want that nobody waited", err)
+		}
+		close(m.hang)
+		synctest.Wait()
+	})
+}
+
+// A look that hangs at a mount that was detached may hang for ever.
+func TestWhatTakesThePlaceOfAHungMountIsLookedAt(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMachine(t)
+		g := m.guard(Options{})
+		wantWell(t, g)
+		old := make(chan struct{})
+		m.hang = old
+		for range 2 {
+			if g.Check(t.Context()) == nil {
+				t.Fatal("an export that hangs is well")
+			}
+		}
+		synctest.Wait()
+		m.hang = nil
+		m.mounts[1].ID, m.mounts[1].Device, m.at = 9, "0:51", 9
+		wantWell(t, g)
+		m.openErr = syscall.ESTALE // what the detached mount ends with
+		close(old)
+		synctest.Wait()
+		m.openErr = nil
+		wantWell(t, g)
+	})
+}
+
+func TestMark(t *testing.T) {
+	export, state := rootOf(t, t.TempDir()), rootOf(t, t.TempDir())
+	first, err := Mark(export, state, "A")
+	if err != nil || first.ID == "" || first.Site != "A" {
+		t.Fatalf("got %+v, %v", first, err)
+	}
+	refused := func(why string) {
+		t.Helper()
+		if _, err := Mark(export, state, "A"); err == nil || !strings.Contains(err.Error(), why) || !strings.Contains(err.Error(), state.Name()) {
+			t.Errorf("got %v, want a refusal that says %q and names %s", err, why, state.Name())
+		}
+	}
+	if again, err := Mark(export, state, "A"); err != nil || again != first {
+		t.Errorf("got %+v, %v, want %+v again", again, err, first)
+	}
+	if _, err := Mark(export, state, "B"); err == nil || !strings.Contains(err.Error(), "belongs to site A") {
+		t.Errorf("another site's DTN: got %v", err)
+	}
+	if moved, err := Mark(export, rootOf(t, t.TempDir()), "A"); err != nil || moved != first {
+		t.Errorf("a DTN that has lost its state: got %+v, %v, want %+v", moved, err, first)
+	}
+	whole := export
+	export = rootOf(t, t.TempDir()) // the disk is not mounted
+	refused("has no " + MarkerFile)
+	if names := list(export); len(names) > 0 {
+		t.Errorf("written where no disk is mounted: %v", names)
+	}
+	if _, err := Mark(export, rootOf(t, t.TempDir()), "A"); err != nil {
+		t.Fatal(err)
+	}
+	refused("another one")
+	if err := state.Remove(memoryFile); err != nil { // as the refusal says
+		t.Fatal(err)
+	}
+	if m, err := Mark(export, state, "A"); err != nil || m == first {
+		t.Errorf("got %+v, %v, want the new disk's marker", m, err)
+	}
+	if err := whole.WriteFile(MarkerFile, []byte("x"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Mark(whole, state, "A"); !errors.Is(err, errNoMarker) {
+		t.Errorf("got %v, want a file that is no marker left alone", err)
+	}
+}
+
+func TestMemoryThatIsDamagedIsNamed(t *testing.T) {
+	m := newMachine(t)
+	file := filepath.Join(m.state, memoryFile)
+	if err := os.WriteFile(file, []byte("{"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := New(Options{Dir: m.dir, Site: "A", State: m.state}); err == nil || !strings.Contains(err.Error(), file) {
+		t.Errorf("got %v, want an error that names %s", err, file)
+	}
+	if err := os.WriteFile(file, []byte(`{"dir":"/elsewhere","marker":{"site":"A","id":"two"}}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	wantWell(t, m.guard(Options{})) // the configuration names another directory now
+}
+
+// The kernel tells of a real directory what is asked of it.
+func TestIdentify(t *testing.T) {
+	dir := t.TempDir()
+	link := filepath.Join(t.TempDir(), "link")
+	if err := os.Symlink(dir, link); err != nil {
+		t.Fatal(err)
+	}
+	s, err := host.identify(rootOf(t, link))
+	if err != nil {
+		t.Fatal(err)
+	}
+	mounts, err := readMounts()
+	if err != nil {
+		t.Fatal(err)
+	}
+	want, _ := nfs.Covering(mounts, s.Path)
+	if s.Path != dir || s.mount.ID != want.ID || !strings.HasPrefix(s.Path, s.Point) || s.Type == "" || len(s.FSID) != 16 {
+		t.Errorf("got %+v, want %s on mount %d", s, dir, want.ID)
+	}
+}
