@@ -91,6 +91,7 @@ type Agent struct {
 	settings atomic.Pointer[Settings]
 	hints    *hintQueue
 	inbox    inbox
+	gate     *gate // the Stager
 	tidying  sync.WaitGroup
 	reopened chan struct{} // a Reload: reconcile now
 
@@ -108,8 +109,11 @@ func New(o Options) (*Agent, error) {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
+	gate := newGate(o.Stager, o.Log)
+	o.Stager = gate
 	a := &Agent{
 		Options:   o,
+		gate:      gate,
 		hints:     newHintQueue(),
 		reopened:  make(chan struct{}, 1),
 		progress:  map[JobID]Progress{},

@@ -89,6 +89,7 @@ type Job struct {
 	State State        `json:"state"`
 
 	Reason    string    `json:"reason,omitempty" doc:"what it waits for, or why it is parked and what to do"`
+	Paused    bool      `json:"paused,omitempty" doc:"it waits for the export of this site's DTN, and goes on by itself"`
 	Attempts  int       `json:"attempts" doc:"failures in a row in this state"`
 	NotBefore time.Time `json:"not_before,omitzero" doc:"the next attempt"`
 
@@ -124,7 +125,7 @@ const historyLength = 40
 // state's trouble.
 func (j Job) Enter(s State, now time.Time, note string) Job {
 	j.State, j.Updated = s, now
-	j.Attempts, j.NotBefore, j.Reason = 0, time.Time{}, ""
+	j.Attempts, j.NotBefore, j.Reason, j.Paused = 0, time.Time{}, "", false
 	j.History = append(slices.Clone(j.History), Change{State: s, At: now, Note: note})
 	if n := len(j.History); n > historyLength {
 		j.History = slices.Delete(j.History, 1, n-historyLength+1)

@@ -197,10 +197,21 @@ func (a *Agent) Inventory(ctx context.Context, from string) iter.Seq2[glance.Ima
 }
 
 // Jobs yields every job.
-func (a *Agent) Jobs(ctx context.Context) iter.Seq2[Job, error] { return a.Store.All(ctx) }
+func (a *Agent) Jobs(ctx context.Context) iter.Seq2[Job, error] {
+	return func(yield func(Job, error) bool) {
+		for j, err := range a.Store.All(ctx) {
+			if !yield(a.told(j), err) {
+				return
+			}
+		}
+	}
+}
 
 // Job returns one job; ErrNoJob.
-func (a *Agent) Job(ctx context.Context, id JobID) (Job, error) { return a.Store.Get(ctx, id) }
+func (a *Agent) Job(ctx context.Context, id JobID) (Job, error) {
+	j, err := a.Store.Get(ctx, id)
+	return a.told(j), err
+}
 
 // Watch yields what Store.Watch does.
 func (a *Agent) Watch(ctx context.Context) iter.Seq2[Event, error] { return a.Store.Watch(ctx) }
@@ -279,6 +290,7 @@ func (a *Agent) Overview(ctx context.Context) (Overview, error) {
 	}
 	sends := map[glance.ImageID]map[string]Job{}
 	if err := a.eachJob(ctx, func(j Job) error {
+		j = a.told(j)
 		o.Jobs[j.State]++
 		if j.Kind == Send {
 			if sends[j.Image.ID] == nil {

@@ -64,6 +64,9 @@ func (a *Agent) Offer(ctx context.Context, from string, o Offer) (Grant, error) 
 		bytes = j.LocalCopy == "" && j.State != Delivered
 	}
 	var address string
+	if shut := a.gate.closed(); shut != nil && bytes && (!known || j.State.Final()) {
+		return wait("%v", shut), nil
+	}
 	if bytes {
 		if address, bytes, no = a.room(ctx, file); no.Verdict != "" {
 			return no, nil
@@ -532,6 +535,7 @@ func (a *Agent) Delivery(ctx context.Context, from string, id JobID) (Delivery, 
 	if err != nil {
 		return Delivery{}, err
 	}
+	j = a.told(j)
 	d := Delivery{ID: j.ID, State: j.State, Reason: j.Reason, ImageID: j.DeliverAs}
 	if j.State == Cancelling {
 		d.Reason = j.cancelReason()

@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"runtime/debug"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/glance-dtn/glance-dtn/internal/failure"
@@ -89,10 +90,14 @@ func (a *Agent) runWorkers(ctx context.Context, ids []JobID) error {
 			w.wanted[id] = true
 		}
 	}
+	_ = a.gate.Check(ctx) // before the first leg
+	var watching sync.WaitGroup
+	watching.Go(func() { a.gate.watch(ctx) })
 	go func() { failed <- a.feed(ctx, events) }()
 	defer func() {
 		stop()
 		defer a.tidying.Wait()
+		defer watching.Wait()
 		for len(w.running) > 0 {
 			delete(w.running, <-done)
 		}
@@ -120,6 +125,7 @@ func (a *Agent) runWorkers(ctx context.Context, ids []JobID) error {
 		case id := <-done:
 			w.used[w.running[id].slot]--
 			delete(w.running, id)
+		case <-a.gate.changed:
 		case <-timer.C:
 		}
 	}
@@ -215,9 +221,13 @@ func (a *Agent) note(ctx context.Context, w *workers, e Event) {
 // start starts what is due and has a place, oldest first, and returns how long until the next is due.
 func (a *Agent) start(ctx context.Context, w *workers, done chan<- JobID) time.Duration {
 	now, next := time.Now(), time.Hour
+	shut := a.gate.closed()
 	due := make([]Job, 0, len(w.jobs))
 	for _, j := range w.jobs {
 		if w.running[j.ID] != nil || w.wanted != nil && !w.wanted[j.ID] {
+			continue
+		}
+		if shut != nil && j.Paused && j.Reason == shut.Error() { // until the gate changes
 			continue
 		}
 		at := j.NotBefore
@@ -261,6 +271,12 @@ func (a *Agent) work(ctx context.Context, j Job, slot string, limit int) {
 		return
 	}
 	defer claim.Release()
+	if j.Paused && a.gate.closed() == nil {
+		j = resumed(j)
+		if j, err = claim.Update(ctx, j); err != nil {
+			return
+		}
+	}
 	for {
 		next, err := a.try(claim, j)
 		if err != nil && claim.Context().Err() != nil {
@@ -323,7 +339,12 @@ func (a *Agent) try(claim Claim, j Job) (next Job, err error) {
 	report := func(moved, total int64) {
 		claim.Progress(Progress{Job: j.ID, State: j.State, Moved: moved, Total: total, At: time.Now().UTC()})
 	}
-	return step(claim.Context(), j, report)
+	next, err = step(claim.Context(), j, report)
+	if waits, why, ok := halted(j, err); ok {
+		return waits, why
+	}
+	next.Paused = false
+	return next, err
 }
 
 // settle returns the job to store after a step that was given j returned next and err.
@@ -332,7 +353,8 @@ func (a *Agent) settle(j, next Job, err error) Job {
 	next.Updated = now
 	if err == nil {
 		if next.State == j.State { // a step in two: go on at once
-			next.Attempts, next.NotBefore, next.Reason = 0, time.Time{}, ""
+			next = resumed(next)
+			next.Attempts = 0
 		}
 		return next
 	}

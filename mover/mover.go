@@ -243,6 +243,7 @@ type Capabilities struct {
 	Free    int64    `json:"free" doc:"bytes free on the export for new arrivals, promised space already taken off"`
 	Total   int64    `json:"total" doc:"size of the export's filesystem, bytes"`
 	Ack     Ack      `json:"ack" enum:"sync,async,unknown" doc:"when this machine's NFS server acknowledges what is written to the export: sync, when the disk has it; async, before"`
+	Export  string   `json:"export,omitempty" doc:"id in the marker at the export's root"`
 }
 
 // Engine moves files. Move returns nil only when every byte is at the

@@ -36,6 +36,11 @@ type Agent struct {
 	// Export is the directory where the DTN's export is mounted here. Staged files
 	// go to its outbox, arrivals come from its inbox. Required.
 	Export string `mapstructure:"export"`
+	// Mount says whether Export has to be mounted: required, it must itself be a mount
+	// point; none, it is a plain directory of this machine; auto, the mount that it was on
+	// when it was last well must be there. Whatever it says, Export must bear the marker
+	// that the DTN has made. The default is auto.
+	Mount string `mapstructure:"mount"`
 	// DTN is this site's data transfer node.
 	DTN DTNClient `mapstructure:"dtn"`
 	// TLS names the certificates. The agent's carries the URI
@@ -265,6 +270,7 @@ func DefaultAgent() Agent {
 	return Agent{
 		Log:      Log{Level: "info", Format: "auto"},
 		Glance:   Glance{Interface: "public", Conf: "/etc/glance/glance-api.conf"},
+		Mount:    "auto",
 		TLS:      TLS{CA: "ca.pem", Cert: "agent.pem", Key: "agent.key"},
 		Listen:   ":7442",
 		Control:  "/run/glance-dtn/agent.sock",

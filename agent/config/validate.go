@@ -86,6 +86,7 @@ func (a Agent) validate(f *faults) {
 	a.Log.validate(f)
 	f.oneOf("glance.interface", a.Glance.Interface, "public", "internal", "admin")
 	f.required("export", a.Export, "the directory where the DTN's export is mounted")
+	f.oneOf("mount", a.Mount, "auto", "required", "none")
 	f.httpsURL("dtn.url", a.DTN.URL)
 	a.TLS.validate(f)
 	f.listen("listen", a.Listen)

@@ -101,7 +101,7 @@ func reload(s *site, file string, running config.Agent, log *slog.Logger) error 
 		return fmt.Errorf("site: a site does not change its name while it runs; restart the agent")
 	}
 	if !reflect.DeepEqual(fixed(conf), fixed(running)) {
-		log.Warn("log, glance, export, dtn, tls, listen, control, metrics, state, watch.scan or transfer.stage have changed: restart the agent for these")
+		log.Warn("log, glance, export, mount, dtn, tls, listen, control, metrics, state, watch.scan or transfer.stage have changed: restart the agent for these")
 	}
 	return s.agent.Reload(settings(conf, s.ring))
 }

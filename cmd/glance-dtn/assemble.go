@@ -27,15 +27,15 @@ import (
 	"github.com/glance-dtn/glance-dtn/mover/client"
 	"github.com/glance-dtn/glance-dtn/mover/localcopy"
 	"github.com/glance-dtn/glance-dtn/mover/ticket"
+	"github.com/glance-dtn/glance-dtn/nfs/guard"
 )
 
 // site is an agent and the mechanisms it stands on. Nothing in it runs yet.
 type site struct {
-	agent  *agent.Agent
-	ring   *pki.Keyring
-	store  *jobs.Store
-	export *localcopy.Copier
-	dirs   *datadirs
+	agent *agent.Agent
+	ring  *pki.Keyring
+	store *jobs.Store
+	dirs  *datadirs
 }
 
 // assemble makes an agent of a configuration. ctx bounds the opening of the job store
@@ -58,14 +58,18 @@ func assemble(ctx context.Context, conf config.Agent, log *slog.Logger, observe 
 	if err != nil {
 		return nil, fmt.Errorf("dtn.url: %w", err)
 	}
-	s.export = localcopy.New(localcopy.Options{
-		Export: conf.Export, Mode: localcopy.Mode(conf.Transfer.Stage), Find: s.dirs.find(ctx), Settle: node.Settle,
-	})
 	if s.store, err = openJobs(ctx, conf.State, conf.Site, log); err != nil {
 		return nil, err
 	}
+	export, err := guardExport(conf, node, log)
+	if err != nil {
+		return nil, errors.Join(err, s.store.Close())
+	}
+	copier := localcopy.New(localcopy.Options{
+		Open: export.Open, Mode: localcopy.Mode(conf.Transfer.Stage), Find: s.dirs.find(ctx), Settle: node.Settle,
+	})
 	s.agent, err = agent.New(agent.Options{
-		Site: conf.Site, Catalog: images, Stager: stager{s.export}, Mover: node, Landing: node,
+		Site: conf.Site, Catalog: images, Stager: stager{copier, export}, Mover: node, Landing: node,
 		Signer: signer{ring}, Store: s.store, Log: log,
 		StoreFaults: s.dirs.faults(ctx, log),
 		Settings:    settings(conf, ring),
@@ -105,8 +109,26 @@ func settings(conf config.Agent, ring *pki.Keyring) agent.Settings {
 	return s
 }
 
-// stager makes the export's copier an agent.Stager.
-type stager struct{ *localcopy.Copier }
+// guardExport guards the directory where the DTN's export is mounted. The DTN's own word
+// says which export that is.
+func guardExport(conf config.Agent, node *client.Client, log *slog.Logger) (*guard.Guard, error) {
+	return guard.New(guard.Options{
+		Dir: conf.Export, Site: conf.Site, Mounted: guard.Mounted(conf.Mount), State: conf.State.Embedded, Log: log,
+		Told: func(ctx context.Context) (string, error) {
+			c, err := node.Capabilities(ctx)
+			return c.Export, err
+		},
+		Try: localcopy.Try,
+	})
+}
+
+// stager makes the export's copier and its guard an agent.Stager.
+type stager struct {
+	*localcopy.Copier
+	export *guard.Guard
+}
+
+func (s stager) Check(ctx context.Context) error { return s.export.Check(ctx) }
 
 func (s stager) Stage(ctx context.Context, id glance.ImageID, f mover.File, report func(int64)) (string, error) {
 	return s.Copier.Stage(ctx, string(id), f, report)

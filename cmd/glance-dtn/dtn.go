@@ -27,6 +27,7 @@ import (
 	"github.com/glance-dtn/glance-dtn/mover/stream"
 	"github.com/glance-dtn/glance-dtn/mover/ticket"
 	"github.com/glance-dtn/glance-dtn/nfs"
+	"github.com/glance-dtn/glance-dtn/nfs/guard"
 )
 
 func (c *cli) dtn() *cobra.Command {
@@ -73,6 +74,10 @@ func runDTN(ctx context.Context, conf config.DTN, file string, log *slog.Logger)
 		return err
 	}
 	defer func() { err = errors.Join(err, transfers.Close(), arrivals.Close()) }()
+	marker, err := markExport(export, conf)
+	if err != nil {
+		return err
+	}
 	if err := dtn.MakeBoxes(export); err != nil {
 		return err
 	}
@@ -92,7 +97,7 @@ func runDTN(ctx context.Context, conf config.DTN, file string, log *slog.Logger)
 		return err
 	}
 	server, err := dtn.New(dtn.Options{
-		Site: conf.Site, Version: versionText(), Address: conf.Address,
+		Site: conf.Site, Version: versionText(), Address: conf.Address, Marker: marker.ID,
 		Engines: map[string]mover.Engine{dtn.DefaultEngine: &stream.Engine{
 			Root: export,
 			TLS:  func() *tls.Config { return ring.ClientTLS(pki.Identity{Role: pki.DTN}) },
@@ -200,6 +205,16 @@ func openState(dir string) (transfers, arrivals *os.Root, err error) {
 		return nil, nil, errors.Join(err, transfers.Close())
 	}
 	return transfers, arrivals, nil
+}
+
+// markExport makes sure of the export before anything is written to it.
+func markExport(export *os.Root, conf config.DTN) (guard.Marker, error) {
+	state, err := os.OpenRoot(conf.State)
+	if err != nil {
+		return guard.Marker{}, fmt.Errorf("state: %w", err)
+	}
+	defer state.Close()
+	return guard.Mark(export, state, conf.Site)
 }
 
 // needsRestart loads the DTN's configuration anew and says what SIGHUP cannot do.

@@ -51,11 +51,12 @@ type Arrivals interface {
 	Promised() int64
 }
 
-// Options are what a Server is made of. All are needed but Reserve and Ack.
+// Options are what a Server is made of. All are needed but Marker, Reserve and Ack.
 type Options struct {
 	Site    string
 	Version string
 	Address string // data plane, as other sites reach it
+	Marker  string // id of the export; empty: it has none
 
 	Engines  map[string]mover.Engine // by Request.Engine
 	Arrivals Arrivals
@@ -170,6 +171,7 @@ func (s *Server) capabilities() (mover.Capabilities, error) {
 		Free:    max(0, free-s.opt.Arrivals.Promised()-s.opt.Reserve),
 		Total:   total,
 		Ack:     ack,
+		Export:  s.opt.Marker,
 	}, nil
 }
 

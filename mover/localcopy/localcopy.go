@@ -17,7 +17,6 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
-	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -47,8 +46,10 @@ const (
 
 // Options are what a Copier needs.
 type Options struct {
-	Export string // the directory where the export is mounted
-	Mode   Mode
+	// Open opens the root of the export. Whatever it has made sure of holds for all that
+	// one call of a Copier's method does.
+	Open func() (*os.Root, error)
+	Mode Mode
 	// Find returns the path and size of an image's file in the store. An error that
 	// is an fs.ErrNotExist means that there is none, and that the store is there.
 	Find func(id string) (path string, size int64, err error)
@@ -63,22 +64,16 @@ type Options struct {
 // not for the same file. It opens the export anew in every call, so that a remount
 // is seen.
 type Copier struct {
-	export string
+	export func() (*os.Root, error)
 	ways   []way
 	find   func(id string) (string, int64, error)
 	free   func(*os.File) (int64, error)
 	settle settler
-
-	touch func() error // what Check does to the export
-
-	mu    sync.Mutex
-	probe *probe // the running check, if any
 }
 
 // New returns a Copier. It does not look at the export.
 func New(o Options) *Copier {
-	c := &Copier{export: o.Export, find: o.Find, free: free, settle: o.Settle, ways: []way{{copied, copyFile}}}
-	c.touch = c.writable
+	c := &Copier{export: o.Open, find: o.Find, free: free, settle: o.Settle, ways: []way{{copied, copyFile}}}
 	if o.Mode != Copy {
 		c.ways = []way{{hardLink, linkFile}, {reflink, cloneFile}, {copied, copyFile}}
 	}
@@ -269,9 +264,9 @@ func (c *Copier) Open(name string) (*Reader, error) {
 	if path.Clean(name) != name || dir != mover.Inbox+"/" && dir != mover.Outbox+"/" || base == "" {
 		return nil, failure.Permanently(fmt.Errorf("open %q: not a name in %s or %s", name, mover.Inbox, mover.Outbox))
 	}
-	root, err := os.OpenRoot(c.export)
+	root, err := c.export()
 	if err != nil {
-		return nil, fmt.Errorf("open the export: %w", err)
+		return nil, err
 	}
 	defer root.Close()
 	f, err := openRegular(root, name)
@@ -320,23 +315,26 @@ func (r *Reader) Close() error {
 	return r.file.Close()
 }
 
-// box opens a folder of the export. It never makes one: where the export is not
-// mounted, that would fill this machine's own disk.
 func (c *Copier) box(name string) (*os.Root, error) {
-	root, err := os.OpenRoot(c.export)
+	root, err := c.export()
 	if err != nil {
-		return nil, fmt.Errorf("open the export; is it mounted? %w", err)
+		return nil, err
 	}
 	defer root.Close()
+	return openBox(root, name)
+}
+
+// openBox opens a folder of the export. It never makes one: that is the DTN's affair.
+func openBox(root *os.Root, name string) (*os.Root, error) {
 	is, err := root.Lstat(name)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("%s has no %s: is the DTN's export mounted there? `glance-dtn dtn` makes it when it starts", c.export, name)
+		return nil, fmt.Errorf("%s has no %s: is the DTN's export mounted there? `glance-dtn dtn` makes it when it starts", root.Name(), name)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("look at the export: %w", err)
 	}
 	if !is.IsDir() {
-		return nil, fmt.Errorf("%s is not a directory", filepath.Join(c.export, name))
+		return nil, fmt.Errorf("%s is not a directory", filepath.Join(root.Name(), name))
 	}
 	return root.OpenRoot(name)
 }

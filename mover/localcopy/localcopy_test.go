@@ -43,7 +43,7 @@ func newSite(t *testing.T, mode Mode) site {
 			t.Fatal(err)
 		}
 	}
-	s.Copier = New(Options{Export: s.export, Mode: mode, Find: func(id string) (string, int64, error) {
+	s.Copier = New(Options{Open: func() (*os.Root, error) { return os.OpenRoot(s.export) }, Mode: mode, Find: func(id string) (string, int64, error) {
 		path := filepath.Join(s.store, id)
 		info, err := os.Lstat(path)
 		if err != nil {
@@ -487,7 +487,7 @@ func TestAMissingExport(t *testing.T) {
 	_, errStaged := s.Staged(t.Context())
 	_, errOpen := s.Open("inbox/" + job)
 	for what, err := range map[string]error{
-		"Stage": errStage, "Unstage": s.Unstage(t.Context(), name), "Staged": errStaged, "Open": errOpen, "Check": s.Check(t.Context()),
+		"Stage": errStage, "Unstage": s.Unstage(t.Context(), name), "Staged": errStaged, "Open": errOpen,
 	} {
 		if err == nil || errors.Is(err, mover.ErrNoFile) || failure.IsPermanent(err) {
 			t.Errorf("%s: got %v, want an error that passes", what, err)
@@ -495,6 +495,29 @@ func TestAMissingExport(t *testing.T) {
 	}
 	if _, err := os.Stat(s.export); err == nil {
 		t.Error("the export was made")
+	}
+}
+
+// A mount that goes away while a copy is made leaves a directory of this machine behind.
+func TestACopyStaysOnTheExportThatWasOpened(t *testing.T) {
+	for _, mode := range []Mode{Auto, Copy} {
+		s := newSite(t, mode)
+		f := s.put(t, random(3*mover.BlockSize))
+		export := s.Copier.export
+		s.Copier.export = func() (*os.Root, error) {
+			root, err := export()
+			return root, errors.Join(err, os.Rename(s.export, s.export+".mount"), os.MkdirAll(filepath.Join(s.export, "outbox"), 0o750))
+		}
+		if _, err := s.Stage(t.Context(), image, f, ignore); err != nil {
+			t.Fatal(err)
+		}
+		if names := s.outbox(t); len(names) > 0 {
+			t.Errorf("%s: written beneath the mount: %v", mode, names)
+		}
+		s.export += ".mount"
+		if names := s.outbox(t); len(names) != 1 {
+			t.Errorf("%s: the export has %v, want the copy", mode, names)
+		}
 	}
 }
 
