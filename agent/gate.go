@@ -168,8 +168,9 @@ func (f gatedFile) ReadAt(p []byte, off int64) (int, error) {
 	return n, err
 }
 
-// Export returns nil, or why the legs that need the export of this site's DTN wait.
-func (a *Agent) Export() error { return a.gate.closed() }
+// ExportTrouble returns why the legs that need the export of this site's DTN wait, nil
+// when they do not.
+func (a *Agent) ExportTrouble() error { return a.gate.closed() }
 
 // halted returns the job as it is to be stored, and what it waits for, when err says
 // that the job's step waits for the export.

@@ -83,6 +83,8 @@ type site struct {
 	corrupt int  // so many arrivals come with a wrong byte, and the DTN does not notice
 
 	refuseFinish, refuseUpload, refuseStage, refuseRoom error          // what Glance or the export answer
+	export                                              error          // what is wrong with it: every call fails
+	hang                                                chan struct{}  // a copy to the export ends when it is closed
 	vanish                                              glance.ImageID // its data is gone when asked for
 
 	settings Settings // of the next boot; a test sets them while nothing kills the agent
@@ -518,9 +520,16 @@ func (s stagerOf) Stage(_ context.Context, id glance.ImageID, f mover.File, repo
 		return "", pre
 	}
 	var err error
+	var hang chan struct{}
+	s.w.locked(func() { hang = s.hang })
+	if hang != nil {
+		<-hang
+	}
 	s.w.locked(func() {
 		data, ok := s.files[string(id)]
 		switch {
+		case s.export != nil:
+			err = errBroken
 		case s.refuseStage != nil:
 			err = s.refuseStage
 		case !ok:
@@ -542,8 +551,22 @@ func (s stagerOf) Unstage(_ context.Context, name string) error {
 	if pre != nil {
 		return pre
 	}
-	s.w.locked(func() { delete(s.outbox, name) })
-	return post(nil)
+	return post(s.reached(func() { delete(s.outbox, name) }))
+}
+
+// errBroken is what calls end with while something is wrong with the export.
+var errBroken = errors.New("input/output error")
+
+// reached calls f, with w.mu held, when the export is well.
+func (s *site) reached(f func()) (err error) {
+	s.w.locked(func() {
+		if s.export != nil {
+			err = errBroken
+			return
+		}
+		f()
+	})
+	return err
 }
 
 func (s stagerOf) Staged(context.Context) (names []string, err error) {
@@ -551,11 +574,18 @@ func (s stagerOf) Staged(context.Context) (names []string, err error) {
 	if pre != nil {
 		return nil, pre
 	}
-	s.w.locked(func() { names = slices.Collect(maps.Keys(s.outbox)) })
-	return names, post(nil)
+	err = s.reached(func() { names = slices.Collect(maps.Keys(s.outbox)) })
+	return names, post(err)
 }
 
-func (s stagerOf) Check(context.Context) error { return nil }
+func (s stagerOf) Check(context.Context) (err error) {
+	post, pre := s.call("stager.Check")
+	if pre != nil {
+		return pre
+	}
+	s.w.locked(func() { err = s.export })
+	return post(err)
+}
 
 func (s stagerOf) Open(name string) (ReaderAtCloser, error) {
 	post, pre := s.call("stager.Open")
@@ -563,11 +593,14 @@ func (s stagerOf) Open(name string) (ReaderAtCloser, error) {
 		return nil, pre
 	}
 	var arr *arrival
-	s.w.locked(func() { arr = s.inbox[strings.TrimSuffix(name, ".part")] })
-	if arr == nil {
-		return nil, ErrNoFile
+	err := s.reached(func() { arr = s.inbox[strings.TrimSuffix(name, ".part")] })
+	if err == nil && arr == nil {
+		err = ErrNoFile
 	}
-	return openArrival{s.site, arr}, post(nil)
+	if err = post(err); err != nil {
+		return nil, err
+	}
+	return openArrival{s.site, arr}, nil
 }
 
 type openArrival struct {
@@ -576,7 +609,9 @@ type openArrival struct {
 }
 
 func (o openArrival) ReadAt(p []byte, off int64) (n int, err error) {
-	o.s.w.locked(func() { n, err = bytes.NewReader(o.a.data).ReadAt(p, off) })
+	if broken := o.s.reached(func() { n, err = bytes.NewReader(o.a.data).ReadAt(p, off) }); broken != nil {
+		return 0, broken
+	}
 	if o.a.spoilt && off == 0 {
 		p[0] ^= 1
 	}

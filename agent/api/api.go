@@ -44,6 +44,7 @@ type Control interface {
 type Agent interface {
 	Control
 	Checks(ctx context.Context) []agent.Check
+	ExportTrouble() error
 
 	Offer(ctx context.Context, from string, o agent.Offer) (agent.Grant, error)
 	Delivery(ctx context.Context, from string, id agent.JobID) (agent.Delivery, error)

@@ -43,6 +43,7 @@ type fakeAgent struct {
 	jobs     []agent.Job
 	fail     error // of every call
 	checks   []agent.Check
+	trouble  error
 	watchers map[chan agent.Event]bool
 	watching chan int // how many watchers there are, whenever that changes
 	asked    agent.Match
@@ -313,6 +314,8 @@ func (f *fakeAgent) Cancel(ctx context.Context, id agent.JobID) (agent.Job, erro
 func (f *fakeAgent) Retry(ctx context.Context, id agent.JobID) (agent.Job, error) {
 	return f.change(ctx, id, agent.Cancelled, agent.Pending)
 }
+
+func (f *fakeAgent) ExportTrouble() error { return f.trouble }
 
 func (f *fakeAgent) Checks(context.Context) []agent.Check {
 	f.mu.Lock()

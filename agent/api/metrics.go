@@ -183,7 +183,16 @@ func MetricsServer(a Agent, m *Metrics, notAfter func() time.Time, log *slog.Log
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "glance_dtn_agent_certificate_not_after_timestamp_seconds",
 			Help: "When the agent's certificate expires.",
-		}, func() float64 { return float64(notAfter().Unix()) }))
+		}, func() float64 { return float64(notAfter().Unix()) }),
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "glance_dtn_agent_export_up",
+			Help: "1 when the export of the site's DTN can be used here, 0 when the legs that need it wait.",
+		}, func() float64 {
+			if a.ExportTrouble() != nil {
+				return 0
+			}
+			return 1
+		}))
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", promhttp.HandlerFor(reg, promhttp.HandlerOpts{}))
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("ok\n")) })

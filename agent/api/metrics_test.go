@@ -3,6 +3,7 @@ package api
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
@@ -137,6 +138,16 @@ func TestGlanceRequestsAndTheCertificateAreMeasured(t *testing.T) {
 		`glance_dtn_agent_glance_requests_total{code="0",method="GET",route="/v2/images/{id}"} 1`,
 		`glance_dtn_agent_glance_request_seconds_count{method="GET",route="/v2/images/{id}"} 2`,
 		`glance_dtn_agent_certificate_not_after_timestamp_seconds 1234`)
+}
+
+func TestWhetherTheExportCanBeUsedIsMeasured(t *testing.T) {
+	f := newFake()
+	server := MetricsServer(f, NewMetrics(), time.Now, slog.New(slog.DiscardHandler))
+	for trouble, want := range map[error]string{nil: "1", errors.New("not mounted"): "0"} {
+		f.trouble = trouble
+		_, page := get(t, server, "/metrics")
+		wantLines(t, page, "glance_dtn_agent_export_up "+want)
+	}
 }
 
 func TestReadyOnlyWhenEveryCheckPasses(t *testing.T) {

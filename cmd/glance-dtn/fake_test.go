@@ -219,6 +219,7 @@ func (f *fakeAgent) Retry(_ context.Context, id agent.JobID) (agent.Job, error) 
 	return f.change(id, agent.Parked, agent.Pending)
 }
 
+func (f *fakeAgent) ExportTrouble() error                 { return nil }
 func (f *fakeAgent) Checks(context.Context) []agent.Check { return f.Overall.Checks }
 
 // What only peers ask.

@@ -413,7 +413,7 @@ func TestCapabilitiesLeaveOutReserveAndPromises(t *testing.T) {
 	free := func(s *Server) int64 {
 		var c mover.Capabilities
 		ask(t, s, "GET", "/v1/capabilities", nil).decode(t, &c)
-		if c.Site != "A" || c.Version != "test" || c.Address != r.opt.Address || !slices.Equal(c.Engines, []string{"stream"}) || c.Total <= 0 {
+		if c.Site != "A" || c.Version != "test" || c.Address != r.opt.Address || !slices.Equal(c.Engines, []string{"stream"}) || c.Total <= 0 || c.Export != "one" {
 			t.Errorf("capabilities %+v", c)
 		}
 		return c.Free

@@ -176,7 +176,7 @@ func newRig(t *testing.T) *rig {
 		logs:     &logs{},
 	}
 	r.opt = Options{
-		Site: "A", Version: "test", Address: "dtn-a.example.org:7444",
+		Site: "A", Version: "test", Address: "dtn-a.example.org:7444", Marker: "one",
 		Engines:   map[string]mover.Engine{DefaultEngine: r.engine},
 		Arrivals:  r.arrivals,
 		Export:    openRoot(t, t.TempDir()),
