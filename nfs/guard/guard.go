@@ -73,13 +73,15 @@ type Options struct {
 // Guard guards one export. Its methods may be called at once.
 type Guard struct {
 	Options
-	sys system
+	sys      system
+	patience time.Duration
 
 	mu   sync.Mutex
 	last seen  // the last good look; zero: there was none
 	look *look // the running one, or nil
 
-	hidden   []string // what lay in the directory when it was last found not mounted,
+	away     bool     // it was not mounted since the last good look:
+	hidden   []string // this lay in the directory,
 	hiddenIn string   // in the file system mounted here
 }
 
@@ -98,7 +100,7 @@ func New(o Options) (*Guard, error) {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
 	o.Dir, o.Mounted = filepath.Clean(o.Dir), cmp.Or(o.Mounted, Auto)
-	g := &Guard{Options: o, sys: host}
+	g := &Guard{Options: o, sys: host, patience: Patience}
 	if o.State == "" {
 		return g, nil
 	}
@@ -122,7 +124,7 @@ func New(o Options) (*Guard, error) {
 // one, so there is never more than one at a mount.
 func (g *Guard) Check(ctx context.Context) error {
 	l := g.start()
-	late := time.NewTimer(time.Until(l.since.Add(Patience)))
+	late := time.NewTimer(time.Until(l.since.Add(g.patience)))
 	defer late.Stop()
 	select {
 	case <-l.done:
@@ -145,7 +147,7 @@ func (g *Guard) start() *look {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	m, found := g.covering(g.last)
-	if l := g.look; l != nil && (time.Since(l.since) < Patience || l.found == found && l.mount.ID == m.ID) {
+	if l := g.look; l != nil && (time.Since(l.since) < g.patience || l.found == found && l.mount.ID == m.ID) {
 		return l
 	}
 	l := &look{since: time.Now(), mount: m, found: found, done: make(chan struct{})}
@@ -167,21 +169,22 @@ func (g *Guard) start() *look {
 
 // note keeps what a look has found, and returns the look's error. g.mu is held.
 func (g *Guard) note(now seen, err error) error {
-	old := g.last
-	if err != nil || !now.remounted(old) {
+	if err != nil {
 		return err
 	}
-	if err := g.remember(now); err != nil {
-		return err
+	old, anew := g.last, now.remounted(g.last) || g.away // the kernel uses the ids of mounts again
+	if now.export != old.export {
+		if err := g.remember(now); err != nil {
+			return err
+		}
 	}
-	g.last = now
-	if old.Marker.ID != "" {
+	if anew && old.Marker.ID != "" {
 		g.Log.Info("the export was mounted anew", "export", g.Dir, "source", now.Source, "before", old.Source, "fsid", now.FSID, "fsid_before", old.FSID)
 	}
 	if len(g.hidden) > 0 && beyond(now.Point, g.hiddenIn) {
 		g.Log.Warn("files lie beneath the mount, on this machine's own disk; unmount it to remove them", "export", g.Dir, "files", g.hidden)
 	}
-	g.hidden = nil
+	g.last, g.away, g.hidden = now, false, nil
 	return nil
 }
 
@@ -215,7 +218,7 @@ func (g *Guard) Open() (*os.Root, error) {
 	g.mu.Lock()
 	l, last := g.look, g.last
 	g.mu.Unlock()
-	if l != nil && time.Since(l.since) >= Patience {
+	if l != nil && time.Since(l.since) >= g.patience {
 		return nil, hung(g.Dir, l.mount, l.found, l.since)
 	}
 	root, s, err := g.enter(last)
@@ -329,7 +332,7 @@ func (g *Guard) gone(why string, s seen, root *os.Root) error {
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.hidden, g.hiddenIn = names, s.Point
+	g.away, g.hidden, g.hiddenIn = true, names, s.Point
 	return t
 }
 

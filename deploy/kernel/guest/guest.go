@@ -24,6 +24,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// The first thread of the process stays with the first goroutine: it cannot end, and on
+// a machine it would take with it what /proc/self says of all.
+func init() { runtime.LockOSThread() }
+
 // patience is how long one command or one condition may take in a guest whose
 // host has other work.
 const patience = 60 * time.Second
