@@ -18,7 +18,7 @@ build: ## bin/glance-dtn, static, with its version
 	go build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/glance-dtn ./cmd/glance-dtn
 
 test: build test-kernel ## install what the tests need (Debian 12, root) and run all of them, real OpenStack included
-	$(SANDBOX) install etcd-server gcc libc6-dev nfs-ganesha nfs-ganesha-vfs rpcbind
+	$(SANDBOX) install etcd-server gcc libc6-dev nfs-ganesha nfs-ganesha-vfs rpcbind systemd
 	GLANCE_DTN_REAL=1 GLANCE_DTN=$(CURDIR)/bin/glance-dtn go test -count=1 -timeout 15m -skip '^TestGuests$$' ./...
 	CGO_ENABLED=1 go test -race -count=1 $(RACE)
 
