@@ -744,6 +744,44 @@ func TestExportFull(t *testing.T) {
 	b.wantDelivered(t, id, 10*mib)
 }
 
+// The mount of A's export is taken away: what lies in its place is not the DTN's.
+func TestExportGoneAndBack(t *testing.T) {
+	b := shared(t)
+	export := b.env["A"]["GLANCE_DTN_SANDBOX_EXPORT"]
+	away := export + ".away"
+	if err := errors.Join(os.Rename(export, away), os.MkdirAll(filepath.Join(export, "outbox"), 0o770)); err != nil {
+		t.Fatal(err)
+	}
+	back := sync.OnceFunc(func() {
+		if err := errors.Join(os.Remove(filepath.Join(export, "outbox")), os.Remove(export), os.Rename(away, export)); err != nil {
+			t.Errorf("something was written where no export is: %v", err)
+		}
+	})
+	defer back()
+	id := b.create(t, "A", "waits", 10*mib, nil)
+	job := b.push(t, id)
+	var j agent.Job
+	for end := time.Now().Add(time.Minute); !j.Paused; time.Sleep(50 * time.Millisecond) {
+		if j = b.job(t.Context(), "A", job); time.Now().After(end) || j.State.Final() {
+			t.Fatalf("%s: %s", j.State, j.Reason)
+		}
+	}
+	if !strings.HasPrefix(j.Reason, "export "+export+" ") || !strings.Contains(j.Reason, ".glance-dtn-export") || j.State != agent.Offered || j.Attempts > 0 {
+		t.Errorf("%s, %d attempts: %s", j.State, j.Attempts, j.Reason)
+	}
+	checks, err := b.control["A"].Checks(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !slices.ContainsFunc(checks, func(c agent.Check) bool { return c.Name == "export" && c.Error == j.Reason }) {
+		t.Errorf("the checks: %+v, want that the export is not there", checks)
+	}
+	t.Log(j.Reason)
+	back()
+	b.await(t, "A", job, agent.Verified)
+	b.wantDelivered(t, id, 10*mib)
+}
+
 // glance-api dies in the middle of our upload: Glance leaves the image in saving for ever.
 func TestGlanceKilledDuringUpload(t *testing.T) {
 	b := shared(t)
