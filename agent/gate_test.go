@@ -126,7 +126,7 @@ func TestALegThatTheExportFailsWaits(t *testing.T) {
 						}
 						return live
 					})
-					data := bytesOf(4_000_000)
+					data := bytesOf(1_500_000)
 					id := w.a.upload("x", data)
 					jobs, _ := w.a.agent().Push(t.Context(), string(id), []string{"B"})
 					time.Sleep(time.Minute)

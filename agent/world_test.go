@@ -578,13 +578,10 @@ func (s stagerOf) Staged(context.Context) (names []string, err error) {
 	return names, post(err)
 }
 
+// Check is no call that a test counts: it is made for ever.
 func (s stagerOf) Check(context.Context) (err error) {
-	post, pre := s.call("stager.Check")
-	if pre != nil {
-		return pre
-	}
 	s.w.locked(func() { err = s.export })
-	return post(err)
+	return err
 }
 
 func (s stagerOf) Open(name string) (ReaderAtCloser, error) {

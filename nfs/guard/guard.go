@@ -213,7 +213,7 @@ func (g *Guard) covering(last seen) (nfs.Mount, bool) {
 }
 
 // Open opens the export's root, once it has seen that it is the right export. It
-// refuses at once while the export hangs. The error is a *Trouble.
+// refuses at once while the export hangs. The error has a *Trouble.
 func (g *Guard) Open() (*os.Root, error) {
 	g.mu.Lock()
 	l, last := g.look, g.last
