@@ -79,16 +79,23 @@ func (w *world) delivered(t *testing.T, id agent.JobID, i image) agent.Job {
 	return j
 }
 
-// awaitStaging waits until the DTN's server has a few blocks of a job's copy, and
-// returns the file's name there.
+// staging is the file that is being copied for a job, as the DTN's disk has it.
+func (w *world) staging(id agent.JobID) (name string, ok bool) {
+	names, err := filepath.Glob(w.a.server.Path(filepath.Join(w.a.server.Dir, mover.Outbox, "."+string(id)+".*")))
+	if err != nil || len(names) != 1 {
+		return "", false
+	}
+	return names[0], true
+}
+
+// awaitStaging waits until the DTN's server has a few blocks of the copy.
 func (w *world) awaitStaging(t *testing.T, id agent.JobID) (name string) {
 	t.Helper()
 	await(t, "nothing is being copied for job "+string(id), func() string {
-		names, err := filepath.Glob(w.a.server.Path(filepath.Join(w.a.server.Dir, mover.Outbox, "."+string(id)+".*")))
-		if err != nil || len(names) != 1 {
-			return fmt.Sprintf("%v %v", names, err)
+		var ok bool
+		if name, ok = w.staging(id); !ok {
+			return "no file"
 		}
-		name = names[0]
 		var st syscall.Stat_t
 		if err := syscall.Stat(name, &st); err != nil {
 			return err.Error()
@@ -128,6 +135,8 @@ func TestKernelImagesGoOverNFS(t *testing.T) {
 		{"staged in place", w.inPlace},
 		{"the power of DTN A fails", w.powerFails},
 		{"the NFS server of site A restarts while an image is staged", w.serverRestarts},
+		{"the mount of site A is taken away and comes back", w.mountTaken},
+		{"the NFS server of site A does not answer", w.serverHangs},
 		{"daemons are killed in the legs over NFS", w.killed},
 	} {
 		if !t.Run(c.name, c.test) {
@@ -347,4 +356,60 @@ func (w *world) killed(t *testing.T) {
 	if n := w.b.glance.Count(glancetest.Create) - made; n != 1 {
 		t.Errorf("%d images were made at B, want 1", n)
 	}
+}
+
+// paused waits until the job waits for its site's export, and returns the reason.
+func (s *site) paused(t *testing.T, id agent.JobID, says string) (why string) {
+	t.Helper()
+	await(t, "the job does not wait for the export", func() string {
+		j, err := s.control.Job(t.Context(), id)
+		if why = j.Reason; err == nil && j.Attempts == 0 && strings.HasPrefix(why, "export "+s.mount+" ") && strings.Contains(why, says) {
+			return ""
+		}
+		return fmt.Sprintf("%s, %d attempts: %s (%v)", j.State, j.Attempts, j.Reason, err)
+	})
+	t.Log(why)
+	return why
+}
+
+// wantExport waits until the agent's own check of its export says this; "" for well.
+func (s *site) wantExport(t *testing.T, says string) {
+	t.Helper()
+	await(t, "the check of the export", func() string {
+		checks, err := s.control.Checks(t.Context())
+		if slices.ContainsFunc(checks, func(c agent.Check) bool {
+			return c.Name == "export" && c.OK == (says == "") && strings.Contains(c.Error, says)
+		}) {
+			return ""
+		}
+		return fmt.Sprintf("%+v, %v", checks, err)
+	})
+}
+
+// mountTaken holds that a site whose mount is gone writes nothing beneath it, says why
+// its jobs wait, and goes on by itself.
+func (w *world) mountTaken(t *testing.T) {
+	i := w.add(t, 6*mib)
+	w.a.ctrl.Run(t, "umount", "--lazy", w.a.mount)
+	id := w.push(t, i)
+	w.a.paused(t, id, "is not mounted: "+w.a.server.Source()+" was on "+w.a.mount)
+	w.a.wantExport(t, "is not mounted")
+	if names, err := os.ReadDir(w.a.ctrl.Path(w.a.mount)); err != nil || len(names) > 0 {
+		t.Errorf("beneath the mount lie %v, %v, want nothing", names, err)
+	}
+	w.a.ctrl.Run(t, "mount", "-t", "nfs", "-o", "vers=3,nolock", w.a.server.Source(), w.a.mount)
+	w.delivered(t, id, i)
+	w.a.wantExport(t, "")
+}
+
+// serverHangs holds the same of a hard mount whose server does not answer.
+func (w *world) serverHangs(t *testing.T) {
+	i := w.add(t, 6*mib)
+	w.a.server.Stop(t)
+	w.a.wantExport(t, "has not answered since")
+	id := w.push(t, i)
+	w.a.paused(t, id, "has not answered since")
+	w.a.server.Start(t)
+	w.delivered(t, id, i)
+	w.a.wantExport(t, "")
 }
