@@ -14,7 +14,7 @@ import (
 	"github.com/glance-dtn/glance-dtn/mover"
 )
 
-// Options are the mechanisms and the identity of an Agent. All are needed but StoreFaults.
+// Options are the mechanisms and the identity of an Agent. All are needed but the logs and StoreFaults.
 type Options struct {
 	Site     string
 	Catalog  Catalog
@@ -23,7 +23,8 @@ type Options struct {
 	Landing  Landing
 	Signer   Signer
 	Store    Store
-	Log      *slog.Logger
+	Log      *slog.Logger // nil: nothing is logged
+	JobLog   *slog.Logger // how jobs go on; nil: Log
 	Settings Settings
 
 	// StoreFaults compares Glance's datadir with these images.
@@ -108,6 +109,9 @@ func New(o Options) (*Agent, error) {
 	}
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
+	}
+	if o.JobLog == nil {
+		o.JobLog = o.Log
 	}
 	gate := newGate(o.Stager, o.Log)
 	o.Stager = gate

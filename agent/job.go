@@ -4,6 +4,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -139,6 +140,14 @@ func (j Job) Since() time.Time {
 		return j.History[n-1].At
 	}
 	return j.Created
+}
+
+// Note is how the job came into its state, or why.
+func (j Job) Note() string {
+	if n := len(j.History); n > 0 {
+		return cmp.Or(j.Reason, j.History[n-1].Note)
+	}
+	return j.Reason
 }
 
 // FileName is the name of the job's file, in the outbox of the one site or the

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"iter"
-	"slices"
 	"sync"
 	"time"
 
@@ -129,7 +128,7 @@ func (a *Agent) Compare(ctx context.Context, peers []string, m Match) ([]Compari
 	if err != nil {
 		return nil, err
 	}
-	var out []Comparison
+	out := []Comparison{}
 	for _, name := range peers {
 		p, err := a.peer(name)
 		if err != nil {
@@ -283,7 +282,9 @@ func (a *Agent) change(ctx context.Context, j Job, f func(Job) (Job, error)) (Jo
 // Overview tells how every image here stands at every peer. A peer that does not
 // answer within a few seconds is named as such.
 func (a *Agent) Overview(ctx context.Context) (Overview, error) {
-	o := Overview{Site: a.Site, At: time.Now().UTC(), Jobs: map[State]int{}}
+	o := Overview{ // a list without entries is [] in JSON, not null
+		Site: a.Site, At: time.Now().UTC(), Jobs: map[State]int{}, Peers: []PeerState{}, Images: []ImageState{}, Store: []StoreFault{},
+	}
 	local, err := collect(a.Catalog.Images(ctx, time.Time{}))
 	if err != nil {
 		return o, err
@@ -325,7 +326,7 @@ func (a *Agent) Overview(ctx context.Context) (Overview, error) {
 		}
 	}
 	a.mu.Lock()
-	o.Store = slices.Clone(a.faults)
+	o.Store = append(o.Store, a.faults...)
 	a.mu.Unlock()
 	o.Checks = a.Checks(ctx)
 	return o, nil

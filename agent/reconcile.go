@@ -194,7 +194,7 @@ func (a *Agent) ensure(ctx context.Context, img glance.Image, site string, reope
 	j = j.Enter(Pending, now, "")
 	err := a.Store.Create(ctx, j)
 	if err == nil {
-		a.Log.Info("job", "job", j.ID, "image", img.ID, "name", img.Name, "site", site, "state", Pending, "bytes", img.Size)
+		a.JobLog.Info("job", "job", j.ID, "image", img.ID, "name", img.Name, "site", site, "state", Pending, "bytes", img.Size)
 		return a.Store.Get(ctx, j.ID)
 	}
 	if !errors.Is(err, ErrExists) {

@@ -84,7 +84,7 @@ type Comparison struct {
 	Peer     string         `json:"peer"`
 	Relation Relation       `json:"relation"`
 	Detail   string         `json:"detail,omitempty" doc:"the fields that differ, the other content, the status"`
-	Planned  bool           `json:"planned,omitempty" doc:"replicate would send, or has sent, this image"`
+	Planned  bool           `json:"planned" doc:"replicate would send, or has sent, this image"`
 	Job      JobID          `json:"job,omitempty"`
 }
 

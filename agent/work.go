@@ -390,16 +390,16 @@ func (a *Agent) logChange(old, j Job) {
 	attrs := []any{"job", j.ID, "image", j.Image.ID, "name", j.Image.Name, "site", j.Peer, "state", j.State}
 	switch {
 	case j.State == Parked:
-		a.Log.Error("a job needs a person", append(attrs, "err", j.Reason, "next", "glance-dtn retry "+string(j.ID))...)
+		a.JobLog.Error("a job needs a person", append(attrs, "err", j.Reason, "next", "glance-dtn retry "+string(j.ID))...)
 	case j.Attempts > old.Attempts:
-		a.Log.Warn("a leg failed and will be repeated", append(attrs, "attempts", j.Attempts, "err", j.Reason, "at", j.NotBefore)...)
-	case j.Reason != "" && j.Reason != old.Reason:
-		a.Log.Info("a job waits", append(attrs, "err", j.Reason, "at", j.NotBefore)...)
+		a.JobLog.Warn("a leg failed and will be repeated", append(attrs, "attempts", j.Attempts, "err", j.Reason, "at", j.NotBefore)...)
+	case j.Reason != "" && j.Reason != old.Reason && !j.State.Final():
+		a.JobLog.Info("a job waits", append(attrs, "err", j.Reason, "at", j.NotBefore)...)
 	case old.State != j.State:
-		note := ""
-		if n := len(j.History); n > 0 {
-			note = j.History[n-1].Note
+		attrs = append(attrs, "bytes", j.Image.Size)
+		if note := j.Note(); note != "" {
+			attrs = append(attrs, "note", note)
 		}
-		a.Log.Info("job", append(attrs, "bytes", j.Image.Size, "note", note)...)
+		a.JobLog.Info("job", attrs...)
 	}
 }
