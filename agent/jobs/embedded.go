@@ -45,7 +45,7 @@ func openEmbedded(ctx context.Context, dir string, log *slog.Logger) (_ *Store, 
 		return nil, errors.New("another agent uses it; stop that one, or set state.embedded to another directory")
 	}
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("%w; state.embedded has to be a directory that belongs to the agent's user, or that this user may make", err)
 	}
 	defer func() {
 		if err != nil {

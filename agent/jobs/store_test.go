@@ -215,6 +215,18 @@ func TestOneProcessAtATimeHasADirectory(t *testing.T) {
 	}
 }
 
+func TestADirectoryThatCannotBeMadeIsToldWithItsKey(t *testing.T) {
+	t.Parallel()
+	file := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	_, err := OpenEmbedded(t.Context(), filepath.Join(file, "agent"), quiet)
+	if err == nil || !strings.Contains(err.Error(), file) || !strings.Contains(err.Error(), "state.embedded has to be a directory") {
+		t.Errorf("got error %v, want the directory and state.embedded in it", err)
+	}
+}
+
 func TestADirectoryThatWasNeverCompleteIsMadeAnew(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
