@@ -488,8 +488,8 @@ func TestNoAgentSaysWhatToDo(t *testing.T) {
 	leaveStale(t, stale)
 	for _, path := range []string{missing, stale} {
 		_, err := NewControlClient(path).Overview(t.Context())
-		if want := "no agent answers on " + path + ": start `glance-dtn agent`, or use --once"; err == nil || !strings.HasPrefix(err.Error(), want) {
-			t.Errorf("got %v, want %s", err, want)
+		if !errors.Is(err, ErrNoAgent) || !strings.HasPrefix(err.Error(), "no agent answers on "+path+" (dial unix") || !strings.HasSuffix(err.Error(), "): start `glance-dtn agent`") {
+			t.Errorf("got %v, want that no agent answers on %s, why, and what to do", err, path)
 		}
 		for _, err := range NewControlClient(path).Watch(t.Context()) {
 			if err == nil || !strings.HasPrefix(err.Error(), "no agent answers on ") {

@@ -15,6 +15,9 @@ import (
 	"github.com/glance-dtn/glance-dtn/agent"
 )
 
+// ErrNoAgent says that nobody listens on the control socket.
+var ErrNoAgent = errors.New("no agent answers")
+
 // ControlClient asks the agent on this machine. Its methods are those of
 // *agent.Agent, with the agent's errors.
 type ControlClient struct{ c *client }
@@ -37,7 +40,7 @@ func NewControlClient(socket string) *ControlClient {
 func unreachable(socket string, err error) error {
 	switch {
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
-		return fmt.Errorf("no agent answers on %s: start `glance-dtn agent`, or use --once (%w)", socket, err)
+		return fmt.Errorf("%w on %s (%w): start `glance-dtn agent`", ErrNoAgent, socket, err)
 	case errors.Is(err, fs.ErrPermission):
 		return fmt.Errorf("the agent on %s answers only its own user and root (%w)", socket, err)
 	}

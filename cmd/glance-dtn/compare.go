@@ -52,7 +52,7 @@ func (c *cli) differences(rows []agent.Comparison, all bool) error {
 		}
 	}
 	if len(lines) > 0 {
-		if err := c.table(table.Row{"Image", "ID", "Size", "Site", "There", "Note"}, lines); err != nil {
+		if err := c.list(table.Row{"Image", "ID", "Size", "Site", "There", "Note"}, lines); err != nil {
 			return err
 		}
 	}

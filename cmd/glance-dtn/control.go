@@ -10,6 +10,7 @@ import (
 
 	"github.com/glance-dtn/glance-dtn/agent"
 	"github.com/glance-dtn/glance-dtn/agent/api"
+	"github.com/glance-dtn/glance-dtn/glance"
 )
 
 // control is what the commands ask of an agent: of a daemon through its socket,
@@ -47,6 +48,32 @@ func (c *cli) completeSites(cmd *cobra.Command, _ []string, prefix string) ([]st
 		}
 	}
 	return names, cobra.ShellCompDirectiveNoFileComp
+}
+
+// completeImages offers this site's active images as the one argument: by name, or by id
+// where an id is begun or the name is not unique.
+func (c *cli) completeImages(cmd *cobra.Command, args []string, prefix string) ([]string, cobra.ShellCompDirective) {
+	ctx, cancel := context.WithTimeout(cmd.Context(), completionTime)
+	defer cancel()
+	o, err := c.daemon().Overview(ctx)
+	if err != nil || len(args) > 0 {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	named := map[string]int{}
+	for _, i := range o.Images {
+		named[i.Name]++
+	}
+	var found []string
+	for _, i := range o.Images {
+		switch {
+		case i.Status != glance.Active:
+		case i.Name != "" && named[i.Name] == 1 && strings.HasPrefix(i.Name, prefix):
+			found = append(found, cobra.CompletionWithDesc(i.Name, string(i.ID)))
+		case strings.HasPrefix(string(i.ID), prefix):
+			found = append(found, cobra.CompletionWithDesc(string(i.ID), i.Name))
+		}
+	}
+	return found, cobra.ShellCompDirectiveNoFileComp
 }
 
 // completeJobs offers the jobs that keep holds of, each with what it is about.

@@ -8,6 +8,8 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
+
+	"github.com/glance-dtn/glance-dtn/agent/api"
 )
 
 // The exit codes are part of the command line's contract.
@@ -80,11 +82,14 @@ func (c *cli) report(ctx context.Context, cmd *cobra.Command, err error) int {
 		return exitDone
 	}
 	e, ran := errors.AsType[*codeError](err)
+	once := cmd.Flags().Lookup("once")
 	switch {
 	case !ran:
 		e = &codeError{code: exitUsage, err: err, help: true}
 	case errors.Is(err, errInterrupted), e.code == exitFailed && ctx.Err() != nil:
 		e = &codeError{code: exitInterrupted, err: errInterrupted}
+	case errors.Is(err, api.ErrNoAgent) && once != nil:
+		e = &codeError{code: e.code, err: fmt.Errorf("%w, or use --once", e.err)}
 	}
 	if e.err != nil {
 		printError(c.err, e.err)

@@ -5,6 +5,8 @@ import (
 	"context"
 	"errors"
 	"iter"
+	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -140,6 +142,67 @@ func TestFollowReturnsWhatIsKnownWhenTimeIsUp(t *testing.T) {
 		jobs, err := follow(ctx, a, []agent.JobID{"1"}, quiet())
 		if !errors.Is(err, errTimeout) || len(jobs) != 1 || jobs[0].State != agent.Pending {
 			t.Errorf("got %v, %v; want the pending job and %v", jobs, err, errTimeout)
+		}
+	})
+}
+
+// A job's reason to be parked is told once: by the verdict that follows, or by lines that stand alone.
+func TestLinesLeaveWhyToTheVerdict(t *testing.T) {
+	at := time.Date(2026, 11, 22, 12, 3, 4, 0, time.Local)
+	j := agent.Job{ID: "0123456789abcdef", Kind: agent.Send, Peer: "B", Image: glance.Image{Name: "debian-12"}, Created: at}
+	j = j.Enter(agent.Pending, at, "").Enter(agent.Parked, at.Add(time.Second), "no room")
+	j.Reason = "no room"
+	for _, c := range []struct {
+		lines lines
+		want  string
+	}{
+		{lines{}, "12:03:04      0.0 s  debian-12 → B  pending\n12:03:05      1.0 s  debian-12 → B  parked\n"},
+		{lines{alone: true, since: at}, "12:03:05      1.0 s  0123456789  debian-12 → B  parked      no room\n"},
+	} {
+		var b bytes.Buffer
+		c.lines.w, c.lines.told = &b, map[agent.JobID]told{}
+		c.lines.job(j)
+		if b.String() != c.want {
+			t.Errorf("got\n%swant\n%s", b.String(), c.want)
+		}
+	}
+}
+
+// jobs --watch tells what push --wait does: the reasons to wait too. What was before
+// it began, and states that are not asked for, it does not.
+func TestWatchTellsWhatJobsWaitFor(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		old := newJob("0000000000")
+		time.Sleep(time.Minute)
+		after := func(s int) time.Time { return time.Now().Add(time.Duration(s) * time.Second) }
+		old = old.Enter(agent.Offered, after(1), "")
+		staged := old.Enter(agent.Staged, after(2), "copy")
+		waits := staged
+		waits.Reason, waits.Updated = "site B does not answer", after(3)
+		parked := staged.Enter(agent.Parked, after(4), "no room")
+		ended := errors.New("ended")
+		for _, c := range []struct {
+			keep func(agent.Job) bool
+			want []string
+		}{
+			{func(agent.Job) bool { return true }, []string{"offered", "staged      copy", "waits       site B does not answer", "parked      no room"}},
+			{func(j agent.Job) bool { return j.State == agent.Parked }, []string{"parked      no room"}},
+		} {
+			var b bytes.Buffer
+			err := (&cli{out: &b, format: "table"}).watchAll(t.Context(), streaming{broken: ended, events: []agent.Event{
+				{Job: &old}, {Job: &staged}, {Job: &waits}, {Job: &waits}, {Job: &parked},
+			}}, c.keep)
+			if err != ended {
+				t.Errorf("ends with %v, want %v", err, ended)
+			}
+			var got []string
+			for line := range strings.Lines(b.String()) {
+				_, what, _ := strings.Cut(line, "0000000000  debian-12 → B  ")
+				got = append(got, strings.TrimSpace(what))
+			}
+			if !slices.Equal(got, c.want) {
+				t.Errorf("got %q, want %q in\n%s", got, c.want, b.String())
+			}
 		}
 	})
 }

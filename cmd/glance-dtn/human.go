@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"strings"
 	"time"
+
+	"github.com/glance-dtn/glance-dtn/glance"
 )
 
 // size returns n bytes for a person: 1.0 GiB.
@@ -46,12 +48,9 @@ func span(d time.Duration) string {
 	return fmt.Sprintf("%d d %d h", d/(24*time.Hour), d%(24*time.Hour)/time.Hour)
 }
 
-// noteWidth bounds a note in a table; `jobs ID` and -o json tell it whole.
-const noteWidth = 72
-
-func brief(note string) string {
-	if r := []rune(note); len(r) > noteWidth {
-		return strings.TrimRight(string(r[:noteWidth-1]), " ,;:") + "…"
-	}
-	return note
+// inRow is the reason of a job without what the row of its table says already: which
+// image it is, and which site refuses it.
+func inRow(reason, peer string, image glance.ImageID) string {
+	reason = strings.TrimPrefix(reason, "site "+peer+" refuses: ")
+	return strings.Replace(reason, "image "+string(image), "the image", 1)
 }

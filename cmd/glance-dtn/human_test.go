@@ -1,7 +1,6 @@
 package main
 
 import (
-	"strings"
 	"testing"
 	"time"
 )
@@ -29,12 +28,30 @@ func TestSizesRatesAndTimesReadWell(t *testing.T) {
 	}
 }
 
-func TestALongNoteIsCutInATable(t *testing.T) {
-	if got := brief("short"); got != "short" {
-		t.Errorf("brief of a short note: %q", got)
+func TestATableDoesNotRepeatWhatItsRowSays(t *testing.T) {
+	const reason = "site B refuses: conflict: image " + string(debian) + " exists at site B"
+	if got, want := inRow(reason, "B", debian), "conflict: the image exists at site B"; got != want {
+		t.Errorf("got %q, want %q", got, want)
 	}
-	got := brief(strings.Repeat("é", noteWidth+1))
-	if n := len([]rune(got)); n != noteWidth || !strings.HasSuffix(got, "…") {
-		t.Errorf("brief of a long note: %d runes, %q", n, got)
+	if got := inRow(reason, "C", "another"); got != reason {
+		t.Errorf("got %q, want %q: the row says nothing of site B or of this image", got, reason)
+	}
+}
+
+func TestOfAPlanWeSayWhatGoesAndWhy(t *testing.T) {
+	for _, c := range []struct {
+		planned, of int
+		dryRun      bool
+		want        string
+	}{
+		{0, 0, false, "no image is selected"},
+		{0, 2, true, "nothing to send: no selected image is missing"},
+		{1, 2, true, "1 of 2 would be sent, 1.0 KiB"},
+		{1, 2, false, "1 of 2 is on its way, 1.0 KiB"},
+		{2, 2, false, "2 of 2 are on their way, 1.0 KiB"},
+	} {
+		if got := planSummary(c.planned, c.of, 1024, c.dryRun); got != c.want {
+			t.Errorf("%d of %d: got %q, want %q", c.planned, c.of, got, c.want)
+		}
 	}
 }

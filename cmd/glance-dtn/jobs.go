@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -29,7 +30,7 @@ interrupted. With -o json each line is one event.`,
 		Example: `  glance-dtn jobs --state parked
   glance-dtn jobs 3fa2
   glance-dtn jobs --watch`,
-		Args:              cobra.MaximumNArgs(1),
+		Args:              args("[ID]"),
 		ValidArgsFunction: c.completeJobs(func(agent.Job) bool { return true }),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			ctx, d := cmd.Context(), c.daemon()
@@ -37,9 +38,13 @@ interrupted. With -o json each line is one event.`,
 			if err != nil {
 				return err
 			}
+			ids, err := parseJobIDs(args)
+			if err != nil {
+				return err
+			}
 			switch {
-			case len(args) == 1:
-				return c.oneJob(ctx, d, agent.JobID(args[0]), watch)
+			case len(ids) == 1:
+				return c.oneJob(ctx, d, ids[0], watch)
 			case watch:
 				return c.watchAll(ctx, d, keep)
 			}
@@ -54,6 +59,20 @@ interrupted. With -o json each line is one event.`,
 	cmd.Flags().BoolVar(&watch, "watch", false, "print changes as they happen")
 	complete(cmd, "state", cobra.FixedCompletions(stateNames(), cobra.ShellCompDirectiveNoFileComp))
 	return cmd
+}
+
+// jobID is a job's id or its beginning.
+var jobID = regexp.MustCompile(`^[0-9a-f]+$`)
+
+func parseJobIDs(args []string) ([]agent.JobID, error) {
+	ids := make([]agent.JobID, len(args))
+	for i, a := range args {
+		if !jobID.MatchString(a) {
+			return nil, usagef("%q is not a job's id: `glance-dtn jobs` lists the jobs, the id is the first column", a)
+		}
+		ids[i] = agent.JobID(a)
+	}
+	return ids, nil
 }
 
 // stateNames lists every state of both kinds.
@@ -97,9 +116,9 @@ func (c *cli) jobTable(jobs []agent.Job) error {
 	}
 	var rows []table.Row
 	for _, j := range jobs {
-		rows = append(rows, table.Row{shortID(j.ID), route(j), size(j.Image.Size), c.paint(string(j.State), stateColour(j.State)), clock(j.Updated), brief(j.Reason)})
+		rows = append(rows, table.Row{shortID(j.ID), route(j), size(j.Image.Size), c.paint(string(j.State), stateColour(j.State)), clock(j.Updated), inRow(j.Reason, j.Peer, j.Image.ID)})
 	}
-	return c.table(table.Row{"Job", "Image", "Size", "State", "Since", "Note"}, rows)
+	return c.list(table.Row{"Job", "Image", "Size", "State", "Since", "Note"}, rows)
 }
 
 // shortID is as much of a job's id as tells it apart, and as the commands accept.
@@ -143,8 +162,7 @@ func (c *cli) describe(j agent.Job) error {
 
 // watchAll prints changes until ctx ends; that is its end, not a failure.
 func (c *cli) watchAll(ctx context.Context, d control, keep func(agent.Job) bool) error {
-	known := map[agent.JobID]agent.State{}
-	start := time.Now()
+	l := &lines{w: c.out, since: time.Now(), alone: true, told: map[agent.JobID]told{}}
 	for ev, err := range d.Watch(ctx) {
 		switch {
 		case ctx.Err() != nil:
@@ -155,28 +173,14 @@ func (c *cli) watchAll(ctx context.Context, d control, keep func(agent.Job) bool
 			if err := json.NewEncoder(c.out).Encode(ev); err != nil {
 				return err
 			}
-		case ev.Job != nil && keep(*ev.Job) && known[ev.Job.ID] != ev.Job.State:
-			j := *ev.Job
-			known[j.ID] = j.State
-			if j.Updated.Before(start) { // how it was before
-				continue
-			}
-			fmt.Fprintf(c.out, "%s  %s  %s  %s", j.Updated.Local().Format(time.TimeOnly), shortID(j.ID), route(j), j.State)
-			if note := cmp.Or(j.Reason, lastNote(j)); note != "" {
-				fmt.Fprintf(c.out, "  %s", note)
-			}
-			fmt.Fprintln(c.out)
+		case ev.Job != nil && keep(*ev.Job):
+			l.job(*ev.Job)
+		case ev.Job != nil:
+			l.skip(*ev.Job)
 		}
 	}
 	if ctx.Err() != nil {
 		return errInterrupted
 	}
 	return fmt.Errorf("the agent ended the stream of events; is it being restarted?")
-}
-
-func lastNote(j agent.Job) string {
-	if n := len(j.History); n > 0 {
-		return j.History[n-1].Note
-	}
-	return ""
 }

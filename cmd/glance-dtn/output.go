@@ -59,8 +59,38 @@ func plain(n *yaml.Node) {
 	}
 }
 
+// list is table, with the notes in the last column cut where they would pass the edge of
+// a terminal; elsewhere they are whole, as in "jobs ID".
+func (c *cli) list(header table.Row, rows []table.Row) error {
+	if width := terminalWidth(c.out); width > 0 {
+		cutNotes(header, rows, width)
+	}
+	return c.table(header, rows)
+}
+
+// leastNote is how much of a note is left beside columns that fill the terminal.
+const leastNote = 24
+
+// cutNotes cuts the last column so that a row fits in width.
+func cutNotes(header table.Row, rows []table.Row, width int) {
+	last := len(header) - 1
+	others := make([]table.Row, len(rows))
+	for i, r := range rows {
+		others[i] = append(r[:last:last], "|") // as wide as the columns before
+	}
+	room := width - text.LongestLineLen(render(header[:last], others)) + len("|")
+	for _, r := range rows {
+		r[last] = text.Snip(fmt.Sprint(r[last]), max(room, leastNote), "…")
+	}
+}
+
 // table writes rows under a header, columns aligned, without lines.
 func (c *cli) table(header table.Row, rows []table.Row) error {
+	_, err := fmt.Fprintln(c.out, render(header, rows))
+	return err
+}
+
+func render(header table.Row, rows []table.Row) string {
 	t := table.NewWriter()
 	t.SetStyle(table.StyleDefault)
 	t.Style().Options = table.OptionsNoBordersAndSeparators
@@ -69,8 +99,7 @@ func (c *cli) table(header table.Row, rows []table.Row) error {
 	t.SuppressTrailingSpaces()
 	t.AppendHeader(header)
 	t.AppendRows(rows)
-	_, err := fmt.Fprintln(c.out, t.Render())
-	return err
+	return t.Render()
 }
 
 // paint colours a word by what it asks of the reader: nothing, patience, or help.

@@ -25,6 +25,9 @@ With --wait it follows that site's job, which ends when the image is active here
 person is needed, here or there.`,
 		Example: `  glance-dtn pull rocky-9 --from A --wait`,
 		Args:    args("IMAGE"),
+
+		ValidArgsFunction: cobra.NoFileCompletions,
+
 		RunE: func(cmd *cobra.Command, args []string) error {
 			ctx, d := cmd.Context(), c.daemon()
 			theirs, err := d.Pull(ctx, args[0], from)

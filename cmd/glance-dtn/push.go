@@ -22,7 +22,8 @@ Without --wait it ends when the agent has taken the jobs; a job goes on until th
 image is active at its site, or a person is needed.`,
 		Example: `  glance-dtn push debian-12 --to B --wait
   glance-dtn push 6f0c1e9a-4f0b-4a51-9a3e-7ce7c3a3d1f2 --to B,C -o json`,
-		Args: args("IMAGE"),
+		Args:              args("IMAGE"),
+		ValidArgsFunction: c.completeImages,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			s, err := c.open(cmd.Context(), w)
 			if err != nil {
@@ -56,6 +57,12 @@ type waiting struct {
 func (w *waiting) flags(cmd *cobra.Command) {
 	cmd.Flags().BoolVar(&w.wait, "wait", false, "show the legs and end when the jobs have ended")
 	cmd.Flags().DurationVar(&w.timeout, "timeout", 0, "with --wait: how long at most; the jobs go on then (default no limit)")
+	cmd.PreRunE = func(*cobra.Command, []string) error {
+		if w.timeout != 0 && !w.wait && !w.once {
+			return usagef("--timeout bounds the waiting, and nothing is waited for: add --wait")
+		}
+		return nil
+	}
 }
 
 func (w *waiting) onceFlags(cmd *cobra.Command) {
@@ -100,5 +107,6 @@ func required(cmd *cobra.Command, flag string) {
 }
 
 func configFlag(cmd *cobra.Command, to *string, otherwise string) {
-	cmd.Flags().StringVar(to, "config", envOr("GLANCE_DTN_CONFIG", otherwise), "configuration `FILE` ($GLANCE_DTN_CONFIG)")
+	cmd.Flags().StringVar(to, "config", otherwise, "configuration `FILE` ($GLANCE_DTN_CONFIG)")
+	*to = envOr("GLANCE_DTN_CONFIG", otherwise)
 }

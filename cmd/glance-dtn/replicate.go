@@ -97,16 +97,28 @@ func (c *cli) plan(rows []agent.Comparison, dryRun bool) error {
 		}
 	}
 	if len(lines) > 0 {
-		if err := c.table(table.Row{"Image", "ID", "Size", "Site", "There", "Note"}, lines); err != nil {
+		if err := c.list(table.Row{"Image", "ID", "Size", "Site", "There", "Note"}, lines); err != nil {
 			return err
 		}
 	}
-	verb := "are sent"
-	if dryRun {
-		verb = "would be sent"
-	}
-	_, err := fmt.Fprintf(c.out, "%d of %d %s, %s\n", planned, len(rows), verb, size(bytes))
+	_, err := fmt.Fprintln(c.out, planSummary(planned, len(rows), bytes, dryRun))
 	return err
+}
+
+// planSummary tells how many of the compared images go, and how much that is.
+func planSummary(planned, of int, bytes int64, dryRun bool) string {
+	verb := "are on their way"
+	switch {
+	case of == 0:
+		return "no image is selected"
+	case planned == 0:
+		return "nothing to send: no selected image is missing"
+	case dryRun:
+		verb = "would be sent"
+	case planned == 1:
+		verb = "is on its way"
+	}
+	return fmt.Sprintf("%d of %d %s, %s", planned, of, verb, size(bytes))
 }
 
 func (c *cli) warnConflicts(rows []agent.Comparison) {

@@ -19,11 +19,11 @@ receives an image goes on when the job that sends it is retried, at its own site
 			if allParked == (len(args) > 0) {
 				return usagef("say which jobs: either their ids or --all-parked")
 			}
-			ctx, d := cmd.Context(), c.daemon()
-			ids := make([]agent.JobID, len(args))
-			for i, a := range args {
-				ids[i] = agent.JobID(a)
+			ids, err := parseJobIDs(args)
+			if err != nil {
+				return err
 			}
+			ctx, d := cmd.Context(), c.daemon()
 			if allParked {
 				parked, err := newest(ctx, d, retryable)
 				if err != nil {

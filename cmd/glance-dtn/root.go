@@ -38,6 +38,7 @@ func (c *cli) execute(ctx context.Context, args []string) int {
 }
 
 func (c *cli) root() *cobra.Command {
+	var version bool
 	root := &cobra.Command{
 		Use:   "glance-dtn",
 		Short: "Keep OpenStack images the same at several sites",
@@ -46,20 +47,33 @@ data transfer nodes (DTNs), in three legs: local copy, API call, local copy.
 
 Exit codes: 0 done, 1 failed, 2 usage, 3 partly done, 4 needs a person, 130 interrupted.`,
 		Args:              noSuchCommand,
-		RunE:              func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 		SilenceErrors:     true,
 		SilenceUsage:      true,
 		DisableAutoGenTag: true,
 
 		SuggestionsMinimumDistance: 2,
-		PersistentPreRunE:          func(*cobra.Command, []string) error { return c.checkFormat() },
+		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error {
+			if cmd.Name() == cobra.ShellCompRequestCmd {
+				cmd.Root().SetOut(unquoting{c.out})
+			}
+			return c.checkFormat()
+		},
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if version {
+				return c.printVersion()
+			}
+			return cmd.Help()
+		},
 	}
 	root.SetOut(c.out)
 	root.SetErr(c.err)
+	root.Flags().BoolVar(&version, "version", false, "print the version")
 	f := root.PersistentFlags()
 	f.StringVarP(&c.format, "output", "o", "table", "how results are printed: table, json or yaml")
-	f.StringVar(&c.socket, "control", envOr("GLANCE_DTN_CONTROL", defaultControl), "control socket of the agent ($GLANCE_DTN_CONTROL)")
-	f.BoolVar(&c.noColor, "no-color", os.Getenv("NO_COLOR") != "", "no colours ($NO_COLOR)")
+	f.StringVar(&c.socket, "control", defaultControl, "control socket of the agent ($GLANCE_DTN_CONTROL)")
+	f.BoolVar(&c.noColor, "no-color", false, "no colours ($NO_COLOR)")
+	// After the flags, so that help and manual show the same defaults everywhere.
+	c.socket, c.noColor = envOr("GLANCE_DTN_CONTROL", c.socket), os.Getenv("NO_COLOR") != ""
 	complete(root, "output", cobra.FixedCompletions([]string{"table", "json", "yaml"}, cobra.ShellCompDirectiveNoFileComp))
 
 	root.AddGroup(
@@ -76,8 +90,25 @@ Exit codes: 0 done, 1 failed, 2 usage, 3 partly done, 4 needs a person, 130 inte
 			root.AddCommand(cmd)
 		}
 	}
+	shells(root)
 	markRunErrors(root)
 	return root
+}
+
+// shells makes the completion command, for the shells of the systems that this runs on.
+func shells(root *cobra.Command) {
+	root.InitDefaultCompletionCmd()
+	cmd, _, err := root.Find([]string{"completion"})
+	if err != nil {
+		panic(err)
+	}
+	cmd.Args, cmd.RunE = noSuchCommand, func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
+	cmd.SuggestionsMinimumDistance = root.SuggestionsMinimumDistance
+	for _, shell := range cmd.Commands() {
+		if shell.Name() == "powershell" {
+			cmd.RemoveCommand(shell)
+		}
+	}
 }
 
 func noSuchCommand(cmd *cobra.Command, args []string) error {
@@ -91,10 +122,11 @@ func noSuchCommand(cmd *cobra.Command, args []string) error {
 	return fmt.Errorf("%s", text)
 }
 
-// args wants one argument of each name; a last name that ends in "..." stands for one or more.
+// args wants one argument of each name; a last name that ends in "..." stands for one or
+// more, one in brackets may be left out.
 func args(names ...string) cobra.PositionalArgs {
 	return func(_ *cobra.Command, got []string) error {
-		if len(got) < len(names) {
+		if len(got) < len(names) && !strings.HasPrefix(names[len(got)], "[") {
 			return fmt.Errorf("%s is missing", strings.TrimSuffix(names[len(got)], "..."))
 		}
 		if len(got) > len(names) && !strings.HasSuffix(strings.Join(names, ""), "...") {
@@ -115,9 +147,18 @@ func (c *cli) checkFormat() error {
 // colour reports whether a table on stdout is coloured.
 func (c *cli) colour() bool { return !c.noColor && isTerminal(c.out) }
 
-func isTerminal(w io.Writer) bool {
+func isTerminal(w io.Writer) bool { return terminalWidth(w) > 0 }
+
+// terminalWidth is how many columns the terminal behind w has; 0 when it is none.
+func terminalWidth(w io.Writer) int {
 	f, ok := behind(w).(*os.File)
-	return ok && term.IsTerminal(int(f.Fd()))
+	if !ok || !term.IsTerminal(int(f.Fd())) {
+		return 0
+	}
+	if width, _, err := term.GetSize(int(f.Fd())); err == nil && width > 0 {
+		return width
+	}
+	return 80 // one that does not tell, as on a serial line
 }
 
 func envOr(key, otherwise string) string {

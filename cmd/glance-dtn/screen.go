@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"io"
 	"regexp"
 )
@@ -23,6 +24,17 @@ func behind(w io.Writer) io.Writer {
 		return s.Writer
 	}
 	return w
+}
+
+// unquoting leaves out the quotes that name a flag's value in its usage, which help
+// understands and completion does not.
+type unquoting struct{ io.Writer }
+
+func (u unquoting) Write(p []byte) (int, error) {
+	if _, err := u.Writer.Write(bytes.ReplaceAll(p, []byte("`"), nil)); err != nil {
+		return 0, err
+	}
+	return len(p), nil
 }
 
 // controls are the control characters of ECMA-48, C0 and C1; select graphic rendition,

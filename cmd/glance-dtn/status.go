@@ -74,13 +74,13 @@ func (c *cli) imageTable(o agent.Overview) error {
 			s := i.Sites[p.Name]
 			row = append(row, c.standing(s))
 			if s.Reason != "" {
-				notes = append(notes, p.Name+": "+brief(s.Reason))
+				notes = append(notes, p.Name+": "+inRow(s.Reason, p.Name, i.ID))
 			}
 		}
 		notes = slices.DeleteFunc(notes, func(n string) bool { return n == "" })
 		rows = append(rows, append(row, strings.Join(notes, "; ")))
 	}
-	return c.table(header, rows)
+	return c.list(header, rows)
 }
 
 // standing is one cell of images × sites: the job that runs, or else what is there.

@@ -50,7 +50,7 @@ func verdict(j agent.Job) string {
 	case agent.Parked:
 		return fmt.Sprintf("%s is parked: %s\n  %s", about(j), j.Reason, goOn(j))
 	case agent.Cancelled, agent.Cancelling:
-		return fmt.Sprintf("%s is %s", about(j), j.State)
+		j.Reason = j.Note()
 	}
 	text := fmt.Sprintf("%s is %s", about(j), j.State)
 	if j.Reason != "" {

@@ -19,6 +19,8 @@ func TestVerdictSaysWhatBecameOfAJobAndWhatToDo(t *testing.T) {
 	sent := begun.Enter(agent.Offered, at, "").Enter(agent.Staged, at, "").Enter(agent.Moved, at, "").Enter(agent.Verified, at.Add(8200*time.Millisecond), "")
 	parked := begun.Enter(agent.Parked, at, "")
 	parked.Reason = "site B refuses: quota; raise it"
+	cancelled := begun.Enter(agent.Cancelled, at, "")
+	cancelled.Reason = "cancelled by an operator at site B"
 	waits := begun
 	waits.Reason = "site B does not answer"
 	renamed := sent
@@ -39,7 +41,8 @@ func TestVerdictSaysWhatBecameOfAJobAndWhatToDo(t *testing.T) {
 		{"sent under another id", renamed, name + " is active at B as 7f0c1e9a-4f0b-4a51-9a3e-7ce7c3a3d1f2, sha512 001122334455…, 1.0 GiB in 8.2 s (131 MB/s)"},
 		{"received", here, name + " is active here, sha512 001122334455…, 1.0 GiB in 1.0 s (1.07 GB/s)"},
 		{"parked", parked, name + " → B is parked: site B refuses: quota; raise it\n  then: glance-dtn retry 0123456789abcdef0123"},
-		{"cancelled", begun.Enter(agent.Cancelled, at, ""), name + " → B is cancelled"},
+		{"being cancelled", begun.Enter(agent.Cancelling, at, "cancelled by an operator at site B"), name + " → B is cancelling: cancelled by an operator at site B"},
+		{"cancelled", cancelled, name + " → B is cancelled: cancelled by an operator at site B"},
 		{"waits", waits, name + " → B is pending: site B does not answer"},
 	} {
 		if got := verdict(c.job); got != c.want {

@@ -26,17 +26,19 @@ func (c *cli) version() *cobra.Command {
 		Use:   "version",
 		Short: "Print the version",
 		Args:  args(),
-		RunE: func(*cobra.Command, []string) error {
-			v := struct {
-				Version string `json:"version"`
-				Go      string `json:"go"`
-				OS      string `json:"os"`
-				Arch    string `json:"arch"`
-			}{versionText(), runtime.Version(), runtime.GOOS, runtime.GOARCH}
-			return c.print(v, func() error {
-				_, err := fmt.Fprintf(c.out, "glance-dtn %s (%s, %s/%s)\n", v.Version, v.Go, v.OS, v.Arch)
-				return err
-			})
-		},
+		RunE:  func(*cobra.Command, []string) error { return c.printVersion() },
 	}
+}
+
+func (c *cli) printVersion() error {
+	v := struct {
+		Version string `json:"version"`
+		Go      string `json:"go"`
+		OS      string `json:"os"`
+		Arch    string `json:"arch"`
+	}{versionText(), runtime.Version(), runtime.GOOS, runtime.GOARCH}
+	return c.print(v, func() error {
+		_, err := fmt.Fprintf(c.out, "glance-dtn %s (%s, %s/%s)\n", v.Version, v.Go, v.OS, v.Arch)
+		return err
+	})
 }

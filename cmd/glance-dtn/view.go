@@ -24,6 +24,8 @@ func (c *cli) newView(n int) view {
 // begins to wait for something else.
 type lines struct {
 	w     io.Writer
+	since time.Time // nothing is told of what was before
+	alone bool      // no verdict follows: the lines tell ids and why a job is parked, too
 	told  map[agent.JobID]told
 	noted string
 }
@@ -34,9 +36,15 @@ type told struct {
 }
 
 func (l *lines) job(j agent.Job) {
-	t := l.told[j.ID]
+	t, known := l.told[j.ID]
+	if !known {
+		t.until = l.since
+	}
 	for _, h := range lastRun(j) {
 		if h.At.After(t.until) {
+			if h.State == agent.Parked && !l.alone {
+				h.Note = ""
+			}
 			l.line(h.At, j, string(h.State), h.Note)
 			t.until = h.At
 		}
@@ -49,9 +57,16 @@ func (l *lines) job(j agent.Job) {
 	l.noted = ""
 }
 
+// skip has nothing told of how the job is now.
+func (l *lines) skip(j agent.Job) { l.told[j.ID] = told{until: j.Since(), reason: j.Reason} }
+
 // line prints the time of day, the seconds since the job began, and what happened.
 func (l *lines) line(at time.Time, j agent.Job, word, note string) {
-	text := fmt.Sprintf("%s %8.1f s  %s  %-10s  %s", at.Local().Format(time.TimeOnly), at.Sub(began(j)).Seconds(), route(j), word, note)
+	what := route(j)
+	if l.alone {
+		what = shortID(j.ID) + "  " + what
+	}
+	text := fmt.Sprintf("%s %8.1f s  %s  %-10s  %s", at.Local().Format(time.TimeOnly), at.Sub(began(j)).Seconds(), what, word, note)
 	fmt.Fprintln(l.w, strings.TrimRight(text, " "))
 }
 
