@@ -821,22 +821,37 @@ func TestReplicateOnce(t *testing.T) {
 	}
 	b.sandbox(t, "stop", b.dir, "agentA")
 	defer b.start(t, "agentA")
-	cmd := exec.Command(os.Getenv("GLANCE_DTN"), "replicate", "--tag", "once", "--to", "B", "--once", "--config", b.env["A"]["GLANCE_DTN_CONFIG"], "-o", "json")
-	cmd.Env = os.Environ()
-	for k, v := range b.env["A"] {
-		cmd.Env = append(cmd.Env, k+"="+v)
+	once := func(args ...string) (stdout, stderr string, err error) {
+		cmd := exec.Command(os.Getenv("GLANCE_DTN"), append(args, "--to", "B", "--once")...)
+		cmd.Env = os.Environ()
+		for k, v := range b.env["A"] {
+			cmd.Env = append(cmd.Env, k+"="+v)
+		}
+		var out, progress bytes.Buffer
+		cmd.Stdout, cmd.Stderr = &out, &progress
+		err = cmd.Run()
+		return out.String(), progress.String(), err
 	}
-	var stderr bytes.Buffer
-	cmd.Stderr = &stderr
-	out, err := cmd.Output()
+	out, progress, err := once("replicate", "--tag", "once", "-o", "json")
 	if err != nil {
-		t.Fatalf("replicate --once: %v\n%s%s", err, out, stderr.Bytes())
+		t.Fatalf("replicate --once: %v\n%s%s", err, out, progress)
 	}
-	if bytes.Contains(out, []byte(`"ticket"`)) {
+	if strings.Contains(out, `"ticket"`) {
 		t.Errorf("a ticket is shown: %s", out)
 	}
 	for n, id := range ids {
 		b.wantDelivered(t, id, 2*mib+int64(n))
+	}
+
+	// Why a job is parked is told once, by the verdict.
+	short := b.create(t, "A", "once-short", mib, nil)
+	if err := os.Truncate(filepath.Join(b.env["A"]["GLANCE_DTN_SANDBOX_STORE"], short), 1000); err != nil {
+		t.Fatal(err)
+	}
+	out, progress, err = once("push", short)
+	if err == nil || strings.Count(out, "restore the file") != 1 || !strings.Contains(progress, "parked") ||
+		strings.Contains(progress, "restore the file") || strings.Contains(progress, "level=") {
+		t.Errorf("push --once of a damaged image: %v\n%s%s", err, out, progress)
 	}
 }
 
