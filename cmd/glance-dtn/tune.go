@@ -1,0 +1,534 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/jedib0t/go-pretty/v6/table"
+	"github.com/spf13/cobra"
+	"github.com/vbauerster/mpb/v8"
+	"github.com/vbauerster/mpb/v8/decor"
+
+	"github.com/glance-dtn/glance-dtn/nfs"
+	"github.com/glance-dtn/glance-dtn/nfs/host"
+	"github.com/glance-dtn/glance-dtn/nfs/mounted"
+	"github.com/glance-dtn/glance-dtn/tuning/nfssweep"
+)
+
+const defaultTuneState = "/var/lib/glance-dtn/nfs"
+
+func (c *cli) tune() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "tune",
+		Short: "Measure what a site's paths can do, and set what they are best with",
+		Args:  noSuchCommand,
+
+		SuggestionsMinimumDistance: 2,
+
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	cmd.AddCommand(c.tuneNFS())
+	return cmd
+}
+
+// nfsTuning is what the flags of tune nfs say.
+type nfsTuning struct {
+	way, search, size                   string
+	sizes, servers, clients, data, vers []string
+	nconnect                            []int
+	reps                                int
+	limit                               time.Duration
+	options, file, state, csv, svg      string
+	apply, undo, dryRun, force, async   bool
+	seed                                uint64
+
+	// What follows from them.
+	bytes int64
+	space nfssweep.Space
+}
+
+func (c *cli) tuneNFS() *cobra.Command {
+	var t nfsTuning
+	cmd := &cobra.Command{
+		Use:   "nfs {DIR | HOST:/EXPORT}",
+		Short: "Find the rsize and wsize of the NFS mount between a controller and its DTN",
+		Long: `nfs writes and reads files with each rsize and wsize, in an order that changes from
+round to round, and advises the knee: the smallest size that is within 5 % of the
+best one with a confidence of 95 %. DIR is the mount point on the controller, or the
+exported directory on the DTN.
+
+Three ways of measuring:
+  probe    talks NFS 3 to the server itself, 16 calls at a time: needs neither root nor a mount.
+           A client in the mode sync has FILE_SYNC writes, one in async UNSTABLE ones and a COMMIT
+  scratch  mounts beside the live mount, for each measurement anew, so that the client has nothing
+           cached: needs root
+  live     reads a large file through the live mount at its own rsize, and writes nothing
+
+What the server has cached it may give from memory in all of them. Files named
+` + mounted.Prefix + `* are made in the export and removed; a limit of time ends slow
+measurements, which then have moved less.
+
+Whether the server is sync or async is measured as it is, unless --server asks for
+one or both, which only the DTN itself can have: there DIR is the exported directory.
+The export is put back as it was.
+
+--apply mounts DIR anew with the advice, and puts back the old mount if the new one
+is slower. --undo puts back what --apply has changed.`,
+		Example: `  glance-dtn tune nfs dtn-a.example.org:/export/glance
+  glance-dtn tune nfs /mnt/dtn --way scratch --svg sweep.svg --apply
+  glance-dtn tune nfs /export/glance --server sync,async --client sync,async --search exhaustive   # on the DTN
+  glance-dtn tune nfs --undo`,
+		Args: func(cmd *cobra.Command, got []string) error {
+			if t.undo && len(got) == 0 {
+				return nil
+			}
+			return args("DIR or HOST:/EXPORT")(cmd, got)
+		},
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if t.undo {
+				return c.undoNFS(cmd.Context(), t)
+			}
+			if err := t.check(cmd); err != nil {
+				return err
+			}
+			return c.tuneTarget(cmd.Context(), t, args[0])
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&t.way, "way", "", "how to measure: probe, scratch or live (default scratch as root, else probe)")
+	f.StringVar(&t.size, "size", "256MiB", "how much to write and to read each time")
+	f.DurationVar(&t.limit, "limit", 30*time.Second, "about how long one measurement may take; 0: as long as it takes")
+	f.StringSliceVar(&t.sizes, "sizes", nil, "rsize and wsize to try, as in 8K,64K,1M (default the powers of two from 1K to 1M)")
+	f.IntVar(&t.reps, "reps", 3, "how often each setting is measured")
+	f.StringVar(&t.search, "search", "smart", "smart: at most a third of the measurements, most of them near the knee; exhaustive: all of them")
+	f.StringSliceVar(&t.servers, "server", nil, "modes to have the export in: sync, async; on the DTN only (default as it is)")
+	f.StringSliceVar(&t.clients, "client", nil, "modes to have the mount in: sync, async (default as DIR is mounted, else async)")
+	f.StringSliceVar(&t.vers, "vers", nil, "versions of NFS to mount with, as in 3,4.2; scratch only (default as DIR is mounted)")
+	f.IntSliceVar(&t.nconnect, "nconnect", nil, "numbers of connections to try, 1 to 16 (default as DIR is mounted, else 1)")
+	f.StringSliceVar(&t.data, "data", []string{"random"}, "what files are made of: random, zero")
+	f.StringVar(&t.options, "options", "", "mount options besides those, as in nfs(5): with probe, port and mountport (default those of DIR)")
+	f.StringVar(&t.file, "file", "", "live: the `FILE` to read (default the largest one below DIR)")
+	f.Uint64Var(&t.seed, "seed", 1, "of the order of the measurements")
+	f.StringVar(&t.csv, "csv", "", "write every measurement to `FILE`")
+	f.StringVar(&t.svg, "svg", "", "draw the curves to `FILE`")
+	f.BoolVar(&t.apply, "apply", false, "mount DIR with the advice")
+	f.BoolVar(&t.async, "accept-async", false, "with --apply on the DTN: export DIR async if that was measured faster; the advice says what it risks")
+	f.BoolVar(&t.force, "force", false, "with --apply and --undo: unmount lazily what is in use")
+	f.BoolVar(&t.undo, "undo", false, "put back what --apply has changed, and what an interrupted sweep has left")
+	f.BoolVar(&t.dryRun, "dry-run", false, "say what --apply or --undo would change, and change nothing")
+	f.StringVar(&t.state, "state", defaultTuneState, "`DIR` of the undo record and of the scratch mount point")
+	for flag, words := range map[string][]string{
+		"way": {"probe", "scratch", "live"}, "search": {"smart", "exhaustive"},
+		"server": {"sync", "async"}, "client": {"sync", "async"}, "data": {"random", "zero"},
+	} {
+		complete(cmd, flag, cobra.FixedCompletions(words, cobra.ShellCompDirectiveNoFileComp))
+	}
+	cmd.MarkFlagsMutuallyExclusive("apply", "undo")
+	return cmd
+}
+
+// check finds what is wrong with the flags before anything is touched.
+func (t *nfsTuning) check(cmd *cobra.Command) error {
+	if t.way == "" {
+		t.way = "probe"
+		if os.Geteuid() == 0 {
+			t.way = "scratch"
+		}
+	}
+	var faults []error
+	fault := func(wrong bool, format string, args ...any) {
+		if wrong {
+			faults = append(faults, fmt.Errorf(format, args...))
+		}
+	}
+	oneOf := func(flag string, got []string, words ...string) {
+		for _, w := range got {
+			fault(!slices.Contains(words, w), "--%s %s: want %s", flag, w, either(words))
+		}
+	}
+	oneOf("way", []string{t.way}, "probe", "scratch", "live")
+	oneOf("search", []string{t.search}, "smart", "exhaustive")
+	oneOf("server", t.servers, "sync", "async")
+	oneOf("client", t.clients, "sync", "async")
+	oneOf("data", t.data, "random", "zero")
+	var err error
+	t.bytes, err = parseSize(t.size)
+	fault(err != nil || t.bytes < 1<<20, "--size %s: want a number of bytes, 1MiB at least, as in 256MiB", t.size)
+	fault(t.limit < 0, "--limit %v: want 0 or more", t.limit)
+
+	t.space = nfssweep.Space{
+		Ops: []nfssweep.Op{nfssweep.Write, nfssweep.Read}, Sizes: nfssweep.Octaves(), Reps: t.reps,
+		Servers: words[nfssweep.Mode](t.servers), Clients: words[nfssweep.Mode](t.clients),
+		Versions: t.vers, NConnect: t.nconnect, Data: words[nfssweep.Data](t.data),
+	}
+	if len(t.sizes) > 0 {
+		t.space.Sizes = nil
+	}
+	for _, s := range t.sizes {
+		n, err := parseSize(s)
+		fault(err != nil || n < 1<<10 || n > 1<<20, "--sizes %s: want 1K to 1M", s)
+		t.space.Sizes = append(t.space.Sizes, n)
+	}
+	slices.Sort(t.space.Sizes)
+	if err := t.space.Validate(); err != nil {
+		faults = append(faults, err)
+	}
+
+	set := cmd.Flags().Changed
+	for _, flag := range []string{"sizes", "server", "client", "vers", "nconnect", "data", "apply", "dry-run"} {
+		fault(t.way == "live" && set(flag), "--%s: the live way measures the mount as it is; use --way scratch", flag)
+	}
+	fault(t.way != "live" && set("file"), "--file is for --way live")
+	fault(t.way == "probe" && set("vers"), "--vers: the probe speaks NFS 3 only; use --way scratch")
+	for what, needs := range map[string]bool{
+		"--way scratch mounts a file system": t.way == "scratch",
+		"--apply changes mounts":             t.apply && !t.dryRun,
+		"--server changes the export":        set("server"),
+	} {
+		fault(needs && os.Geteuid() != 0, "%s, which needs root: run it with sudo, or use --way probe alone", what)
+	}
+	if len(faults) > 0 {
+		return usagef("%w", errors.Join(faults...))
+	}
+	return nil
+}
+
+// either lists words as a sentence does: a, b or c.
+func either(words []string) string {
+	last := len(words) - 1
+	return strings.Join(words[:last], ", ") + " or " + words[last]
+}
+
+func words[T ~string](list []string) []T {
+	var all []T
+	for _, w := range list {
+		all = append(all, T(w))
+	}
+	return all
+}
+
+// parseSize reads a number of bytes as people write it: 8K, 8KiB, 256MiB, 1G, 4096.
+func parseSize(s string) (int64, error) {
+	number := strings.TrimSuffix(strings.TrimSuffix(s, "B"), "i")
+	shift := 0
+	if i := strings.IndexAny(number, "KMG"); i >= 0 && i == len(number)-1 {
+		shift = 10 * (1 + strings.IndexByte("KMG", number[i]))
+		number = number[:i]
+	}
+	n, err := strconv.ParseInt(number, 10, 64)
+	if err != nil || n < 0 || n > 1<<62>>shift {
+		return 0, fmt.Errorf("%q is not a number of bytes, as in 4096, 8K or 256MiB", s)
+	}
+	return n << shift, nil
+}
+
+// tuned is the result of a sweep.
+type tuned struct {
+	Source string        `json:"source"`
+	Dir    string        `json:"dir,omitempty"`
+	Way    string        `json:"way"`
+	Bytes  int64         `json:"bytes"`
+	Server nfssweep.Mode `json:"server,omitempty"` // in force before the sweep; empty: not known
+	Client nfssweep.Mode `json:"client,omitempty"` // in force, or that the advice is for
+	nfssweep.Report
+	Advice  nfssweep.Advice `json:"advice"`
+	Notes   []string        `json:"notes,omitempty"`
+	Changes []host.Change   `json:"changes,omitempty"` // what is to be changed
+	Applied []host.Result   `json:"applied,omitempty"` // what was
+}
+
+func (c *cli) tuneTarget(ctx context.Context, t nfsTuning, name string) (err error) {
+	h := host.New(t.state)
+	target, err := findTarget(ctx, h, name, t.options)
+	if err != nil {
+		return err
+	}
+	if err := target.allows(t); err != nil {
+		return err
+	}
+	out := tuned{Source: target.source, Dir: target.dir, Way: t.way, Bytes: t.bytes, Client: target.client()}
+	if t.way != "live" {
+		out.Server, out.Notes = target.server(ctx)
+	}
+	t.fill(target, out.Server, out.Client)
+
+	bar, close := c.sweepBar()
+	sweep := nfssweep.Search
+	if t.search == "exhaustive" || t.way == "live" {
+		sweep = nfssweep.Sweep
+	}
+	var seen []nfssweep.Observation
+	err = t.with(ctx, h, target, func(measure nfssweep.Measure) (err error) {
+		seen, err = sweep(ctx, t.space, measure, nfssweep.Options{Seed: t.seed, Progress: bar})
+		return err
+	})
+	close()
+	if len(seen) > 0 && t.csv != "" {
+		err = errors.Join(err, writeFile(t.csv, func(w io.Writer) error { return nfssweep.WriteCSV(w, seen) }))
+	}
+	if err != nil {
+		return err
+	}
+	out.Report = nfssweep.Analyse(seen)
+	if t.svg != "" {
+		if err := writeFile(t.svg, func(w io.Writer) error { return nfssweep.WriteSVG(w, out.Report) }); err != nil {
+			return err
+		}
+	}
+	if t.way != "live" {
+		out.Advice = out.Advise(inForce(out.Server, t.space.Servers), inForce(out.Client, t.space.Clients))
+	}
+	if t.apply || t.dryRun {
+		if out.Changes, out.Applied, err = t.change(ctx, h, target, out.Advice); err != nil {
+			return errors.Join(c.print(out, func() error { return c.tunedTable(out) }), err)
+		}
+	}
+	return c.print(out, func() error { return c.tunedTable(out) })
+}
+
+// fill sets what the flags leave to what is in force.
+func (t *nfsTuning) fill(target nfsTarget, server, client nfssweep.Mode) {
+	s := &t.space
+	if len(s.Servers) == 0 {
+		s.Servers = []nfssweep.Mode{server}
+	}
+	if len(s.Clients) == 0 {
+		s.Clients = []nfssweep.Mode{client}
+	}
+	if t.way == "live" {
+		s.Ops, s.Data = []nfssweep.Op{nfssweep.Read}, nil
+		s.Sizes = []int64{target.granted.RSize}
+	}
+}
+
+// inForce is the mode that the advice is for: the one in force, if it was measured.
+func inForce(mode nfssweep.Mode, measured []nfssweep.Mode) nfssweep.Mode {
+	if slices.Contains(measured, mode) {
+		return mode
+	}
+	return measured[0]
+}
+
+// sweepBar shows how far a sweep is, on a terminal.
+func (c *cli) sweepBar() (show func(nfssweep.Progress), close func()) {
+	if !isTerminal(c.err) {
+		return nil, func() {}
+	}
+	var next atomic.Pointer[string] // another goroutine draws
+	next.Store(new(string))
+	all := mpb.New(mpb.WithOutput(behind(c.err)), mpb.WithAutoRefresh())
+	bar := all.New(0, mpb.BarStyle().Rbound("] "), mpb.BarWidth(32),
+		mpb.AppendDecorators(
+			decor.CountersNoUnit("%d / %d  "),
+			decor.Any(func(decor.Statistics) string { return *next.Load() }),
+		))
+	start := time.Now()
+	show = func(p nfssweep.Progress) {
+		text := p.Next.String()
+		if p.Done > 0 {
+			text += fmt.Sprintf("  ETA %s", eta(time.Duration(float64(time.Since(start))/float64(p.Done)*float64(p.Total-p.Done))))
+		}
+		next.Store(&text)
+		bar.SetTotal(int64(p.Total), false)
+		bar.SetCurrent(int64(p.Done))
+	}
+	return show, func() { bar.Abort(true); all.Wait() }
+}
+
+func writeFile(name string, write func(io.Writer) error) error {
+	f, err := os.Create(name)
+	if err != nil {
+		return err
+	}
+	return errors.Join(write(f), f.Close())
+}
+
+// change plans what the advice asks for, and does it unless it is a dry run.
+func (t *nfsTuning) change(ctx context.Context, h *host.Host, target nfsTarget, a nfssweep.Advice) ([]host.Change, []host.Result, error) {
+	state, err := h.Read(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	changes, err := host.Plan(state, target.wishes(t, a)...)
+	if err != nil || t.dryRun {
+		return changes, nil, err
+	}
+	o := host.Options{Force: t.force}
+	if target.mount {
+		before, err := t.trial(ctx, target.dir)
+		if err != nil {
+			return changes, nil, fmt.Errorf("measure %s before it is changed: %w", target.dir, err)
+		}
+		o.Accept = func(ctx context.Context) error {
+			after, err := t.trial(ctx, target.dir)
+			if err != nil {
+				return err
+			}
+			return before.slower(after)
+		}
+	}
+	applied, err := h.Apply(ctx, changes, o)
+	return changes, applied, err
+}
+
+// trial has the rates of files written and read through a live mount, in bits per second.
+type trial struct{ writes, reads []float64 }
+
+const trials = 3
+
+func (t *nfsTuning) trial(ctx context.Context, dir string) (r trial, err error) {
+	test := mounted.Test{Bytes: t.bytes, Limit: t.limit}
+	for range trials {
+		name := scratchName(dir)
+		w, err := mounted.Write(ctx, name, test)
+		var read mounted.Result
+		if err == nil {
+			read, err = mounted.Read(ctx, name, test)
+		}
+		if err := errors.Join(err, removeIfThere(name)); err != nil {
+			return r, err
+		}
+		r.writes, r.reads = append(r.writes, w.Rate()), append(r.reads, read.Rate())
+	}
+	return r, nil
+}
+
+// slower returns an error if all of three measurements after are slower than all of
+// three before, which happens once in 20 times by chance alone (Mann and Whitney 1947).
+func (t trial) slower(after trial) error {
+	for what, rates := range map[string][2][]float64{"write": {t.writes, after.writes}, "read": {t.reads, after.reads}} {
+		if was, is := slices.Min(rates[0]), slices.Max(rates[1]); is < was {
+			return fmt.Errorf("it is slower: the fastest %s has %s, the slowest one had %s", what, nfssweep.MBs(is), nfssweep.MBs(was))
+		}
+	}
+	return nil
+}
+
+// undoNFS puts back what sweeps and --apply have changed.
+func (c *cli) undoNFS(ctx context.Context, t nfsTuning) error {
+	done := struct {
+		Done   []string `json:"done"`
+		DryRun bool     `json:"dry_run"`
+	}{Done: []string{}, DryRun: t.dryRun}
+	for _, h := range []*host.Host{host.New(sweepState(t.state)), host.New(t.state)} {
+		says, err := h.Undoable()
+		if err == nil && !t.dryRun {
+			says, err = h.Undo(ctx, t.force)
+		}
+		if err != nil {
+			return err
+		}
+		done.Done = append(done.Done, says...)
+	}
+	return c.print(done, func() error {
+		if len(done.Done) == 0 {
+			_, err := fmt.Fprintln(c.out, "there is nothing to undo")
+			return err
+		}
+		_, err := fmt.Fprintln(c.out, strings.Join(done.Done, "\n"))
+		return err
+	})
+}
+
+// sweepState is where a sweep keeps what it changes meanwhile: apart from what
+// --apply has changed for good.
+func sweepState(dir string) string { return filepath.Join(dir, "sweep") }
+
+func (c *cli) tunedTable(out tuned) error {
+	for _, op := range []nfssweep.Op{nfssweep.Write, nfssweep.Read} {
+		if err := c.curveTable(op, out.Curves); err != nil {
+			return err
+		}
+	}
+	fmt.Fprintln(c.out, "Medians in MB/s (slowest to fastest); * is the knee, the smallest size within 5 % of the best at 95 % confidence.")
+	paragraph := func(lines []string) {
+		if len(lines) > 0 {
+			fmt.Fprintf(c.out, "\n%s\n", strings.Join(lines, "\n"))
+		}
+	}
+	paragraph(out.Notes)
+	paragraph(out.Advice.Says)
+	var changes []string
+	for _, change := range out.Changes {
+		changes = append(changes, change.Says)
+	}
+	paragraph(changes)
+	for _, r := range out.Applied {
+		lines := []string{fmt.Sprintf("%s has %s now.", r.Target, r.Granted)}
+		for _, d := range r.Differences {
+			lines = append(lines, d.String())
+		}
+		paragraph(append(lines, r.Notes...))
+	}
+	return nil
+}
+
+// curveTable prints sizes × corners.
+func (c *cli) curveTable(op nfssweep.Op, curves []nfssweep.Curve) error {
+	curves = slices.DeleteFunc(slices.Clone(curves), func(x nfssweep.Curve) bool { return x.Op != op })
+	if len(curves) == 0 {
+		return nil
+	}
+	header := table.Row{string(op)}
+	var sizes []int64
+	for _, x := range curves {
+		header = append(header, x.Name())
+		for _, p := range x.Points {
+			sizes = append(sizes, p.Size)
+		}
+	}
+	slices.Sort(sizes)
+	var rows []table.Row
+	for _, s := range slices.Compact(sizes) {
+		row := table.Row{nfssweep.Size(s)}
+		for _, x := range curves {
+			row = append(row, cell(x, s))
+		}
+		rows = append(rows, row)
+	}
+	if err := c.table(header, rows); err != nil {
+		return err
+	}
+	_, err := fmt.Fprintln(c.out)
+	return err
+}
+
+// cell is one size of a curve, as in 104 (98–110) *.
+func cell(x nfssweep.Curve, size int64) string {
+	p, measured := x.At(size)
+	if !measured {
+		return "-"
+	}
+	mb := func(rate float64) string { return strings.TrimSuffix(nfssweep.MBs(rate), " MB/s") }
+	text := fmt.Sprintf("%s (%s–%s)", mb(p.Median), mb(p.Low), mb(p.High))
+	if p.Granted != 0 && p.Granted != size {
+		text += fmt.Sprintf(", as %s", nfssweep.Size(p.Granted))
+	}
+	if x.Sure && x.Knee == size {
+		text += " *"
+	}
+	return text
+}
+
+// removeIfThere is os.Remove for a file that may not have been made.
+func removeIfThere(name string) error {
+	if err := os.Remove(name); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+// mountOptions is what a list of options means, which was checked before.
+func mountOptions(o nfs.Options) nfs.MountOptions {
+	m, _ := o.Mount()
+	return m
+}

@@ -1,0 +1,181 @@
+package main
+
+import (
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/glance-dtn/glance-dtn/deploy/kernel/guest"
+	"github.com/glance-dtn/glance-dtn/nfs/mounted"
+	"github.com/glance-dtn/glance-dtn/tuning/nfssweep"
+)
+
+// tuneNFS runs the command on the machine and returns what it found.
+func tuneNFS(t *testing.T, m *guest.Machine, args ...string) tuned {
+	t.Helper()
+	var out tuned
+	text := m.Run(t, os.Getenv("GLANCE_DTN"), append([]string{"tune", "nfs", "-o", "json"}, args...)...)
+	if err := json.Unmarshal([]byte(text), &out); err != nil {
+		t.Fatalf("%v: %s", err, text)
+	}
+	return out
+}
+
+// exported returns whether the server's export is sync or async.
+func exported(t *testing.T, s *guest.Server) string {
+	t.Helper()
+	text := s.Run(t, "exportfs", "-v")
+	if strings.Contains(text, "(async,") {
+		return "async"
+	}
+	return "sync"
+}
+
+// left fails if a sweep has left files in the export or mounts.
+func left(t *testing.T, s *guest.Server, state string) {
+	t.Helper()
+	entries, err := os.ReadDir(s.Dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range entries {
+		if strings.HasPrefix(e.Name(), mounted.Prefix) || strings.HasPrefix(e.Name(), ".glance-dtn-probe-") {
+			t.Errorf("%s was left", e.Name())
+		}
+	}
+	mounts, err := os.ReadFile("/proc/mounts")
+	if err != nil || strings.Contains(string(mounts), state) {
+		t.Errorf("a scratch mount was left (%v):\n%s", err, mounts)
+	}
+}
+
+// TestKernelTuneNFS runs tune nfs as root, on real mounts and exports.
+func TestKernelTuneNFS(t *testing.T) {
+	guest.Need(t)
+	server := guest.Here().Serve(t, "sync")
+	t.Run("four corners", func(t *testing.T) { fourCorners(t, server) })
+	t.Run("apply and undo", func(t *testing.T) { applyAndUndo(t, server) })
+	t.Run("live", func(t *testing.T) { live(t, server) })
+}
+
+// fourCorners runs the whole experiment on the DTN, small.
+func fourCorners(t *testing.T, server *guest.Server) {
+	state, files := t.TempDir(), t.TempDir()
+	csv, svg := filepath.Join(files, "sweep.csv"), filepath.Join(files, "sweep.svg")
+	out := tuneNFS(t, server.Machine, server.Dir, "--way", "scratch", "--server", "sync,async", "--client", "sync,async",
+		"--sizes", "4K,1M", "--size", "1MiB", "--reps", "1", "--search", "exhaustive", "--options", "vers=3,nolock",
+		"--state", state, "--csv", csv, "--svg", svg)
+	if out.Server != nfssweep.Sync || out.Client != nfssweep.Async {
+		t.Errorf("server %q, client %q in force, want sync, async", out.Server, out.Client)
+	}
+	corners := map[nfssweep.Corner]bool{}
+	for _, c := range out.Curves {
+		corners[c.Corner] = true
+		for _, p := range c.Points {
+			if len(p.Rates) != 1 || p.Granted != p.Size {
+				t.Errorf("%v, %d bytes: %d rates, %d bytes granted", c.Corner, p.Size, len(p.Rates), p.Granted)
+			}
+		}
+	}
+	if len(corners) != 8 {
+		t.Errorf("%d corners, want 2 × 2 of writes and of reads: %v", len(corners), corners)
+	}
+	if out.Advice.RSize == 0 || out.Advice.WSize == 0 || !strings.Contains(strings.Join(out.Advice.Says, " "), "async acknowledges what its disk has not got") {
+		t.Errorf("advice %+v", out.Advice)
+	}
+	rows, err := os.ReadFile(csv)
+	if n := strings.Count(string(rows), "\n"); err != nil || n != 1+8*2 {
+		t.Errorf("the CSV has %d lines, %v, want a header and %d", n, err, 8*2)
+	}
+	if drawn, err := os.ReadFile(svg); err != nil || !strings.HasPrefix(string(drawn), "<svg") {
+		t.Errorf("the plot: %v", err)
+	}
+	if got := exported(t, server); got != "sync" {
+		t.Errorf("the export is %s after the sweep, was sync", got)
+	}
+	left(t, server, state)
+}
+
+// applyAndUndo has a mount take the advice, and lose it again.
+func applyAndUndo(t *testing.T, server *guest.Server) {
+	state := t.TempDir()
+	dir := server.Mount(t, server.Source(), "vers=3,nolock,port=2049,mountport=20048,rsize=1024,wsize=1024")
+	sizes := func() []string {
+		return slices.DeleteFunc(server.MountOptions(t, dir), func(o string) bool {
+			return !strings.HasPrefix(o, "rsize=") && !strings.HasPrefix(o, "wsize=")
+		})
+	}
+	small := []string{"rsize=1024", "wsize=1024"}
+	sweep := []string{dir, "--sizes", "64K,128K", "--size", "2MiB", "--reps", "1", "--state", state, "--search", "exhaustive"}
+
+	out := tuneNFS(t, server.Machine, append(sweep, "--dry-run")...)
+	if len(out.Changes) != 1 || len(out.Applied) != 0 || !slices.Equal(sizes(), small) {
+		t.Errorf("a dry run: %d changes, %d applied, %q", len(out.Changes), len(out.Applied), sizes())
+	}
+	out = tuneNFS(t, server.Machine, append(sweep, "--apply", "--way", "probe")...)
+	want := []string{"rsize=" + strconv.FormatInt(out.Advice.RSize, 10), "wsize=" + strconv.FormatInt(out.Advice.WSize, 10)}
+	if len(out.Applied) != 1 || !slices.Equal(sizes(), want) {
+		t.Errorf("applied %+v: mounted with %q, want %q", out.Applied, sizes(), want)
+	}
+	server.Run(t, os.Getenv("GLANCE_DTN"), "tune", "nfs", "--undo", "--dry-run", "--state", state)
+	if !slices.Equal(sizes(), want) {
+		t.Errorf("a dry run has undone it: %q", sizes())
+	}
+	server.Run(t, os.Getenv("GLANCE_DTN"), "tune", "nfs", "--undo", "--state", state)
+	if !slices.Equal(sizes(), small) {
+		t.Errorf("mounted with %q after undo, want %q", sizes(), small)
+	}
+	if text := server.Run(t, os.Getenv("GLANCE_DTN"), "tune", "nfs", "--undo", "--state", state); !strings.Contains(text, "nothing to undo") {
+		t.Errorf("a second undo: %q", text)
+	}
+	left(t, server, state)
+}
+
+// live reads through the mount that is there, which is read-only.
+func live(t *testing.T, server *guest.Server) {
+	if err := os.WriteFile(filepath.Join(server.Dir, "image"), make([]byte, 20<<20), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	dir := server.Mount(t, server.Source(), "vers=3,nolock,rsize=32768,ro")
+	out := tuneNFS(t, server.Machine, dir, "--way", "live", "--state", t.TempDir())
+	if len(out.Curves) != 1 || out.Curves[0].Op != nfssweep.Read || out.Curves[0].Knee != 32<<10 || len(out.Curves[0].Points[0].Rates) != 3 {
+		t.Errorf("%+v, want three reads of 32768", out.Curves)
+	}
+	if len(out.Advice.Says) != 0 {
+		t.Errorf("advice %q of one size", out.Advice.Says)
+	}
+}
+
+// BenchmarkKernelSweep is the experiment of rsize and wsize from 1 KiB to 1 MiB in all
+// four corners of sync and async, on the kernel's server and client, in the files
+// table, sweep.csv and sweep.svg: with the smart search, and then exhaustive.
+func BenchmarkKernelSweep(b *testing.B) {
+	guest.Need(b)
+	server := guest.Here().Serve(b, "sync")
+	for b.Loop() {
+		for _, search := range []string{"smart", "exhaustive"} {
+			dir := filepath.Join(os.Getenv("RESULTS"), search)
+			if err := os.MkdirAll(dir, 0o755); err != nil {
+				b.Fatal(err)
+			}
+			start := time.Now()
+			cmd := server.Command(b.Context(), os.Getenv("GLANCE_DTN"), "tune", "nfs", server.Dir, "--way", "scratch",
+				"--server", "sync,async", "--client", "sync,async", "--search", search, "--size", "8MiB", "--limit", "2s",
+				"--options", "vers=3,nolock", "--state", b.TempDir(), "--csv", filepath.Join(dir, "sweep.csv"), "--svg", filepath.Join(dir, "sweep.svg"))
+			cmd.Stderr = os.Stderr
+			table, err := cmd.Output()
+			if err == nil {
+				err = os.WriteFile(filepath.Join(dir, "table"), table, 0o644)
+			}
+			if err != nil {
+				b.Fatal(err)
+			}
+			b.ReportMetric(time.Since(start).Seconds(), "s/"+search)
+		}
+	}
+}

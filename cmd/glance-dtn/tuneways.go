@@ -1,0 +1,498 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/glance-dtn/glance-dtn/nfs"
+	"github.com/glance-dtn/glance-dtn/nfs/host"
+	"github.com/glance-dtn/glance-dtn/nfs/mounted"
+	"github.com/glance-dtn/glance-dtn/nfs/probe"
+	"github.com/glance-dtn/glance-dtn/tuning/nfssweep"
+)
+
+// nfsTarget is what is to be tuned: a mount, an export of this host, or neither, but a
+// server's export.
+type nfsTarget struct {
+	source  string      // HOST:/EXPORT
+	dir     string      // the mount point, or the exported directory; empty for neither
+	mount   bool        // dir is a mount point
+	options nfs.Options // to mount the source with
+	granted nfs.MountOptions
+	export  nfs.Options // of the exported directory's first client; nil: not exported here
+}
+
+// findTarget finds out what the argument names.
+func findTarget(ctx context.Context, h *host.Host, name, options string) (nfsTarget, error) {
+	given := nfs.ParseOptions(options)
+	if _, err := given.Mount(); err != nil {
+		return nfsTarget{}, usagef("--options: %w", err)
+	}
+	if _, _, err := nfs.SplitSource(name); err == nil {
+		return nfsTarget{source: name, options: given}, nil
+	}
+	dir, err := filepath.Abs(name)
+	if err != nil {
+		return nfsTarget{}, err
+	}
+	state, err := h.Read(ctx)
+	if err != nil {
+		return nfsTarget{}, err
+	}
+	m, err := state.At(dir)
+	if err == nil {
+		granted, err := m.Effective().Mount()
+		if err != nil {
+			return nfsTarget{}, fmt.Errorf("options of %s: %w", dir, err)
+		}
+		return nfsTarget{source: m.Source, dir: dir, mount: true, options: m.Again().With(given...), granted: granted}, nil
+	}
+	for _, e := range state.Exports {
+		if e.Path == dir {
+			return nfsTarget{source: nfs.JoinSource("127.0.0.1", dir), dir: dir, options: given, export: e.Clients[0].Options}, nil
+		}
+	}
+	if state.ExportsFault != nil {
+		return nfsTarget{}, fmt.Errorf("%w; and whether this host exports it is not known: %w", err, state.ExportsFault)
+	}
+	return nfsTarget{}, fmt.Errorf("%w; nor does this host export it: name an NFS mount, an export of this host, or HOST:/EXPORT", err)
+}
+
+// allows refuses what the target cannot have.
+func (t nfsTarget) allows(f nfsTuning) error {
+	switch {
+	case f.way == "live" && !t.mount:
+		return usagef("--way live reads through a mount: name its mount point, not %s", t.source)
+	case len(f.servers) > 0 && t.export == nil:
+		return usagef("--server: only the DTN itself can change its export: run this there, with the exported directory")
+	case (f.apply || f.dryRun) && t.dir == "":
+		return usagef("--apply: name the mount point of %s", t.source)
+	case f.apply && t.export != nil && !f.async:
+		return usagef("--apply: rsize and wsize are the client's: run this on the controller, with the mount point; the export is made async by --accept-async alone")
+	case f.async && t.export == nil:
+		return usagef("--accept-async is for the DTN, with the exported directory")
+	}
+	return nil
+}
+
+// client is the mode that the target is mounted in, or would be.
+func (t nfsTarget) client() nfssweep.Mode {
+	if mountOptions(t.options).Sync {
+		return nfssweep.Sync
+	}
+	return nfssweep.Async
+}
+
+// server is the mode that the server is in, empty if that is not known, and how it
+// was found out.
+func (t nfsTarget) server(ctx context.Context) (mode nfssweep.Mode, notes []string) {
+	if t.export != nil {
+		if e, err := t.export.Export(); err == nil && e.Sync {
+			return nfssweep.Sync, nil
+		}
+		return nfssweep.Async, nil
+	}
+	unknown := func(why any) (nfssweep.Mode, []string) {
+		return "", []string{fmt.Sprintf("The server was measured as it is; whether that is sync or async is not known: %v", why)}
+	}
+	p, err := t.dial(ctx, 1)
+	if err != nil {
+		return unknown(err)
+	}
+	defer p.Close()
+	r, err := p.SyncClass(ctx)
+	switch {
+	case err != nil:
+		return unknown(err)
+	case r.Class == probe.SyncUnknown:
+		return unknown(r.Reason)
+	}
+	return nfssweep.Mode(r.Class.String()), []string{fmt.Sprintf("The server was measured as it is, which seems to be %v: %s", r.Class, r.Reason)}
+}
+
+// dial connects a probe to the target.
+func (t nfsTarget) dial(ctx context.Context, connections int) (*probe.Probe, error) {
+	name, dir, err := nfs.SplitSource(t.source)
+	if err != nil {
+		return nil, err
+	}
+	m := mountOptions(t.options)
+	return probe.Dial(ctx, probe.Options{
+		Host: name, Export: dir, NFSPort: m.Port, MountPort: m.MountPort,
+		UID: uint32(os.Geteuid()), GID: uint32(os.Getegid()), ReservedPort: os.Geteuid() == 0, Connections: connections,
+	})
+}
+
+// wishes are what the advice asks of the target.
+func (t nfsTarget) wishes(f *nfsTuning, a nfssweep.Advice) []host.Wish {
+	if t.export != nil {
+		const worth = 0.05 // as much as a knee may lose
+		if f.async && a.AsyncGain > worth {
+			return []host.Wish{{Export: t.dir, Options: nfs.Options{"async"}}}
+		}
+		return nil
+	}
+	o := nfs.Options{fmt.Sprintf("rsize=%d", a.RSize), fmt.Sprintf("wsize=%d", a.WSize)}
+	if a.Version != "" {
+		o = append(o, "vers="+a.Version)
+	}
+	if a.NConnect != 0 {
+		o = append(o, fmt.Sprintf("nconnect=%d", a.NConnect))
+	}
+	return []host.Wish{{Mount: t.dir, Options: o}}
+}
+
+// with lets use measure in the way that the flags say, and leaves everything as it
+// was.
+func (t *nfsTuning) with(ctx context.Context, h *host.Host, target nfsTarget, use func(nfssweep.Measure) error) error {
+	way := map[string]func(context.Context, *host.Host, nfsTarget, func(nfssweep.Measure) error) error{
+		"probe": t.byProbe, "scratch": t.byScratch, "live": t.byLive,
+	}[t.way]
+	if target.export == nil {
+		return way(ctx, h, target, use)
+	}
+	server := host.New(sweepState(t.state))
+	undo := func() error {
+		_, err := server.Undo(context.WithoutCancel(ctx), false)
+		return err
+	}
+	if err := undo(); err != nil { // what a sweep that was killed has left
+		return fmt.Errorf("put back the export that an earlier sweep has changed: %w", err)
+	}
+	err := way(ctx, h, target, func(measure nfssweep.Measure) error {
+		return use(func(ctx context.Context, s nfssweep.Setting) (nfssweep.Sample, error) {
+			if s.Server != "" {
+				if err := export(ctx, server, target.dir, s.Server); err != nil {
+					return nfssweep.Sample{}, err
+				}
+			}
+			return measure(ctx, s)
+		})
+	})
+	if back := undo(); back != nil {
+		err = errors.Join(err, fmt.Errorf("put back the export (glance-dtn tune nfs --undo tries again): %w", back))
+	}
+	return err
+}
+
+// export has the directory exported in this mode.
+func export(ctx context.Context, h *host.Host, dir string, mode nfssweep.Mode) error {
+	state, err := h.Read(ctx)
+	if err != nil {
+		return err
+	}
+	changes, err := host.Plan(state, host.Wish{Export: dir, Options: nfs.Options{string(mode)}})
+	if err != nil {
+		return err
+	}
+	_, err = h.Apply(ctx, changes, host.Options{})
+	return err
+}
+
+// depth is how many calls of a probe are outstanding: as many as a busy mount has.
+const depth = 16
+
+// byProbe measures without a mount.
+func (t *nfsTuning) byProbe(ctx context.Context, _ *host.Host, target nfsTarget, use func(nfssweep.Measure) error) (err error) {
+	p := &probing{t: t, probes: map[int]*probe.Probe{}, files: map[fileKey]*probe.File{}}
+	defer func() { err = errors.Join(err, p.close()) }()
+	var keys []fileKey
+	for _, n := range orOne(t.space.NConnect) {
+		if p.probes[n], err = target.dial(ctx, max(n, 1)); err != nil {
+			delete(p.probes, n)
+			return err
+		}
+		keys = append(keys, fileKey{n, nfssweep.Write, ""})
+		for _, d := range t.space.Data {
+			keys = append(keys, fileKey{n, nfssweep.Read, d})
+		}
+		info, err := p.probes[n].Info(ctx)
+		if err != nil {
+			return err
+		}
+		p.limits = info.Limits
+		if need := t.bytes * int64(len(keys)); info.Space.Avail < need {
+			return fmt.Errorf("%s has %s free, and %s are needed: make room, or set --size", target.source, size(info.Space.Avail), size(need))
+		}
+	}
+	return p.scratch(ctx, keys, func() error { return use(p.measure) })
+}
+
+// probing is a probe for each number of connections, and its scratch files: one to
+// write to and, for each kind of data, one to read.
+type probing struct {
+	t      *nfsTuning
+	limits probe.Limits
+	probes map[int]*probe.Probe
+	files  map[fileKey]*probe.File
+}
+
+type fileKey struct {
+	connections int
+	op          nfssweep.Op
+	data        nfssweep.Data
+}
+
+func (p *probing) close() error {
+	var all []error
+	for _, x := range p.probes {
+		all = append(all, x.Close())
+	}
+	return errors.Join(all...)
+}
+
+// scratch makes a file for each key, fills those for reading, calls use and removes
+// them.
+func (p *probing) scratch(ctx context.Context, keys []fileKey, use func() error) error {
+	if len(keys) == 0 {
+		return use()
+	}
+	return p.probes[keys[0].connections].Scratch(ctx, func(f *probe.File) error {
+		p.files[keys[0]] = f
+		if keys[0].op == nfssweep.Read {
+			_, err := f.Write(ctx, probe.WriteTest{Size: 1 << 20, Total: p.t.bytes, Depth: depth, Stability: probe.Unstable, Commit: true, Data: contents(keys[0].data)})
+			if err != nil {
+				return err
+			}
+		}
+		return p.scratch(ctx, keys[1:], use)
+	})
+}
+
+func (p *probing) measure(ctx context.Context, s nfssweep.Setting) (nfssweep.Sample, error) {
+	run := func(total int64) (probe.Result, error) {
+		granted := int(nfs.GrantedSize(s.Size, p.limits.ReadMax))
+		return p.files[fileKey{s.NConnect, nfssweep.Read, s.Data}].Read(ctx, probe.ReadTest{Size: granted, Total: total, Depth: depth})
+	}
+	granted := nfs.GrantedSize(s.Size, p.limits.ReadMax)
+	if s.Op == nfssweep.Write {
+		granted = nfs.GrantedSize(s.Size, p.limits.WriteMax)
+		run = func(total int64) (probe.Result, error) {
+			w := probe.WriteTest{Size: int(granted), Total: total, Depth: depth, Stability: probe.Unstable, Commit: true, Data: contents(s.Data)}
+			if s.Client == nfssweep.Sync {
+				w.Stability, w.Commit = probe.FileSync, false
+			}
+			return p.files[fileKey{s.NConnect, nfssweep.Write, ""}].Write(ctx, w)
+		}
+	}
+	const share = 16 // of it is moved first, to see how long the whole would take
+	r, err := run(max(p.t.bytes/share, 1))
+	if err == nil && (p.t.limit == 0 || r.Elapsed*share <= p.t.limit) {
+		r, err = run(p.t.bytes)
+	}
+	return nfssweep.Sample{Rate: r.Rate(), Granted: granted}, err
+}
+
+func contents(d nfssweep.Data) probe.Data {
+	if d == nfssweep.Zero {
+		return probe.Zero
+	}
+	return probe.Random
+}
+
+func orOne(connections []int) []int {
+	if len(connections) == 0 {
+		return []int{0}
+	}
+	return connections
+}
+
+// byScratch measures through a mount of its own for each measurement.
+func (t *nfsTuning) byScratch(ctx context.Context, h *host.Host, target nfsTarget, use func(nfssweep.Measure) error) (err error) {
+	base := target.options.With("rw")
+	id := filepath.Base(scratchName(""))
+	toRead := func(d nfssweep.Data) string { return fmt.Sprintf("%s-%s", id, d) }
+	mount := func(ctx context.Context, o nfs.Options, do func(dir string) error) error {
+		return h.Scratch(ctx, target.source, o, func(dir string) error {
+			err := do(dir)
+			if errors.Is(err, fs.ErrPermission) {
+				err = fmt.Errorf("%w: export it with no_root_squash to this host, or name an export that nobody may write to", err)
+			}
+			return err
+		})
+	}
+	defer func() {
+		err = errors.Join(err, mount(context.WithoutCancel(ctx), base, func(dir string) error {
+			var all []error
+			for _, d := range t.space.Data {
+				all = append(all, removeIfThere(filepath.Join(dir, toRead(d))))
+			}
+			return errors.Join(all...)
+		}))
+	}()
+	err = mount(ctx, base, func(dir string) error {
+		if err := errors.Join(removeOld(dir), t.hasRoom(dir, target.source)); err != nil {
+			return err
+		}
+		for _, d := range t.space.Data {
+			if _, err := mounted.Write(ctx, filepath.Join(dir, toRead(d)), mounted.Test{Bytes: t.bytes, Zeros: d == nfssweep.Zero}); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	return use(func(ctx context.Context, s nfssweep.Setting) (sample nfssweep.Sample, err error) {
+		o := t.mountWith(base, s)
+		err = mount(ctx, o, func(dir string) error {
+			granted, err := grantedAt(dir, o, s)
+			if err != nil {
+				return err
+			}
+			test := mounted.Test{Bytes: t.bytes, Limit: t.limit, Zeros: s.Data == nfssweep.Zero}
+			var r mounted.Result
+			if s.Op == nfssweep.Read {
+				r, err = mounted.Read(ctx, filepath.Join(dir, toRead(s.Data)), test)
+				sample.Granted = granted.RSize
+			} else {
+				name := scratchName(dir)
+				r, err = mounted.Write(ctx, name, test)
+				err = errors.Join(err, removeIfThere(name))
+				sample.Granted = granted.WSize
+			}
+			sample.Rate = r.Rate()
+			return err
+		})
+		return sample, err
+	})
+}
+
+// mountWith returns the options of a mount for one setting.
+func (t *nfsTuning) mountWith(base nfs.Options, s nfssweep.Setting) nfs.Options {
+	o := base.With(fmt.Sprintf("rsize=%d", s.Size), fmt.Sprintf("wsize=%d", s.Size))
+	if s.Client != "" {
+		o = o.With(string(s.Client))
+	}
+	if s.Version != "" {
+		o = o.With("vers=" + s.Version)
+	}
+	if s.NConnect != 0 {
+		o = o.With(fmt.Sprintf("nconnect=%d", s.NConnect))
+	}
+	return o
+}
+
+// grantedAt returns the options that hold for a mount. It fails where those that the
+// setting is about, the size aside, are others: the measurement would be of them.
+func grantedAt(dir string, asked nfs.Options, s nfssweep.Setting) (nfs.MountOptions, error) {
+	f, err := os.Open("/proc/self/mountinfo")
+	if err != nil {
+		return nfs.MountOptions{}, err
+	}
+	defer f.Close()
+	mounts, err := nfs.ParseMountinfo(f)
+	if err != nil {
+		return nfs.MountOptions{}, err
+	}
+	m, _ := nfs.Covering(mounts, dir)
+	differences, err := nfs.Differences(asked, m.Effective())
+	if err != nil {
+		return nfs.MountOptions{}, err
+	}
+	for _, d := range differences {
+		switch {
+		case d.Option == "nconnect" && s.NConnect != 0:
+			return nfs.MountOptions{}, fmt.Errorf("%v: mounts of one server share its connections; compare them while it is not mounted otherwise, or with --way probe", d)
+		case d.Option == "vers" && s.Version != "", d.Option == "sync":
+			return nfs.MountOptions{}, errors.New(d.String())
+		}
+	}
+	return m.Effective().Mount()
+}
+
+// removeOld removes what sweeps that were killed more than a day ago have left.
+func removeOld(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		info, err := e.Info()
+		if err == nil && strings.HasPrefix(e.Name(), mounted.Prefix) && time.Since(info.ModTime()) > 24*time.Hour {
+			err = os.Remove(filepath.Join(dir, e.Name()))
+		}
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
+}
+
+// hasRoom fails where the files of a sweep do not fit.
+func (t *nfsTuning) hasRoom(dir, source string) error {
+	var s unix.Statfs_t
+	if err := unix.Statfs(dir, &s); err != nil {
+		return fmt.Errorf("free space of %s: %w", source, err)
+	}
+	avail, need := int64(s.Bavail)*s.Bsize, t.bytes*int64(1+len(t.space.Data))
+	if avail < need {
+		return fmt.Errorf("%s has %s free, and %s are needed: make room, or set --size", source, size(avail), size(need))
+	}
+	return nil
+}
+
+// scratchName returns the name of a file that is not there.
+func scratchName(dir string) string {
+	return filepath.Join(dir, fmt.Sprintf("%s%016x", mounted.Prefix, rand.Uint64()))
+}
+
+// byLive reads a file through the live mount.
+func (t *nfsTuning) byLive(_ context.Context, _ *host.Host, target nfsTarget, use func(nfssweep.Measure) error) error {
+	name := t.file
+	if name == "" {
+		var err error
+		if name, err = largest(target.dir); err != nil {
+			return err
+		}
+	} else if abs, err := filepath.Abs(name); err != nil || !strings.HasPrefix(abs, target.dir+"/") {
+		return usagef("--file %s: want a file on %s", name, target.dir)
+	}
+	return use(func(ctx context.Context, s nfssweep.Setting) (nfssweep.Sample, error) {
+		r, err := mounted.Read(ctx, name, mounted.Test{Bytes: t.bytes, Limit: t.limit})
+		return nfssweep.Sample{Rate: r.Rate(), Granted: target.granted.RSize}, err
+	})
+}
+
+// enough is how large a file has to be for a rate that means something, and seekTime
+// how long one is looked for.
+const (
+	enough   = 16 << 20
+	seekTime = 10 * time.Second
+)
+
+// largest returns the largest file below dir that is found within seekTime.
+func largest(dir string) (name string, err error) {
+	var most int64
+	end := time.Now().Add(seekTime)
+	err = filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if errors.Is(err, fs.ErrPermission) {
+			return nil
+		} else if err != nil {
+			return err
+		}
+		if info, err := d.Info(); err == nil && info.Mode().IsRegular() && info.Size() > most && readable(path) {
+			name, most = path, info.Size()
+		}
+		if most > 0 && time.Now().After(end) {
+			return fs.SkipAll
+		}
+		return nil
+	})
+	if err == nil && most < enough {
+		err = fmt.Errorf("no readable file below %s has %s: name one with --file, or use --way scratch", dir, size(enough))
+	}
+	return name, err
+}
+
+func readable(name string) bool { return unix.Access(name, unix.R_OK) == nil }
