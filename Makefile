@@ -9,7 +9,7 @@ RACE    := ./agent ./agent/api ./glance/store ./mover/client ./mover/dtn ./mover
 export CGO_ENABLED = 0
 
 .DEFAULT_GOAL := help
-.PHONY: help build test test-kernel check format demo bench man completion install clean
+.PHONY: help build test test-kernel check format demo bench bench-nfs man completion install clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
@@ -45,7 +45,11 @@ demo: ## two real sites on this machine, one image from A to B (KEEP=1 leaves th
 
 bench: build ## measure: whole jobs between the sandbox sites, and the parts
 	$(SANDBOX) install
-	GLANCE_DTN_REAL=1 GLANCE_DTN=$(CURDIR)/bin/glance-dtn go test -run '^$$' -bench . -benchtime 1x -timeout 30m ./...
+	GLANCE_DTN_REAL=1 GLANCE_DTN=$(CURDIR)/bin/glance-dtn go test -run '^$$' -bench . -skip '^BenchmarkGuests$$' -benchtime 1x -timeout 30m ./...
+
+bench-nfs: ## measure rsize and wsize in all corners of sync and async, on kernel NFS in a guest: tables, CSV and plots into dist/nfs
+	$(SANDBOX) install $(KERNEL)
+	GLANCE_DTN_REAL=1 go test -run '^$$' -bench '^BenchmarkGuests$$' -benchtime 1x -timeout 25m -v ./deploy/kernel
 
 man: build ## manual pages, into dist/man
 	mkdir -p dist/man

@@ -23,24 +23,15 @@ const (
 	memory  = "1G"
 	disks   = 2       // as package guest has them
 	disk    = 4 << 30 // sparse
-	// tooLong is when a guest is killed; its tests end by themselves a minute before.
-	tooLong = 5 * time.Minute
+	// When a guest is killed; what runs in it ends by itself a minute before.
+	tooLong      = 5 * time.Minute
+	tooLongBench = 20 * time.Minute
 )
 
 // TestGuests runs, for each package whose tests import package guest, its
 // TestKernel tests in a guest.
 func TestGuests(t *testing.T) {
-	if os.Getenv("GLANCE_DTN_REAL") == "" {
-		t.Skip("needs user-mode-linux and root; `make test-kernel` runs it")
-	}
-	if os.Geteuid() != 0 {
-		t.Fatal("a guest has the rights of the user who boots it: run `make test-kernel` as root")
-	}
-	for _, name := range []string{linux, "/usr/sbin/rpc.nfsd", "/usr/sbin/mount.nfs", "/usr/sbin/rpcbind", "/usr/sbin/ethtool"} {
-		if _, err := os.Stat(name); err != nil {
-			t.Fatalf("%v: `make test-kernel` installs it", err)
-		}
-	}
+	need(t)
 	found := output(t, "../..", "go", "list", "-f", `{{range .TestImports}}{{$.ImportPath}} {{$.Dir}} {{.}}
 {{end}}{{range .XTestImports}}{{$.ImportPath}} {{$.Dir}} {{.}}
 {{end}}`, "./...")
@@ -59,8 +50,50 @@ func TestGuests(t *testing.T) {
 	}
 }
 
+// need skips where nothing real is asked for, and fails where a guest cannot run.
+func need(t testing.TB) {
+	t.Helper()
+	if os.Getenv("GLANCE_DTN_REAL") == "" {
+		t.Skip("needs user-mode-linux and root; `make test-kernel` runs it")
+	}
+	if os.Geteuid() != 0 {
+		t.Fatal("a guest has the rights of the user who boots it: run `make test-kernel` as root")
+	}
+	for _, name := range []string{linux, "/usr/sbin/rpc.nfsd", "/usr/sbin/mount.nfs", "/usr/sbin/rpcbind", "/usr/sbin/ethtool"} {
+		if _, err := os.Stat(name); err != nil {
+			t.Fatalf("%v: `make test-kernel` installs it", err)
+		}
+	}
+}
+
+// BenchmarkGuests runs the BenchmarkKernel benchmarks of cmd/glance-dtn in a guest,
+// and puts the files that they make into dist/nfs.
+func BenchmarkGuests(b *testing.B) {
+	need(b)
+	dir, err := filepath.Abs("../../cmd/glance-dtn")
+	if err != nil {
+		b.Fatal(err)
+	}
+	for b.Loop() {
+		work := b.TempDir()
+		output(b, dir, "go", "build", "-o", filepath.Join(work, "glance-dtn"), ".")
+		binary := filepath.Join(work, "test")
+		output(b, dir, "go", "test", "-c", "-o", binary, ".")
+		console, err := boot(b, work, tooLongBench, "RUN=benchmarks", "WORK="+work, "BINARY="+binary, "DIR="+dir, "MODULES="+modules)
+		said, _ := os.ReadFile(filepath.Join(work, "output"))
+		b.Logf("%s", said)
+		if status, _ := os.ReadFile(filepath.Join(work, "status")); strings.TrimSpace(string(status)) != "0" {
+			b.Fatalf("the benchmark ended with status %q: %v\nthe guest's console:\n%s", status, err, console)
+		}
+		results := filepath.Join("..", "..", "dist", "nfs")
+		if err := errors.Join(os.RemoveAll(results), os.CopyFS(results, os.DirFS(filepath.Join(work, "results")))); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
 // output runs a command that has to succeed.
-func output(t *testing.T, dir, name string, args ...string) string {
+func output(t testing.TB, dir, name string, args ...string) string {
 	t.Helper()
 	cmd := exec.CommandContext(t.Context(), name, args...)
 	cmd.Dir = dir
@@ -82,7 +115,7 @@ func inGuest(t *testing.T, pkg, dir, glanceDTN string) {
 	}
 	binary := filepath.Join(work, "test")
 	output(t, dir, "go", "test", "-c", "-o", binary, ".")
-	console, err := boot(t, work, "WORK="+work, "BINARY="+binary, "DIR="+dir, "MODULES="+modules)
+	console, err := boot(t, work, tooLong, "RUN=tests", "WORK="+work, "BINARY="+binary, "DIR="+dir, "MODULES="+modules)
 	said, _ := os.ReadFile(filepath.Join(work, "output")) // none when the guest did not come so far
 	status, statusErr := os.ReadFile(filepath.Join(work, "status"))
 	results, rest := parse(t, pkg, said)
@@ -102,7 +135,7 @@ func inGuest(t *testing.T, pkg, dir, glanceDTN string) {
 // boot runs a guest until it powers off and returns what its console said. No
 // process of it outlives timeout(1), the first of its namespace of process ids,
 // which does not outlive this process.
-func boot(t *testing.T, work string, words ...string) (console []byte, err error) {
+func boot(t testing.TB, work string, limit time.Duration, words ...string) (console []byte, err error) {
 	t.Helper()
 	init, err := filepath.Abs("init")
 	if err != nil {
@@ -123,7 +156,7 @@ func boot(t *testing.T, work string, words ...string) (console []byte, err error
 		args = append(args, fmt.Sprintf("ubd%d=%s", i, image))
 	}
 	cmd := exec.CommandContext(t.Context(), "timeout", slices.Concat(
-		[]string{"--signal=KILL", fmt.Sprintf("%.0f", tooLong.Seconds()), linux}, args, words)...)
+		[]string{"--signal=KILL", fmt.Sprintf("%.0f", limit.Seconds()), linux}, args, words)...)
 	cmd.Dir = work
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWPID, Pdeathsig: syscall.SIGKILL}
 	runtime.LockOSThread() // Pdeathsig is about the thread
@@ -134,8 +167,8 @@ func boot(t *testing.T, work string, words ...string) (console []byte, err error
 	if p := cmd.ProcessState; p != nil {
 		t.Logf("the guest ran for %.1f s, %.1f s of them on a processor", took.Seconds(), (p.UserTime() + p.SystemTime()).Seconds())
 	}
-	if took >= tooLong {
-		err = fmt.Errorf("it was killed after %v: %w", tooLong, err)
+	if took >= limit {
+		err = fmt.Errorf("it was killed after %v: %w", limit, err)
 	}
 	return console, err
 }
