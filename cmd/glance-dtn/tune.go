@@ -189,13 +189,12 @@ func (t *nfsTuning) check(cmd *cobra.Command) error {
 	}
 	fault(t.way != "live" && set("file"), "--file is for --way live")
 	fault(t.way == "probe" && set("vers"), "--vers: the probe speaks NFS 3 only; use --way scratch")
-	for what, needs := range map[string]bool{
-		"--way scratch mounts a file system": t.way == "scratch",
-		"--apply changes mounts":             t.apply && !t.dryRun,
-		"--server changes the export":        set("server"),
-	} {
-		fault(needs && os.Geteuid() != 0, "%s, which needs root: run it with sudo, or use --way probe alone", what)
+	needsRoot := func(is bool, what string) {
+		fault(is && os.Geteuid() != 0, "%s, which needs root: run it with sudo, or use --way probe alone", what)
 	}
+	needsRoot(t.way == "scratch", "--way scratch mounts a file system")
+	needsRoot(t.apply && !t.dryRun, "--apply changes mounts")
+	needsRoot(set("server"), "--server changes the export")
 	if len(faults) > 0 {
 		return usagef("%w", errors.Join(faults...))
 	}

@@ -8,6 +8,7 @@
 package nfssweep
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"slices"
@@ -127,14 +128,21 @@ func (s Space) Validate() error {
 			faults = append(faults, fmt.Errorf(format, args...))
 		}
 	}
-	ascending := slices.IsSorted(s.Sizes) && len(slices.Compact(slices.Clone(s.Sizes))) == len(s.Sizes)
+	ascending := slices.IsSorted(s.Sizes) && unique(s.Sizes)
 	fault(len(s.Ops) == 0, "no operation: want write, read or both")
 	fault(len(s.Sizes) == 0 || !ascending || s.Sizes[0] < 1, "sizes %v: want at least one, all above 0, in ascending order", s.Sizes)
 	fault(s.Reps < 1, "%d repetitions: want 1 at least", s.Reps)
+	fault(!unique(s.Ops) || !unique(s.Servers) || !unique(s.Clients) || !unique(s.Versions) || !unique(s.NConnect) || !unique(s.Data),
+		"something is to be measured twice: name each operation, mode, version, number of connections and kind of data once")
 	for _, n := range s.NConnect {
 		fault(n < 1 || n > 16, "nconnect %d: want 1 to 16", n)
 	}
 	return errors.Join(faults...)
+}
+
+func unique[T cmp.Ordered](list []T) bool {
+	sorted := slices.Sorted(slices.Values(list))
+	return len(slices.Compact(sorted)) == len(list)
 }
 
 // Corners lists the curves, in the order of the lists.

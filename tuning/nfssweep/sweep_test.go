@@ -238,8 +238,8 @@ func TestAnErrorEndsTheSweepAndKeepsWhatItHas(t *testing.T) {
 }
 
 func TestValidateReportsEveryFault(t *testing.T) {
-	err := Space{Sizes: []int64{8192, 4096}, NConnect: []int{17}}.Validate()
-	for _, want := range []string{"no operation", "ascending", "0 repetitions", "nconnect 17"} {
+	err := Space{Sizes: []int64{8192, 4096}, NConnect: []int{17}, Clients: []Mode{Sync, Sync}}.Validate()
+	for _, want := range []string{"no operation", "ascending", "0 repetitions", "nconnect 17", "measured twice"} {
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%v, want %q in it", err, want)
 		}
