@@ -59,6 +59,7 @@ func TestKernelTuneNFS(t *testing.T) {
 	guest.Need(t)
 	server := guest.Here().Serve(t, "sync")
 	t.Run("four corners", func(t *testing.T) { fourCorners(t, server) })
+	t.Run("accept async", func(t *testing.T) { acceptAsync(t, server) })
 	t.Run("apply and undo", func(t *testing.T) { applyAndUndo(t, server) })
 	t.Run("live", func(t *testing.T) { live(t, server) })
 }
@@ -97,6 +98,25 @@ func fourCorners(t *testing.T, server *guest.Server) {
 	}
 	if got := exported(t, server); got != "sync" {
 		t.Errorf("the export is %s after the sweep, was sync", got)
+	}
+	left(t, server, state)
+}
+
+// acceptAsync has the export become async if, and only if, that was faster.
+func acceptAsync(t *testing.T, server *guest.Server) {
+	state := t.TempDir()
+	out := tuneNFS(t, server.Machine, server.Dir, "--way", "scratch", "--server", "sync,async", "--client", "sync",
+		"--sizes", "4K", "--size", "1MiB", "--reps", "1", "--options", "vers=3,nolock", "--state", state, "--apply", "--accept-async")
+	want := "sync"
+	if out.Advice.AsyncGain > 0.05 {
+		want = "async"
+	}
+	if got := exported(t, server); got != want || len(out.Applied) != len(out.Changes) || (len(out.Changes) == 1) != (want == "async") {
+		t.Errorf("the export is %s, %d changes, %d applied, async gains %.2f", got, len(out.Changes), len(out.Applied), out.Advice.AsyncGain)
+	}
+	server.Run(t, os.Getenv("GLANCE_DTN"), "tune", "nfs", "--undo", "--state", state)
+	if got := exported(t, server); got != "sync" {
+		t.Errorf("the export is %s after undo, was sync", got)
 	}
 	left(t, server, state)
 }
