@@ -66,9 +66,12 @@ func (s Setting) String() string {
 	return strings.Join(append([]string{string(s.Op) + " " + Size(s.Size)}, s.parts()...), ", ")
 }
 
-// parts names what is set, besides the operation.
+// parts names what is set, besides the operation and what is usual.
 func (c Corner) parts() []string {
 	var p []string
+	if c.Data == Random {
+		c.Data = ""
+	}
 	for _, f := range []struct{ name, value string }{
 		{"server ", string(c.Server)}, {"client ", string(c.Client)}, {"vers=", c.Version}, {"nconnect=", c.connections()}, {"", string(c.Data)},
 	} {
