@@ -106,7 +106,7 @@ func fourCorners(t *testing.T, server *guest.Server) {
 func acceptAsync(t *testing.T, server *guest.Server) {
 	state := t.TempDir()
 	out := tuneNFS(t, server.Machine, server.Dir, "--way", "scratch", "--server", "sync,async", "--client", "sync",
-		"--sizes", "4K", "--size", "1MiB", "--reps", "1", "--options", "vers=3,nolock", "--state", state, "--apply", "--accept-async")
+		"--sizes", "4K", "--size", "1MiB", "--reps", "2", "--options", "vers=3,nolock", "--state", state, "--apply", "--accept-async")
 	want := "sync"
 	if out.Advice.AsyncGain > 0.05 {
 		want = "async"

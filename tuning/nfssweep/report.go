@@ -95,7 +95,7 @@ type Advice struct {
 	Version  string `json:"vers,omitempty"`
 	NConnect int    `json:"nconnect,omitempty"`
 	// AsyncGain is by what share writes are faster where the server is async than where
-	// it is sync, each at its knee; 0 where not both were measured.
+	// it is sync, each at its knee; 0 where not both are known and sure.
 	AsyncGain float64 `json:"async_gain,omitempty"`
 	// Sure says that both sizes are knees with the confidence that Curve.Knee wants.
 	Sure bool `json:"sure"`
@@ -145,8 +145,8 @@ func (r Report) Advise(server, client Mode) Advice {
 	case sync > 0 && async > 0:
 		a.AsyncGain = async/sync - 1
 		a.Says = append(a.Says, fmt.Sprintf("Writes have %s where the server is async and %s where it is sync, but %s.", MBs(async), MBs(sync), risk))
-	case server == Async:
-		a.Says = append(a.Says, "The server is async: "+risk+".")
+	case slices.ContainsFunc(r.Curves, func(c Curve) bool { return c.Server == Async }):
+		a.Says = append(a.Says, strings.ToUpper(risk[:1])+risk[1:]+".")
 	}
 	return a
 }
@@ -202,10 +202,10 @@ func bestMount(curves []Curve) Corner {
 }
 
 // writes is the median rate of writes at the knee, with a server in that mode; 0 if
-// none was measured.
+// none was measured or the knee is not sure.
 func (r Report) writes(server, client Mode, mount Corner) float64 {
 	for _, c := range r.Curves {
-		if c.Op == Write && c.Server == server && c.Client == client && c.Version == mount.Version && c.NConnect == mount.NConnect {
+		if c.Op == Write && c.Sure && c.Server == server && c.Client == client && c.Version == mount.Version && c.NConnect == mount.NConnect {
 			p, _ := c.At(c.Knee)
 			return p.Median
 		}
