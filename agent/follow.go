@@ -15,7 +15,8 @@ import (
 type content struct {
 	io.Reader
 	io.Closer
-	proof func() error // to be asked when all has been read
+	proof func() error  // to be asked when all has been read
+	how   func() string // for the job's history, when all has been read
 }
 
 // hashed is r with the whole content's own digest as its proof: a *digest.MismatchError.
@@ -24,7 +25,11 @@ func hashed(r io.ReadCloser, want digest.Digest) (content, error) {
 	if err != nil {
 		return content{}, errors.Join(err, r.Close())
 	}
-	return content{io.TeeReader(r, h), r, func() error { return digest.Check(want, digest.Of(want.Algo, h)) }}, nil
+	return content{
+		io.TeeReader(r, h), r,
+		func() error { return digest.Check(want, digest.Of(want.Algo, h)) },
+		func() string { return "upload, the whole hashed" },
+	}, nil
 }
 
 // arriving is a file of the inbox. Where the DTN tells the digests of its blocks, each
@@ -38,49 +43,46 @@ func (a *Agent) arriving(ctx context.Context, f mover.File) (content, error) {
 	if r.check == nil {
 		return hashed(r, f.Digest)
 	}
-	return content{r, r, func() error { return r.wait(func() bool { return r.arrived }) }}, nil
+	return content{r, r, func() error { return r.wait(func() bool { return r.arrived }) }, r.how}, nil
 }
 
 // follower reads a file of the inbox while the DTN is still writing it. It reads only
-// blocks that the DTN has proven, each once, so that neither a gap nor a page that
-// NFS read too early can be seen.
+// blocks that the DTN has proven, so that no gap can be seen; and what this machine had
+// cached of the file before they were there does not stand the comparison with their
+// digests, and is read anew.
 type follower struct {
 	ctx     context.Context
 	sight   *sight
+	stager  Stager
 	name    string
 	size    int64
 	file    ReaderAtCloser
 	check   func(ctx context.Context, index int64, block []byte) error // nil: the DTN tells no digests
 	since   time.Time                                                  // when the arrival began: another one of that name is another file
+	path    string                                                     // the name that it has now
 	proven  int64
 	arrived bool
 	off     int64  // of the first byte not in rest
 	rest    []byte // read, and not handed out yet
 	block   []byte
+	again   int // blocks that were read once more
 }
 
 // follow opens an arriving, or arrived, file and reads its first block.
 func (a *Agent) follow(ctx context.Context, file mover.File) (*follower, error) {
-	f := &follower{ctx: ctx, sight: a.sight(file.Name, pollBusy), name: file.Name, size: file.Size, check: a.Landing.BlockCheck(file.Name),
+	f := &follower{ctx: ctx, sight: a.sight(file.Name, pollBusy), stager: a.Stager, name: file.Name, size: file.Size, check: a.Landing.BlockCheck(file.Name),
 		block: make([]byte, min(file.Size, mover.BlockSize))}
-	arr, err := f.look()
-	if err != nil {
+	if _, err := f.look(); err != nil {
 		return nil, err
 	}
-	if f.file, err = a.Stager.Open(arr.Path); err != nil {
-		// It may have got its final name this moment.
-		if arr, err = f.look(); err == nil {
-			f.file, err = a.Stager.Open(arr.Path)
-		}
-	}
-	if err != nil {
-		return nil, fmt.Errorf("open %s on the export: %w; is the DTN's export the one that is mounted here?", file.Name, err)
+	if err := f.open(); err != nil {
+		return nil, err
 	}
 	if f.size == 0 {
 		f.check = nil
 		return f, nil
 	}
-	err = f.fill()
+	err := f.fill()
 	if errors.Is(err, mover.ErrNoDigests) {
 		f.check, f.off = nil, 0
 		err = f.fill()
@@ -89,6 +91,27 @@ func (a *Agent) follow(ctx context.Context, file mover.File) (*follower, error) 
 		return nil, errors.Join(err, f.Close())
 	}
 	return f, nil
+}
+
+// open opens the file, or opens it anew. An NFS client asks the server then what its
+// cache of the file is worth (close-to-open consistency, nfs(5)); meanwhile it may show
+// pages as they were a minute ago.
+func (f *follower) open() error {
+	file, err := f.stager.Open(f.path)
+	if err != nil { // it may have got its final name this moment
+		if _, err := f.look(); err != nil {
+			return err
+		}
+		file, err = f.stager.Open(f.path)
+	}
+	if err != nil {
+		return fmt.Errorf("open %s on the export: %w; is the DTN's export the one that is mounted here?", f.name, err)
+	}
+	if f.file != nil {
+		err = f.file.Close()
+	}
+	f.file = file
+	return err
 }
 
 // look returns what the DTN knows next of the file, and keeps what is proven;
@@ -104,7 +127,7 @@ func (f *follower) look() (mover.Arrival, error) {
 	if !arr.Since.Equal(f.since) {
 		return arr, fmt.Errorf("%w: %s was dropped, and comes anew", mover.ErrNoArrival, f.name)
 	}
-	f.proven, f.arrived = arr.Proven, arr.State == mover.Arrived
+	f.path, f.proven, f.arrived = arr.Path, arr.Proven, arr.State == mover.Arrived
 	if f.arrived {
 		f.proven = f.size
 	}
@@ -136,16 +159,38 @@ func (f *follower) fill() error {
 		return err
 	}
 	block := f.block[:end-f.off]
-	if n, err := f.file.ReadAt(block, f.off); n < len(block) {
-		return fmt.Errorf("read %s at %d: %w", f.name, f.off, err)
-	}
-	if f.check != nil {
-		if err := f.check(f.ctx, f.off/mover.BlockSize, block); err != nil {
-			return err
+	err := f.read(block)
+	if _, differs := errors.AsType[*digest.MismatchError](err); differs || errors.Is(err, io.EOF) {
+		f.again++
+		if err = f.open(); err == nil {
+			err = f.read(block)
 		}
+	}
+	if err != nil {
+		return err
 	}
 	f.rest, f.off = block, end
 	return nil
+}
+
+// read reads a block at the offset and compares it with its digest.
+func (f *follower) read(block []byte) error {
+	if n, err := f.file.ReadAt(block, f.off); n < len(block) {
+		return fmt.Errorf("read %s at %d: %w", f.name, f.off, err)
+	}
+	if f.check == nil {
+		return nil
+	}
+	return f.check(f.ctx, f.off/mover.BlockSize, block)
+}
+
+// how says how the file was read.
+func (f *follower) how() string {
+	how := "upload, each block checked"
+	if f.again > 0 {
+		how += fmt.Sprintf("; %d read anew, which this host had cached before they arrived", f.again)
+	}
+	return how
 }
 
 func (f *follower) Read(p []byte) (int, error) {

@@ -134,6 +134,24 @@ func (j Job) Enter(s State, now time.Time, note string) Job {
 	return j
 }
 
+// Legs are the entries of the history that say how a leg went, each of the last time that
+// it was done.
+func (j Job) Legs() []Change {
+	way := j.Kind.Way()
+	var legs []Change
+	for i, c := range j.History {
+		at := slices.Index(way, c.State)
+		if at < 0 || i > 0 && c.State == j.History[i-1].State { // the next leg failed, and begins anew
+			continue
+		}
+		legs = slices.DeleteFunc(legs, func(l Change) bool { return slices.Index(way, l.State) >= at })
+		if c.Note != "" && (c.State == Staged || c.State == Moved || c.State == Delivered) {
+			legs = append(legs, c)
+		}
+	}
+	return legs
+}
+
 // Since is when the job entered its state.
 func (j Job) Since() time.Time {
 	if n := len(j.History); n > 0 {

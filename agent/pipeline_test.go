@@ -3,6 +3,7 @@ package agent
 import (
 	"errors"
 	"fmt"
+	"io"
 	"slices"
 	"strings"
 	"testing"
@@ -235,6 +236,59 @@ func TestWrongBytesOnTheExportNeverBecomeActive(t *testing.T) {
 				})
 			})
 		}
+	}
+}
+
+func TestLegsAreThoseThatWereDone(t *testing.T) {
+	j := Job{Kind: Send}
+	for _, c := range []Change{
+		{State: Pending}, {State: Offered}, {State: Staged, Note: "hard link"}, {State: Staged, Note: "connection refused"},
+		{State: Parked, Note: "a ticket"}, {State: Pending, Note: "retried"}, {State: Offered},
+		{State: Staged, Note: "copy"}, {State: Moved, Note: "2 Mbit/s"}, {State: Staged, Note: "copy, 9 % holes"}, {State: Staged, Note: "reset"},
+		{State: Moved, Note: "5 Mbit/s"}, {State: Delivered}, {State: Verified, Note: "as another"},
+	} {
+		j = j.Enter(c.State, time.Now(), c.Note)
+	}
+	var got []string
+	for _, l := range j.Legs() {
+		got = append(got, l.Note)
+	}
+	if want := []string{"copy, 9 % holes", "5 Mbit/s"}; !slices.Equal(got, want) {
+		t.Errorf("got %q, want %q", got, want)
+	}
+}
+
+// NFS shows what it cached of the file, its pages or its size, until it is opened anew.
+func TestAStaleCacheIsReadAnew(t *testing.T) {
+	for name, stale := range map[string]func(p []byte, n int) (int, error){
+		"pages": func(p []byte, n int) (int, error) { clear(p); return n, nil },
+		"size":  func(p []byte, n int) (int, error) { return 0, io.EOF },
+	} {
+		t.Run(name, func(t *testing.T) {
+			run(t, func(t *testing.T, w *world) {
+				w.locked(func() { w.b.stale = stale })
+				data := bytesOf(3_000_000)
+				id := w.a.upload("debian", data)
+				jobs, err := w.a.agent().Push(t.Context(), string(id), []string{"B"})
+				if err != nil {
+					t.Fatal(err)
+				}
+				j := w.a.await(jobs[0].ID, Parked, Verified)
+				w.wantDelivered(id, data)
+				w.mu.Lock()
+				defer w.mu.Unlock()
+				here := w.b.jobs[j.Offer.Delivery]
+				if n := w.b.counts["catalog.Upload"]; n != 1 || here.Mismatch != 0 {
+					t.Errorf("%d uploads, %d mismatches; want one upload", n, here.Mismatch)
+				}
+				if legs := here.Legs(); len(legs) != 1 || !strings.Contains(legs[0].Note, "1 read anew") {
+					t.Errorf("B's legs are %v, want one block read anew", legs)
+				}
+				if legs := j.Legs(); len(legs) != 3 || legs[0].Note != "copy" || !strings.Contains(legs[1].Note, "Mbit/s") || legs[2].Note != here.Legs()[0].Note {
+					t.Errorf("A's legs are %v, want the copy, the transfer and B's", legs)
+				}
+			})
+		})
 	}
 }
 

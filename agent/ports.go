@@ -53,7 +53,7 @@ type Catalog interface {
 type Stager interface {
 	// Stage puts the image's file from Glance's datadir under f.Name in the outbox
 	// with f.Size and f.Digest, durable when it returns nil; how says which way was
-	// taken ("hard link", "copy"). It may be repeated, and reuses what is there and right.
+	// taken ("hard link", "copy, 37 % holes"). It may be repeated, and reuses what is there and right.
 	// Errors: ErrNoFile, ErrTruncated, *digest.MismatchError, ErrSpace.
 	Stage(ctx context.Context, id glance.ImageID, f mover.File, report func(moved int64)) (how string, err error)
 	// Unstage removes a staged file; nil when it is gone already.
@@ -151,6 +151,7 @@ type Delivery struct {
 	Reason  string         `json:"reason,omitempty"`
 	ImageID glance.ImageID `json:"image_id,omitempty" doc:"the image's id at the peer"`
 	Moved   int64          `json:"moved" doc:"bytes given to Glance so far"`
+	How     string         `json:"how,omitempty" doc:"how they were, once all are"`
 }
 
 // Peer is another site's agent.

@@ -295,8 +295,9 @@ func (a *Agent) deliver(ctx context.Context, j Job, report func(int64, int64)) (
 	if err != nil || img.ID == "" {
 		return j, err
 	}
+	how := ""
 	if img.Status != glance.Active {
-		err := a.upload(ctx, j, img.ID, report)
+		how, err = a.upload(ctx, j, img.ID, report)
 		if j, err = a.uploaded(ctx, j, err); err != nil {
 			return j, err
 		}
@@ -311,7 +312,7 @@ func (a *Agent) deliver(ctx context.Context, j Job, report func(int64, int64)) (
 		err := failure.Permanently(fmt.Errorf("Glance of site %s computed %s and %d bytes for image %s, want %s and %d; the image was hidden and is removed: check that host's memory and disk", a.Site, img.Hash, img.Size, img.ID, j.Image.Hash, j.Image.Size))
 		return j, errors.Join(err, a.Catalog.Delete(ctx, img.ID))
 	}
-	return j.Enter(Delivered, time.Now().UTC(), ""), nil
+	return j.Enter(Delivered, time.Now().UTC(), how), nil
 }
 
 // alive lets a delivery go on. One that has failed before waits for the whole file first,
@@ -454,15 +455,18 @@ func renamed(j Job) Job {
 }
 
 // upload sends the job's content to the queued image: the arriving file, or the
-// image here that holds the same bytes.
-func (a *Agent) upload(ctx context.Context, j Job, id glance.ImageID, report func(int64, int64)) error {
+// image here that holds the same bytes. It says how.
+func (a *Agent) upload(ctx context.Context, j Job, id glance.ImageID, report func(int64, int64)) (string, error) {
 	c, err := a.open(ctx, j)
 	if err != nil {
-		return err
+		return "", err
 	}
 	defer c.Close()
 	size := j.Image.Size
-	return a.Catalog.Upload(ctx, id, held(c, size, func(n int64) { report(n, size) }), size)
+	if err := a.Catalog.Upload(ctx, id, held(c, size, func(n int64) { report(n, size) }), size); err != nil {
+		return "", err
+	}
+	return c.how(), nil
 }
 
 func (a *Agent) open(ctx context.Context, j Job) (content, error) {
@@ -539,6 +543,11 @@ func (a *Agent) Delivery(ctx context.Context, from string, id JobID) (Delivery, 
 	d := Delivery{ID: j.ID, State: j.State, Reason: j.Reason, ImageID: j.DeliverAs}
 	if j.State == Cancelling {
 		d.Reason = j.cancelReason()
+	}
+	for _, leg := range j.Legs() {
+		if leg.State == Delivered {
+			d.How = leg.Note
+		}
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()

@@ -188,7 +188,7 @@ func rate(st mover.Status) string {
 // awaitDelivery follows the peer's own job. Moved → Delivered.
 func (a *Agent) awaitDelivery(ctx context.Context, j Job, report func(int64, int64)) (Job, error) {
 	return a.followPeer(ctx, j, report, Delivered, func(j Job, d Delivery) (Job, error) {
-		return j.Enter(Delivered, time.Now().UTC(), ""), nil
+		return j.Enter(Delivered, time.Now().UTC(), d.How), nil
 	})
 }
 

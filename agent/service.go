@@ -95,6 +95,7 @@ type Standing struct {
 	Percent  int      `json:"percent,omitempty" doc:"of the running leg"`
 	Reason   string   `json:"reason,omitempty"`
 	Job      JobID    `json:"job,omitempty"`
+	Legs     []Change `json:"legs,omitempty" doc:"how the legs of that job went: the way of the local copy, the rate of the transfer"`
 }
 
 // Overview is images × sites.

@@ -77,10 +77,11 @@ type site struct {
 	counts  map[string]int
 	free    int64
 	ack     mover.Ack
-	digests bool // its DTN tells the digests of blocks
-	down    bool // its agent and DTN do not answer other sites
-	mute    bool // its DTN does not announce arrivals
-	corrupt int  // so many arrivals come with a wrong byte, and the DTN does not notice
+	digests bool                               // its DTN tells the digests of blocks
+	down    bool                               // its agent and DTN do not answer other sites
+	mute    bool                               // its DTN does not announce arrivals
+	corrupt int                                // so many arrivals come with a wrong byte, and the DTN does not notice
+	stale   func(p []byte, n int) (int, error) // what the next opening shows behind the first block; nil: what is there
 
 	refuseFinish, refuseUpload, refuseStage, refuseRoom error          // what Glance or the export answer
 	export                                              error          // what is wrong with it: every call fails
@@ -589,20 +590,24 @@ func (s stagerOf) Open(name string) (ReaderAtCloser, error) {
 	if pre != nil {
 		return nil, pre
 	}
-	var arr *arrival
-	err := s.reached(func() { arr = s.inbox[strings.TrimSuffix(name, ".part")] })
-	if err == nil && arr == nil {
+	f := openArrival{s: s.site}
+	err := s.reached(func() {
+		f.a = s.inbox[strings.TrimSuffix(name, ".part")]
+		f.stale, s.stale = s.stale, nil
+	})
+	if err == nil && f.a == nil {
 		err = ErrNoFile
 	}
 	if err = post(err); err != nil {
 		return nil, err
 	}
-	return openArrival{s.site, arr}, nil
+	return f, nil
 }
 
 type openArrival struct {
-	s *site
-	a *arrival
+	s     *site
+	a     *arrival
+	stale func(p []byte, n int) (int, error)
 }
 
 func (o openArrival) ReadAt(p []byte, off int64) (n int, err error) {
@@ -611,6 +616,9 @@ func (o openArrival) ReadAt(p []byte, off int64) (n int, err error) {
 	}
 	if o.a.spoilt && off == 0 {
 		p[0] ^= 1
+	}
+	if o.stale != nil && off > 0 {
+		return o.stale(p, n)
 	}
 	return n, err
 }

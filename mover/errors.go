@@ -7,4 +7,7 @@ var (
 	ErrNoFile    = errors.New("the image has no file in the store")
 	ErrTruncated = errors.New("the image's file has not the size that Glance says")
 	ErrSpace     = errors.New("no space left")
+	// ErrUnreadable: it lies in the outbox, with an owner, group and mode that the DTN may
+	// not read.
+	ErrUnreadable = errors.New("the DTN may not read the file")
 )

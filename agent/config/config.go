@@ -228,9 +228,10 @@ type Transfer struct {
 	Pipelining int `mapstructure:"pipelining"`
 	// Parallelism is the number of connections for one file, up to 16. The default is 0: the DTN chooses.
 	Parallelism int `mapstructure:"parallelism"`
-	// Stage is how a file gets onto the export: auto (hard link or reflink where the
-	// filesystem allows it, else copy) or copy. A hard link has the owner and mode of
-	// Glance's file, so the DTN's user has to be in its group. The default is auto.
+	// Stage is how a file gets onto the export: auto (hard link, reflink or a copy made by
+	// the NFS server where that can be, else copy) or copy. A hard link has the owner and
+	// mode of Glance's file: it is one only if the DTN's user is in its group. The default
+	// is auto.
 	Stage string `mapstructure:"stage"`
 }
 

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -10,6 +11,7 @@ import (
 	"log/slog"
 	"net/http"
 	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -27,6 +29,7 @@ import (
 	"github.com/glance-dtn/glance-dtn/mover/client"
 	"github.com/glance-dtn/glance-dtn/mover/localcopy"
 	"github.com/glance-dtn/glance-dtn/mover/ticket"
+	"github.com/glance-dtn/glance-dtn/nfs"
 	"github.com/glance-dtn/glance-dtn/nfs/guard"
 )
 
@@ -67,6 +70,7 @@ func assemble(ctx context.Context, conf config.Agent, log *slog.Logger, observe 
 	}
 	copier := localcopy.New(localcopy.Options{
 		Open: export.Open, Mode: localcopy.Mode(conf.Transfer.Stage), Find: s.dirs.find(ctx), Settle: node.Settle,
+		Copies: func() (int64, error) { return serverCopies(conf.Export) },
 	})
 	s.agent, err = agent.New(agent.Options{
 		Site: conf.Site, Catalog: images, Stager: stager{copier, export}, Mover: node, Landing: node,
@@ -108,6 +112,31 @@ func settings(conf config.Agent, ring *pki.Keyring) agent.Settings {
 		s.Peers = append(s.Peers, agent.PeerSite{Name: p.Name, Peer: api.NewPeerClient(p.Name, p.URL, hc), Jobs: p.Jobs, MayPull: p.MayPull})
 	}
 	return s
+}
+
+// serverCopies counts the copies that the NFS server has done for the mount under dir.
+func serverCopies(dir string) (int64, error) {
+	dir, err := filepath.EvalSymlinks(dir)
+	if err != nil {
+		return 0, err
+	}
+	info, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return 0, err
+	}
+	mounts, err := nfs.ParseMountinfo(bytes.NewReader(info))
+	if err != nil {
+		return 0, err
+	}
+	counters, err := os.ReadFile("/proc/self/mountstats")
+	if err != nil {
+		return 0, err
+	}
+	all, err := nfs.ParseMountstats(bytes.NewReader(counters))
+	if err != nil {
+		return 0, err
+	}
+	return nfs.ServerCopies(mounts, all, dir)
 }
 
 // guardExport guards the directory where the DTN's export is mounted. The DTN's own word

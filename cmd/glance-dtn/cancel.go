@@ -43,7 +43,7 @@ func (c *cli) change(ctx context.Context, ids []agent.JobID, do func(context.Con
 	if err != nil && len(jobs) == 0 {
 		return err
 	}
-	if perr := c.print(jobs, func() error { return c.jobTable(jobs) }); perr != nil || err == nil {
+	if perr := c.print(jobs, func() error { return c.jobTable(jobs, false) }); perr != nil || err == nil {
 		return perr
 	}
 	return &codeError{code: exitPartly, err: err}

@@ -18,7 +18,7 @@ import (
 
 func (c *cli) jobs() *cobra.Command {
 	var states []string
-	var watch bool
+	var watch, verbose bool
 	cmd := &cobra.Command{
 		Use:   "jobs [ID]",
 		Short: "List jobs, or show one with its history",
@@ -52,11 +52,12 @@ interrupted. With -o json each line is one event.`,
 			if err != nil {
 				return err
 			}
-			return c.print(jobs, func() error { return c.jobTable(jobs) })
+			return c.print(jobs, func() error { return c.jobTable(jobs, verbose) })
 		},
 	}
 	cmd.Flags().StringSliceVar(&states, "state", nil, "only jobs in these `STATE`s")
 	cmd.Flags().BoolVar(&watch, "watch", false, "print changes as they happen")
+	cmd.Flags().BoolVarP(&verbose, "verbose", "v", false, "tell how each job's legs went")
 	complete(cmd, "state", cobra.FixedCompletions(stateNames(), cobra.ShellCompDirectiveNoFileComp))
 	return cmd
 }
@@ -109,14 +110,18 @@ func newest(ctx context.Context, d control, keep func(agent.Job) bool) ([]agent.
 	return jobs, nil
 }
 
-func (c *cli) jobTable(jobs []agent.Job) error {
+func (c *cli) jobTable(jobs []agent.Job, verbose bool) error {
 	if len(jobs) == 0 {
 		_, err := fmt.Fprintln(c.out, "no jobs")
 		return err
 	}
 	var rows []table.Row
 	for _, j := range jobs {
-		rows = append(rows, table.Row{shortID(j.ID), route(j), size(j.Image.Size), c.paint(string(j.State), stateColour(j.State)), clock(j.Updated), inRow(j.Reason, j.Peer, j.Image.ID)})
+		note := inRow(j.Reason, j.Peer, j.Image.ID)
+		if how := legs(j.Legs()); verbose && how != "" {
+			note = strings.TrimPrefix(note+"; "+how, "; ")
+		}
+		rows = append(rows, table.Row{shortID(j.ID), route(j), size(j.Image.Size), c.paint(string(j.State), stateColour(j.State)), clock(j.Updated), note})
 	}
 	return c.list(table.Row{"Job", "Image", "Size", "State", "Since", "Note"}, rows)
 }

@@ -75,7 +75,7 @@ func (c *cli) finish(ctx context.Context, s *session, jobs []agent.Job, w waitin
 	if w.wait || w.once {
 		return c.work(ctx, s, jobIDs(jobs), w.timeout)
 	}
-	if err := c.print(jobs, func() error { return c.jobTable(jobs) }); err != nil {
+	if err := c.print(jobs, func() error { return c.jobTable(jobs, false) }); err != nil {
 		return err
 	}
 	for _, j := range jobs {

@@ -12,7 +12,8 @@ import (
 )
 
 func (c *cli) status() *cobra.Command {
-	return &cobra.Command{
+	var verbose bool
+	cmd := &cobra.Command{
 		Use:   "status",
 		Short: "Show images × sites, and what is wrong",
 		Long: `status shows how each image of this site stands at each other site, the sites
@@ -23,15 +24,17 @@ that do not answer, and where Glance's datadir and Glance disagree.`,
 			if err != nil {
 				return err
 			}
-			return c.print(o, func() error { return c.overview(o) })
+			return c.print(o, func() error { return c.overview(o, verbose) })
 		},
 	}
+	cmd.Flags().BoolVarP(&verbose, "verbose", "v", false, "tell how each image's legs went")
+	return cmd
 }
 
-func (c *cli) overview(o agent.Overview) error {
+func (c *cli) overview(o agent.Overview, verbose bool) error {
 	if len(o.Images) == 0 {
 		fmt.Fprintf(c.out, "site %s has no image\n", o.Site)
-	} else if err := c.imageTable(o); err != nil {
+	} else if err := c.imageTable(o, verbose); err != nil {
 		return err
 	}
 	if jobs := jobCounts(o.Jobs); jobs != "" {
@@ -60,7 +63,7 @@ func (c *cli) overview(o agent.Overview) error {
 	return nil
 }
 
-func (c *cli) imageTable(o agent.Overview) error {
+func (c *cli) imageTable(o agent.Overview, verbose bool) error {
 	header := table.Row{"Image", "ID", "Size", o.Site}
 	for _, p := range o.Peers {
 		header = append(header, p.Name)
@@ -76,11 +79,23 @@ func (c *cli) imageTable(o agent.Overview) error {
 			if s.Reason != "" {
 				notes = append(notes, p.Name+": "+inRow(s.Reason, p.Name, i.ID))
 			}
+			if verbose && len(s.Legs) > 0 {
+				notes = append(notes, p.Name+": "+legs(s.Legs))
+			}
 		}
 		notes = slices.DeleteFunc(notes, func(n string) bool { return n == "" })
 		rows = append(rows, append(row, strings.Join(notes, "; ")))
 	}
 	return c.list(header, rows)
+}
+
+// legs says how the legs of a job went.
+func legs(changes []agent.Change) string {
+	var all []string
+	for _, c := range changes {
+		all = append(all, fmt.Sprintf("%s (%s)", c.State, c.Note))
+	}
+	return strings.Join(all, ", ")
 }
 
 // standing is one cell of images × sites: the job that runs, or else what is there.

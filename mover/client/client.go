@@ -125,23 +125,27 @@ func (c *Client) Drop(ctx context.Context, name string) error {
 }
 
 // Settle has the DTN sync a file of its outbox, by its base name there, to its own disk,
-// and tells what is there of its blocks from one on; mover.ErrNotStaged. While the disk is
-// still busy with it, the error is one of failure.After; with mover.CodeContent the disk
-// did not take it, and the file has to be written anew.
+// and tells what is there of its blocks from one on; mover.ErrNotStaged,
+// mover.ErrUnreadable. While the disk is still busy with it, the error is one of
+// failure.After; with mover.CodeContent the disk did not take it, and the file has to be
+// written anew.
 func (c *Client) Settle(ctx context.Context, name string, from int64) (mover.Settled, error) {
 	var told mover.Settled
 	err := c.call(ctx, http.MethodPost, nil, &told, fmt.Sprintf("v1/outbox/%s/settle?from=%d", url.PathEscape(name), from))
-	if isProblem(err, http.StatusNotFound) {
-		err = fmt.Errorf("%s: %w (%w)", name, mover.ErrNotStaged, err)
-	}
-	if isProblem(err, http.StatusUnprocessableEntity) {
-		err = failure.Permanently(err)
-	}
-	if isProblem(err, http.StatusServiceUnavailable) {
-		err = failure.After(settlePause, err)
-	}
-	if p, ok := errors.AsType[*mover.Problem](err); ok && p.Code == mover.CodeContent {
-		err = mover.Coded(mover.CodeContent, err)
+	p, ok := errors.AsType[*mover.Problem](err)
+	switch {
+	case !ok:
+		return told, err
+	case p.Code == mover.CodeSource:
+		return told, fmt.Errorf("%w: %w", mover.ErrUnreadable, err)
+	case p.Code == mover.CodeContent:
+		return told, mover.Coded(mover.CodeContent, err)
+	case p.Status == http.StatusNotFound:
+		return told, fmt.Errorf("%s: %w (%w)", name, mover.ErrNotStaged, err)
+	case p.Status == http.StatusUnprocessableEntity:
+		return told, failure.Permanently(err)
+	case p.Status == http.StatusServiceUnavailable:
+		return told, failure.After(settlePause, err)
 	}
 	return told, err
 }

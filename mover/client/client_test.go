@@ -2,6 +2,7 @@ package client
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"io"
 	"net"
@@ -13,6 +14,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/glance-dtn/glance-dtn/internal/failure"
 	"github.com/glance-dtn/glance-dtn/mover"
 )
 
@@ -33,6 +35,17 @@ func TestNewWantsARealURL(t *testing.T) {
 		if _, err := New(u, http.DefaultClient); err == nil {
 			t.Errorf("New(%q) succeeded", u)
 		}
+	}
+}
+
+func TestAFileThatTheDTNMayNotRead(t *testing.T) {
+	c := serve(t, func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", mover.ProblemMedia)
+		w.WriteHeader(http.StatusUnprocessableEntity)
+		_ = json.NewEncoder(w).Encode(mover.Problem{Status: http.StatusUnprocessableEntity, Code: mover.CodeSource, Detail: "give its user the file's group"})
+	})
+	if _, err := c.Settle(t.Context(), "copy", 0); !errors.Is(err, mover.ErrUnreadable) || failure.IsPermanent(err) || !strings.Contains(err.Error(), "group") {
+		t.Errorf("got %v, want ErrUnreadable and why", err)
 	}
 }
 

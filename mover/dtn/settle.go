@@ -42,6 +42,9 @@ func (s *Server) settle(ctx context.Context, in *settleInput) (*output[mover.Set
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, problem(http.StatusNotFound, "", fmt.Sprintf("%s is not on this DTN's export", name))
 	}
+	if errors.Is(err, fs.ErrPermission) {
+		return nil, problem(http.StatusUnprocessableEntity, mover.CodeSource, fmt.Sprintf("this DTN (uid %d) may not read %s: give its user the file's group, or set transfer.stage: copy at the agent (%v)", os.Geteuid(), name, err))
+	}
 	if errors.Is(err, errSettling) {
 		return nil, problem(http.StatusServiceUnavailable, "", fmt.Sprintf("%s: %v", name, err))
 	}

@@ -5,9 +5,13 @@ import (
 	"errors"
 	"net/http"
 	"os"
+	"runtime"
 	"slices"
+	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/glance-dtn/glance-dtn/internal/digest"
 	"github.com/glance-dtn/glance-dtn/mover"
@@ -44,6 +48,25 @@ func TestSettleTellsWhatTheDiskHas(t *testing.T) {
 	}
 	if told, err := settle(t.Context(), out, "outbox/copy", 0, time.Nanosecond); !errors.Is(err, errSettling) {
 		t.Errorf("in no time: %+v, %v; want errSettling", told, err)
+	}
+}
+
+// TestSettleTellsWhatItMayNotRead is about a hard link of Glance's own file.
+func TestSettleTellsWhatItMayNotRead(t *testing.T) {
+	r := newRig(t)
+	s := r.server(t)
+	out := r.opt.Export
+	if err := errors.Join(out.Chmod(".", 0o755), out.MkdirAll(mover.Outbox, 0o755), out.WriteFile("outbox/copy", nil, 0o400), out.Chmod("outbox/copy", 0)); err != nil {
+		t.Fatal(err)
+	}
+	answers := make(chan answer)
+	go func() {
+		runtime.LockOSThread()   // never unlocked: the thread ends with this goroutine
+		_ = unix.Setfsuid(65534) // not as root, who may read all
+		answers <- ask(t, s, "POST", "/v1/outbox/copy/settle", nil)
+	}()
+	if a := <-answers; a.status != http.StatusUnprocessableEntity || !strings.Contains(a.body, string(mover.CodeSource)) || !strings.Contains(a.body, "may not read outbox/copy") {
+		t.Errorf("%d %s, want 422 with the code %s", a.status, a.body, mover.CodeSource)
 	}
 }
 

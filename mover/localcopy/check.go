@@ -34,7 +34,7 @@ func Try(export *os.Root) error {
 		return fmt.Errorf("remove an old probe from the export: %w", err)
 	}
 	name := tempName(probeOf)
-	f, err := outbox.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	f, err := newFile(outbox, name)
 	if err != nil {
 		return notWritten(err)
 	}

@@ -16,6 +16,7 @@ import (
 	"path"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
 
@@ -31,17 +32,19 @@ type Mode string
 
 // The modes.
 const (
-	Auto Mode = "auto" // hard link, else reflink, else copy
+	Auto Mode = "auto" // hard link, else reflink, else server-side copy, else copy
 	Copy Mode = "copy" // copy, which proves the content before the DTN sees it
 )
 
-// How Stage made a copy. A link moves no bytes, and shares them with the store:
-// the DTN, which proves the content as it sends, must never write to the outbox.
+// How Stage made a copy. Only the last way brings the bytes here and proves them; of the
+// others the DTN proves the content as it sends. A link shares its bytes with the store:
+// the DTN must never write to the outbox.
 const (
-	hardLink = "hard link"
-	reflink  = "reflink"
-	copied   = "copy"
-	before   = "staged before" // it was there already
+	hardLink   = "hard link"
+	reflink    = "reflink"
+	serverSide = "server-side copy"
+	copied     = "copy"
+	before     = "staged before" // it was there already
 )
 
 // Options are what a Copier needs.
@@ -53,6 +56,9 @@ type Options struct {
 	// Find returns the path and size of an image's file in the store. An error that
 	// is an fs.ErrNotExist means that there is none, and that the store is there.
 	Find func(id string) (path string, size int64, err error)
+	// Copies counts the copies that the NFS server has done by itself for the mount under
+	// the export; an error where none can be. Nil: there is no such mount.
+	Copies func() (int64, error)
 	// Settle has the DTN sync a file of the outbox, by its base name, and tells what its
 	// own disk has of the blocks from one on: what was written through NFS outlives a
 	// power cut of the DTN only then, whatever an export that is async says. Nil: the
@@ -68,14 +74,19 @@ type Copier struct {
 	ways   []way
 	find   func(id string) (string, int64, error)
 	free   func(*os.File) (int64, error)
+	copies func() (int64, error) // nil: the server never copies by itself
 	settle settler
 }
 
 // New returns a Copier. It does not look at the export.
 func New(o Options) *Copier {
-	c := &Copier{export: o.Open, find: o.Find, free: free, settle: o.Settle, ways: []way{{copied, copyFile}}}
-	if o.Mode != Copy {
-		c.ways = []way{{hardLink, linkFile}, {reflink, cloneFile}, {copied, copyFile}}
+	c := &Copier{export: o.Open, find: o.Find, free: free, copies: o.Copies, settle: o.Settle, ways: []way{{copied, copyFile}}}
+	if o.Mode == Copy {
+		return c
+	}
+	c.ways = []way{{hardLink, linkFile}, {reflink, cloneFile}, {copied, copyFile}}
+	if c.copies != nil {
+		c.ways = slices.Insert(c.ways, 2, way{serverSide, serverCopy})
 	}
 	return c
 }
@@ -87,7 +98,8 @@ func New(o Options) *Copier {
 // copied so far, never at once.
 //
 // The errors are mover.ErrNoFile, mover.ErrTruncated, *digest.MismatchError,
-// mover.ErrSpace, mover.ErrNotStaged, ctx's, and what the filesystems say.
+// mover.ErrSpace, mover.ErrNotStaged, mover.ErrUnreadable, ctx's, and what the
+// filesystems say.
 func (c *Copier) Stage(ctx context.Context, id string, f mover.File, report func(moved int64)) (how string, err error) {
 	how, err = c.stage(ctx, id, f, report)
 	if err != nil {
@@ -114,8 +126,14 @@ func (c *Copier) stage(ctx context.Context, id string, f mover.File, report func
 		return "", err
 	}
 	if there {
-		report(f.Size)
-		return before, errors.Join(durable.SyncDir(box, "."), kept(ctx, c.settle, name, f.Size))
+		err := errors.Join(durable.SyncDir(box, "."), kept(ctx, c.settle, name, f.Size))
+		if !useless(err) {
+			report(f.Size)
+			return before, err
+		}
+		if err := durable.Remove(box, name); err != nil {
+			return "", err
+		}
 	}
 	src, err := c.source(id, f.Size)
 	if err != nil {
@@ -127,10 +145,11 @@ func (c *Copier) stage(ctx context.Context, id string, f mover.File, report func
 		return "", err
 	}
 	defer dir.Close()
-	t := &task{file: f, src: src, box: box, dir: dir, temp: tempName(name), free: c.free, settle: c.settle, report: report}
+	t := &task{file: f, src: src, box: box, dir: dir, temp: tempName(name), free: c.free, copies: c.copies, settle: c.settle, report: report}
 	for _, w := range c.ways {
-		if err = t.place(ctx, w, name); err == nil {
-			return how(w, t.again), nil
+		var how string
+		if how, err = t.place(ctx, w, name); err == nil {
+			return how, nil
 		}
 		if !unsupported(err) {
 			break
@@ -336,7 +355,11 @@ func openBox(root *os.Root, name string) (*os.Root, error) {
 	if !is.IsDir() {
 		return nil, fmt.Errorf("%s is not a directory", filepath.Join(root.Name(), name))
 	}
-	return root.OpenRoot(name)
+	box, err := root.OpenRoot(name)
+	if err != nil {
+		return nil, denied(root, name, fmt.Errorf("open the export's %s: %w", name, err))
+	}
+	return box, nil
 }
 
 func list(box *os.Root) ([]string, error) {

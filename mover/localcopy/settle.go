@@ -46,9 +46,12 @@ func (t *task) settled(ctx context.Context, dst *os.File) error {
 		if err := errors.Join(dst.Truncate(t.file.Size), dst.Sync()); err != nil {
 			return err
 		}
-		lost, err := t.lost(ctx)
-		if err != nil || len(lost) == 0 {
+		lost, err := t.lost(ctx, int64(len(t.sums)))
+		if err != nil {
 			return err
+		}
+		if len(lost) == 0 {
+			return kept(ctx, t.settle, t.temp, t.file.Size)
 		}
 		if n == mendings {
 			return fmt.Errorf("the DTN's disk has other bytes than were written, after %d repairs; check the disk of the DTN", mendings)
@@ -62,10 +65,10 @@ func (t *task) settled(ctx context.Context, dst *os.File) error {
 	}
 }
 
-// lost asks for all blocks, and returns those that the DTN's disk has not got.
-func (t *task) lost(ctx context.Context) (lost []int64, err error) {
-	blocks := int64(len(t.sums))
-	for from := int64(0); ; {
+// lost asks for the blocks before one, but for those that are safe, and returns those
+// that the DTN's disk has not got.
+func (t *task) lost(ctx context.Context, before int64) (lost []int64, err error) {
+	for from := t.safe; from < before; {
 		told, err := ask(ctx, t.settle, t.temp, from)
 		if errors.Is(err, mover.ErrNotStaged) { // the file itself is lost
 			return nil, fmt.Errorf("%w: it was written, and is not on the DTN's disk; copying it anew", err)
@@ -74,22 +77,17 @@ func (t *task) lost(ctx context.Context) (lost []int64, err error) {
 			return nil, fmt.Errorf("ask the DTN what its disk has: %w", err)
 		}
 		for k, sum := range told.Sums {
-			if i := from + int64(k); i < blocks && sum != t.sums[i] {
+			if i := from + int64(k); i < before && sum != t.sums[i] {
 				lost = append(lost, i)
 			}
 		}
 		from += int64(len(told.Sums))
-		if from < blocks && len(told.Sums) > 0 {
-			continue
-		}
-		for ; from < blocks; from++ { // the file ends too early
+		for len(told.Sums) == 0 && from < before { // the file ends too early
 			lost = append(lost, from)
+			from++
 		}
-		if len(lost) == 0 && told.Size != t.file.Size {
-			return nil, fmt.Errorf("the file has %d bytes on the DTN's disk, %d were written", told.Size, t.file.Size)
-		}
-		return lost, nil
 	}
+	return lost, nil
 }
 
 // ask asks until the DTN answers.
@@ -100,7 +98,7 @@ func ask(ctx context.Context, settle settler, name string, from int64) (told mov
 		if busy { // it is there
 			began = time.Now()
 		}
-		final := failure.IsPermanent(err) || errors.Is(err, mover.ErrNotStaged) || mover.CodeOf(err) == mover.CodeContent
+		final := failure.IsPermanent(err) || errors.Is(err, mover.ErrNotStaged) || errors.Is(err, mover.ErrUnreadable) || mover.CodeOf(err) == mover.CodeContent
 		if err == nil || final || time.Since(began) > awayLimit {
 			return told, err
 		}
@@ -125,12 +123,4 @@ func (t *task) mend(dst *os.File, i int64) error {
 	}
 	_, err := dst.WriteAt(block, off)
 	return err
-}
-
-// how names the way, and what had to be done twice.
-func how(w way, again int) string {
-	if again == 0 {
-		return w.how
-	}
-	return fmt.Sprintf("%s, %d blocks that the DTN had lost written again", w.how, again)
 }

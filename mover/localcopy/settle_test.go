@@ -4,9 +4,11 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -53,8 +55,8 @@ func newNode(t *testing.T) *node {
 	return n
 }
 
-// zero overwrites the first bytes of a block.
-func zero(f *os.File, block int64) error {
+// wipe overwrites the first bytes of a block.
+func wipe(f *os.File, block int64) error {
 	_, err := f.WriteAt(make([]byte, 512), block*mover.BlockSize)
 	return err
 }
@@ -67,13 +69,13 @@ func TestWhatTheDTNLostIsWrittenAgain(t *testing.T) {
 		"nothing": {nil, "copy"},
 		"two blocks": {func(asked int, f *os.File) error {
 			if asked == 1 {
-				return errors.Join(zero(f, 1), zero(f, 4))
+				return errors.Join(wipe(f, 1), wipe(f, 4))
 			}
 			return nil
 		}, "copy, 2 blocks that the DTN had lost written again"},
 		"one twice": {func(asked int, f *os.File) error {
 			if asked == 1 || asked == 4 { // three calls tell all five blocks
-				return zero(f, 0)
+				return wipe(f, 0)
 			}
 			return nil
 		}, "copy, 2 blocks that the DTN had lost written again"},
@@ -103,6 +105,97 @@ func TestWhatTheDTNLostIsWrittenAgain(t *testing.T) {
 	}
 }
 
+// What the DTN's disk did not take when it was asked under the file's name is not staged.
+func TestADiskThatDidNotTakeTheServersCopy(t *testing.T) {
+	n := &node{site: newSite(t, Auto)}
+	var copies int64
+	n.Copier.copies = func() (int64, error) { copies++; return copies, nil }
+	n.Copier.ways = []way{{serverSide, serverCopy}}
+	fails := true
+	n.Copier.settle = func(ctx context.Context, base string, from int64) (mover.Settled, error) {
+		if fails {
+			fails = false
+			return mover.Settled{}, mover.Coded(mover.CodeContent, errors.New("sync: input/output error"))
+		}
+		return n.settle(ctx, base, from)
+	}
+	f := n.put(t, random(1000))
+	if err := n.fails(t, f); mover.CodeOf(err) != mover.CodeContent {
+		t.Errorf("got %v, want that the disk did not take it", err)
+	}
+	n.stage(t, f, "server-side copy") // anew, not "staged before"
+}
+
+// A hard link has Glance's owner and mode: where the DTN may not read it, a copy has ours.
+func TestALinkThatTheDTNMayNotReadIsNone(t *testing.T) {
+	for name, there := range map[string]bool{"linked now": false, "linked before a crash": true} {
+		t.Run(name, func(t *testing.T) {
+			n := &node{site: newSite(t, Auto)}
+			n.Copier.ways = []way{{hardLink, linkFile}, {copied, copyFile}}
+			n.Copier.settle = func(ctx context.Context, base string, from int64) (mover.Settled, error) {
+				info, err := os.Stat(filepath.Join(n.export, "outbox", base))
+				if err == nil && info.Sys().(*syscall.Stat_t).Nlink > 1 {
+					return mover.Settled{}, mover.ErrUnreadable
+				}
+				return n.settle(ctx, base, from)
+			}
+			f := n.put(t, random(1000))
+			if there {
+				if err := os.Link(filepath.Join(n.store, image), filepath.Join(n.export, f.Name)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			n.stage(t, f, "copy")
+		})
+	}
+}
+
+// A large file is asked for while it is copied, and what the disk has is not asked for
+// again; what was lost by then is found at the end.
+func TestALargeFileSettlesOnTheWay(t *testing.T) {
+	data := random(syncEvery + 3*mover.BlockSize + 17)
+	for name, tc := range map[string]struct {
+		lost bool
+		how  string
+		from int64 // the block that is asked for when all is copied
+	}{
+		"nothing lost": {false, "copy", syncEvery / mover.BlockSize},
+		"a block lost": {true, "copy, 1 blocks that the DTN had lost written again", 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			n := newNode(t)
+			f := n.put(t, data)
+			var asked []int64
+			n.Copier.settle = func(_ context.Context, base string, from int64) (told mover.Settled, err error) {
+				f, err := os.OpenFile(filepath.Join(n.export, "outbox", base), os.O_RDWR, 0)
+				if err != nil {
+					return told, err
+				}
+				defer f.Close()
+				if tc.lost && len(asked) == 0 {
+					err = wipe(f, 1)
+				}
+				asked = append(asked, from)
+				block := make([]byte, mover.BlockSize)
+				for i := from; err == nil; i++ {
+					var k int
+					if k, err = f.ReadAt(block, i*mover.BlockSize); k > 0 {
+						told.Sums = append(told.Sums, digest.OfBlock(block[:k]))
+					}
+				}
+				if info, e := f.Stat(); e == nil && errors.Is(err, io.EOF) {
+					told.Size, err = info.Size(), nil
+				}
+				return told, err
+			}
+			n.stage(t, f, tc.how)
+			if len(asked) < 2 || asked[0] != 0 || asked[1] != tc.from {
+				t.Errorf("asked for blocks %v, want 0, then %d", asked, tc.from)
+			}
+		})
+	}
+}
+
 func TestAnEmptyFileSettles(t *testing.T) {
 	n := newNode(t)
 	n.stage(t, n.put(t, nil), "copy")
@@ -113,7 +206,7 @@ func TestAnEmptyFileSettles(t *testing.T) {
 
 func TestADTNThatLosesAlwaysIsGivenUp(t *testing.T) {
 	n := newNode(t)
-	n.harm = func(_ int, f *os.File) error { return zero(f, 0) }
+	n.harm = func(_ int, f *os.File) error { return wipe(f, 0) }
 	err := n.fails(t, n.put(t, random(2*mover.BlockSize)))
 	if !strings.Contains(err.Error(), "check the disk of the DTN") || len(n.outbox(t)) != 0 {
 		t.Errorf("got %v, and %v in the outbox", err, n.outbox(t))
@@ -126,7 +219,7 @@ func TestADTNThatLosesAlwaysIsGivenUp(t *testing.T) {
 func TestAnImageThatChangesIsNotMended(t *testing.T) {
 	n := newNode(t)
 	n.harm = func(_ int, f *os.File) error {
-		return errors.Join(zero(f, 1), os.WriteFile(filepath.Join(n.store, image), random(2*mover.BlockSize-1), 0o640))
+		return errors.Join(wipe(f, 1), os.WriteFile(filepath.Join(n.store, image), random(2*mover.BlockSize-1), 0o640))
 	}
 	if err := n.fails(t, n.put(t, random(2*mover.BlockSize))); err == nil || len(n.outbox(t)) != 0 {
 		t.Errorf("got %v, and %v in the outbox", err, n.outbox(t))

@@ -1,14 +1,12 @@
 package localcopy
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
-	"sync"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 
@@ -32,27 +30,53 @@ type task struct {
 	dir    *os.File // box, opened
 	temp   string
 	free   func(*os.File) (int64, error)
+	copies func() (int64, error)
 	settle settler // nil: no need
 	report func(moved int64)
 
-	sums  []digest.Block // of the blocks that were copied
-	again int            // blocks that were written once more
+	sums    []digest.Block // of the blocks that were copied
+	safe    int64          // blocks from the start that the DTN's disk has
+	written int64          // bytes that are not holes
+	again   int            // blocks that were written once more
 }
 
 // place makes the file under its hidden name, and renames it to name. On an error
-// the hidden name is gone.
-func (t *task) place(ctx context.Context, w way, name string) error {
-	err := w.make(ctx, t)
+// the hidden name is gone, and name too when the file is of no use.
+func (t *task) place(ctx context.Context, w way, name string) (how string, err error) {
+	t.sums, t.safe, t.written, t.again = nil, 0, 0, 0
+	err = w.make(ctx, t)
 	if err == nil {
 		err = t.box.Rename(t.temp, name)
 	}
-	if err == nil {
-		return errors.Join(durable.SyncDir(t.box, "."), kept(ctx, t.settle, name, t.file.Size))
+	if err != nil {
+		if e := t.box.Remove(t.temp); e != nil && !errors.Is(e, fs.ErrNotExist) {
+			err = errors.Join(err, e)
+		}
+		return "", err
 	}
-	if e := t.box.Remove(t.temp); e != nil && !errors.Is(e, fs.ErrNotExist) {
-		err = errors.Join(err, e)
+	err = errors.Join(durable.SyncDir(t.box, "."), kept(ctx, t.settle, name, t.file.Size))
+	if useless(err) {
+		err = errors.Join(err, durable.Remove(t.box, name))
 	}
-	return err
+	return t.how(w), err
+}
+
+// useless reports whether the DTN said of a staged file that it has to be made anew: it
+// may not read it, or its disk did not take it, which it is told of once.
+func useless(err error) bool {
+	return errors.Is(err, mover.ErrUnreadable) || mover.CodeOf(err) == mover.CodeContent
+}
+
+// how names the way, what of the file is holes, and what had to be done twice.
+func (t *task) how(w way) string {
+	how := w.how
+	if holes := 100 * (t.file.Size - t.written) / max(t.file.Size, 1); holes > 0 && w.how != hardLink && w.how != reflink {
+		how += fmt.Sprintf(", %d %% holes", holes)
+	}
+	if t.again > 0 {
+		how += fmt.Sprintf(", %d blocks that the DTN had lost written again", t.again)
+	}
+	return how
 }
 
 // explain makes mover.ErrSpace of what a full filesystem or quota says.
@@ -67,7 +91,7 @@ func (t *task) explain(err error) error {
 // unsupported reports whether the filesystems, or this user's rights on them, do
 // not allow a way.
 func unsupported(err error) bool {
-	for _, no := range []error{unix.EXDEV, unix.EPERM, unix.EACCES, unix.EMLINK, unix.ENOTSUP, unix.ENOSYS, unix.EINVAL, unix.ENOTTY} {
+	for _, no := range []error{unix.EXDEV, unix.EPERM, unix.EACCES, unix.EMLINK, unix.ENOTSUP, unix.ENOSYS, unix.EINVAL, unix.ENOTTY, mover.ErrUnreadable} {
 		if errors.Is(err, no) {
 			return true
 		}
@@ -116,82 +140,72 @@ func cloneFile(_ context.Context, t *task) error {
 	})
 }
 
-// copyFile copies and proves the content in one pass. It does not begin when the
-// space will not do.
-func copyFile(ctx context.Context, t *task) error {
-	var src unix.Stat_t
-	if err := unix.Fstat(int(t.src.Fd()), &src); err != nil {
-		return fmt.Errorf("copy %s: %w", t.src.Name(), err)
-	}
-	need := min(t.file.Size, src.Blocks*512) // a sparse file needs less
-	n, err := t.free(t.dir)
-	if err != nil {
-		return err
-	}
-	if n < need {
-		return fmt.Errorf("copy %s: %w", t.src.Name(), unix.ENOSPC)
-	}
-	return t.create(func(dst *os.File) error {
-		if err := t.copyData(ctx, dst, t.src); err != nil || t.settle == nil {
-			return err
-		}
-		return t.settled(ctx, dst)
-	})
-}
-
 // create makes the hidden file, lets fill fill it, and syncs it.
 func (t *task) create(fill func(dst *os.File) error) error {
-	dst, err := t.box.OpenFile(t.temp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o640)
+	dst, err := newFile(t.box, t.temp)
 	if err != nil {
 		return err
 	}
 	if err = fill(dst); err == nil {
 		err = dst.Sync()
 	}
+	forget(dst, 0)
 	return errors.Join(err, dst.Close())
 }
 
-var zeros [mover.BlockSize]byte
+// newFile makes a file that the DTN may read: one of mode 0640, whatever the umask,
+// that has the box's owner or group. It is the DTN that made the box.
+func newFile(box *os.Root, name string) (*os.File, error) {
+	f, err := box.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o640)
+	if err != nil {
+		return nil, denied(box, ".", err)
+	}
+	if err := shared(box, f); err != nil {
+		return nil, errors.Join(err, f.Close(), box.Remove(name))
+	}
+	return f, nil
+}
 
-// copyData copies the file's size bytes of src to dst, which is empty, and proves
-// them. Blocks of zeros become holes.
-func (t *task) copyData(ctx context.Context, dst *os.File, src io.Reader) error {
-	h, err := digest.New(t.file.Digest.Algo)
+// denied adds to an error that is fs.ErrPermission who may use the directory, and what to do.
+func denied(root *os.Root, dir string, err error) error {
+	if !errors.Is(err, fs.ErrPermission) {
+		return err
+	}
+	info, e := root.Stat(dir)
+	if e != nil {
+		return errors.Join(err, e)
+	}
+	is := info.Sys().(*syscall.Stat_t)
+	cure := fmt.Sprintf("make this user a member of group %d", is.Gid)
+	if os.Geteuid() == 0 {
+		cure = fmt.Sprintf("the NFS server makes nobody of root (root_squash): run the agent as glance, a member of group %d", is.Gid)
+	}
+	return fmt.Errorf("%w: the directory belongs to %d:%d with mode %v, this agent is uid %d; %s", err, is.Uid, is.Gid, info.Mode(), os.Geteuid(), cure)
+}
+
+// shared returns nil when the DTN may read f, which is new in the box.
+func shared(box *os.Root, f *os.File) error {
+	info, err := f.Stat()
+	if err == nil && info.Mode().Perm() != 0o640 {
+		err = f.Chmod(0o640)
+	}
 	if err != nil {
 		return err
 	}
-	buf := make([]byte, mover.BlockSize)
-	for done := int64(0); done < t.file.Size; {
-		if ctx.Err() != nil {
-			return context.Cause(ctx)
-		}
-		block := buf[:min(int64(len(buf)), t.file.Size-done)]
-		n, err := io.ReadFull(src, block)
-		if err == io.EOF || err == io.ErrUnexpectedEOF {
-			return fmt.Errorf("%w: want %d bytes, it ends after %d", mover.ErrTruncated, t.file.Size, done+int64(n))
-		}
-		if err != nil {
-			return err
-		}
-		var hashing sync.WaitGroup
-		hashing.Go(func() { h.Write(block) })
-		if !bytes.Equal(block, zeros[:len(block)]) {
-			_, err = dst.WriteAt(block, done)
-		}
-		if t.settle != nil {
-			t.sums = append(t.sums, digest.OfBlock(block))
-		}
-		hashing.Wait()
-		if err != nil {
-			return err
-		}
-		done += int64(n)
-		t.report(done)
-	}
-	if err := digest.Check(t.file.Digest, digest.Of(t.file.Digest.Algo, h)); err != nil {
+	dir, err := box.Stat(".")
+	if err != nil {
 		return err
 	}
-	return dst.Truncate(t.file.Size) // when it ends with a hole
+	is, in := info.Sys().(*syscall.Stat_t), dir.Sys().(*syscall.Stat_t)
+	if is.Uid == in.Uid || is.Gid == in.Gid {
+		return nil
+	}
+	cure := fmt.Sprintf("give what is made there its group: chmod g+s, and chgrp to the DTN's group, on the outbox (now %v)", dir.Mode())
+	if int(is.Uid) != os.Geteuid() {
+		cure = "the NFS server makes another user of this one (root_squash, all_squash): run the agent as glance, without all_squash in the export"
+	}
+	return fmt.Errorf("the DTN could not read what this agent (uid %d) writes: it belongs to %d:%d, the outbox to %d:%d; %s",
+		os.Geteuid(), is.Uid, is.Gid, in.Uid, in.Gid, cure)
 }
 
 // free returns the bytes that this user can still write to dir's filesystem.
