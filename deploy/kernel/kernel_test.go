@@ -109,6 +109,7 @@ func output(t testing.TB, dir, name string, args ...string) string {
 
 // inGuest runs the TestKernel tests of the package in dir.
 func inGuest(t *testing.T, pkg, dir, glanceDTN string) {
+	t.Parallel() // a guest has one processor, and waits most of its time
 	work := t.TempDir()
 	if err := os.Link(glanceDTN, filepath.Join(work, "glance-dtn")); err != nil {
 		t.Fatal(err)

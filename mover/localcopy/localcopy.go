@@ -101,14 +101,6 @@ func New(o Options) *Copier {
 // mover.ErrSpace, mover.ErrNotStaged, mover.ErrUnreadable, ctx's, and what the
 // filesystems say.
 func (c *Copier) Stage(ctx context.Context, id string, f mover.File, report func(moved int64)) (how string, err error) {
-	how, err = c.stage(ctx, id, f, report)
-	if err != nil {
-		return "", fmt.Errorf("stage image %s: %w", id, err)
-	}
-	return how, nil
-}
-
-func (c *Copier) stage(ctx context.Context, id string, f mover.File, report func(moved int64)) (string, error) {
 	if err := mover.CheckName(mover.Outbox, f.Name); err != nil {
 		return "", failure.Permanently(err)
 	}
@@ -126,10 +118,13 @@ func (c *Copier) stage(ctx context.Context, id string, f mover.File, report func
 		return "", err
 	}
 	if there {
-		err := errors.Join(durable.SyncDir(box, "."), kept(ctx, c.settle, name, f.Size))
-		if !useless(err) {
+		err := errors.Join(durable.SyncDir(box, "."), kept(ctx, c.settle, name, f.Size, 0)) // nothing is lost by asking later
+		if err == nil {
 			report(f.Size)
-			return before, err
+			return before, nil
+		}
+		if !useless(err) {
+			return "", err
 		}
 		if err := durable.Remove(box, name); err != nil {
 			return "", err

@@ -18,17 +18,18 @@ type settler = func(ctx context.Context, name string, from int64) (mover.Settled
 
 const (
 	mendings  = 3                      // times that lost blocks are written again
-	awayLimit = 2 * time.Minute        // how long a DTN may be away, restarting, before the copy is given up
+	awayLimit = 2 * time.Minute        // how long a DTN may be away, restarting, before a copy is given up
 	awayPause = 500 * time.Millisecond // between two questions meanwhile
 )
 
 // kept returns nil when the DTN's disk has the file under its name. What it holds was
-// settled before, or was never written through NFS by us.
-func kept(ctx context.Context, settle settler, name string, size int64) error {
+// settled before, or was never written through NFS by us. A DTN that is away is waited
+// for as long as limit.
+func kept(ctx context.Context, settle settler, name string, size int64, limit time.Duration) error {
 	if settle == nil {
 		return nil
 	}
-	told, err := ask(ctx, settle, name, size/mover.BlockSize+1) // of no block
+	told, err := ask(ctx, settle, name, size/mover.BlockSize+1, limit) // of no block
 	if err != nil {
 		return fmt.Errorf("ask the DTN whether its disk has the file: %w", err)
 	}
@@ -51,7 +52,7 @@ func (t *task) settled(ctx context.Context, dst *os.File) error {
 			return err
 		}
 		if len(lost) == 0 {
-			return kept(ctx, t.settle, t.temp, t.file.Size)
+			return kept(ctx, t.settle, t.temp, t.file.Size, awayLimit)
 		}
 		if n == mendings {
 			return fmt.Errorf("the DTN's disk has other bytes than were written, after %d repairs; check the disk of the DTN", mendings)
@@ -69,7 +70,7 @@ func (t *task) settled(ctx context.Context, dst *os.File) error {
 // that the DTN's disk has not got.
 func (t *task) lost(ctx context.Context, before int64) (lost []int64, err error) {
 	for from := t.safe; from < before; {
-		told, err := ask(ctx, t.settle, t.temp, from)
+		told, err := ask(ctx, t.settle, t.temp, from, awayLimit)
 		if errors.Is(err, mover.ErrNotStaged) { // the file itself is lost
 			return nil, fmt.Errorf("%w: it was written, and is not on the DTN's disk; copying it anew", err)
 		}
@@ -90,8 +91,8 @@ func (t *task) lost(ctx context.Context, before int64) (lost []int64, err error)
 	return lost, nil
 }
 
-// ask asks until the DTN answers.
-func ask(ctx context.Context, settle settler, name string, from int64) (told mover.Settled, err error) {
+// ask asks until the DTN answers, or was away for longer than limit.
+func ask(ctx context.Context, settle settler, name string, from int64, limit time.Duration) (told mover.Settled, err error) {
 	for began := time.Now(); ; {
 		told, err = settle(ctx, name, from)
 		wait, busy := failure.Delay(err)
@@ -99,7 +100,7 @@ func ask(ctx context.Context, settle settler, name string, from int64) (told mov
 			began = time.Now()
 		}
 		final := failure.IsPermanent(err) || errors.Is(err, mover.ErrNotStaged) || errors.Is(err, mover.ErrUnreadable) || mover.CodeOf(err) == mover.CodeContent
-		if err == nil || final || time.Since(began) > awayLimit {
+		if err == nil || final || !busy && time.Since(began) >= limit {
 			return told, err
 		}
 		select {

@@ -281,3 +281,21 @@ func TestADiskThatDidNotTakeTheFileIsNotAskedAgain(t *testing.T) {
 		t.Errorf("%v is left in the outbox", n.outbox(t))
 	}
 }
+
+// TestALinkTellsAtOnceThatTheDTNIsAway: it is there, so that nothing is lost by asking
+// later, and the job says until then what it waits for.
+func TestALinkTellsAtOnceThatTheDTNIsAway(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := &node{site: newSite(t, Auto)}
+		away := errors.New("connection refused")
+		n.Copier.settle = func(context.Context, string, int64) (mover.Settled, error) { return mover.Settled{}, away }
+		f, began := n.put(t, random(100)), time.Now()
+		for range 2 {
+			if _, err := n.Copier.Stage(t.Context(), image, f, func(int64) {}); !errors.Is(err, away) || time.Since(began) > time.Second {
+				t.Errorf("after %v: %v", time.Since(began), err)
+			}
+		}
+		n.Copier.settle = n.settle
+		n.stage(t, f, before)
+	})
+}

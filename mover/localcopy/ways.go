@@ -54,7 +54,7 @@ func (t *task) place(ctx context.Context, w way, name string) (how string, err e
 		}
 		return "", err
 	}
-	err = errors.Join(durable.SyncDir(t.box, "."), kept(ctx, t.settle, name, t.file.Size))
+	err = errors.Join(durable.SyncDir(t.box, "."), kept(ctx, t.settle, name, t.file.Size, 0))
 	if useless(err) {
 		err = errors.Join(err, durable.Remove(t.box, name))
 	}
