@@ -47,8 +47,11 @@ func TestTheAgentStartsAfterItsMountAndOutlivesIt(t *testing.T) {
 
 func TestTheDTNStartsWithItsDisk(t *testing.T) {
 	u := read(t, "glance-dtn-dtn.service")
-	if want := []string{"/export/glance"}; !slices.Equal(u["RequiresMountsFor"], want) || !slices.Equal(u["ReadWritePaths"], want) {
-		t.Errorf("RequiresMountsFor=%q, ReadWritePaths=%q, want %q", u["RequiresMountsFor"], u["ReadWritePaths"], want)
+	if want := []string{"/export/glance"}; !slices.Equal(u["RequiresMountsFor"], want) {
+		t.Errorf("RequiresMountsFor=%q, want %q", u["RequiresMountsFor"], want)
+	}
+	if want := []string{"-/export/glance"}; !slices.Equal(u["ReadWritePaths"], want) {
+		t.Errorf("ReadWritePaths=%q, want %q: a drop-in with another path must not fail for want of this one", u["ReadWritePaths"], want)
 	}
 }
 
