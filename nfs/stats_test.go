@@ -22,7 +22,7 @@ func readStats(t testing.TB, name string) map[string]Stats {
 
 func TestOnlyNFS42CopiesAtTheServer(t *testing.T) {
 	stats := func(point, version string, copies Op) Stats {
-		return Stats{Point: point, Options: ParseOptions("rw,vers=" + version), Ops: map[string]Op{"COPY": copies}}
+		return Stats{Point: point, Options: ParseOptions("rw,rsize=131072,vers=" + version), Ops: map[string]Op{"COPY": copies}}
 	}
 	mounts := []Mount{
 		{ID: 1, Parent: 0, Point: "/", Type: "ext4"},
@@ -36,9 +36,9 @@ func TestOnlyNFS42CopiesAtTheServer(t *testing.T) {
 		stats("/mnt/over", "4.2", Op{}), stats("/mnt/over", "3", Op{}),
 	}
 	for name, want := range map[string]int64{"/mnt/dtn": 3, "/mnt/dtn/outbox": 3, "/mnt/old": -1, "/mnt/over": -1, "/mnt": -1, "/": -1} {
-		n, err := ServerCopies(mounts, all, name)
-		if (err != nil) != (want < 0) || err == nil && n != want {
-			t.Errorf("%s: got %d, %v, want %d", name, n, err, want)
+		n, atOnce, err := ServerCopies(mounts, all, name)
+		if (err != nil) != (want < 0) || err == nil && (n != want || atOnce != 256<<10) {
+			t.Errorf("%s: got %d, %d at once, %v, want %d", name, n, atOnce, err, want)
 		}
 	}
 }

@@ -184,7 +184,8 @@ func (t *nfsTuning) with(ctx context.Context, h *host.Host, target nfsTarget, us
 	return err
 }
 
-// export has the directory exported in this mode.
+// export has the directory exported in this mode, until the next exportfs -r or start of
+// the server: a sweep that is killed leaves nothing that lasts.
 func export(ctx context.Context, h *host.Host, dir string, mode nfssweep.Mode) error {
 	state, err := h.Read(ctx)
 	if err != nil {
@@ -193,6 +194,9 @@ func export(ctx context.Context, h *host.Host, dir string, mode nfssweep.Mode) e
 	changes, err := host.Plan(state, host.Wish{Export: dir, Options: nfs.Options{string(mode)}})
 	if err != nil {
 		return err
+	}
+	for i := range changes {
+		changes[i].File, changes[i].Text, changes[i].Lasts = "", "", false
 	}
 	_, err = h.Apply(ctx, changes, host.Options{})
 	return err

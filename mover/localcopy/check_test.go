@@ -10,6 +10,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/glance-dtn/glance-dtn/internal/failure"
 	"github.com/glance-dtn/glance-dtn/mover"
 )
@@ -99,5 +101,42 @@ func TestTryTellsWhatIsNotADirectory(t *testing.T) {
 	}
 	if err := s.try(t); err == nil || !strings.Contains(err.Error(), "outbox") {
 		t.Errorf("got %v, want an error that names the outbox", err)
+	}
+}
+
+// TestALinkInTheMakingIsNotSwept: it is as old as its image, and another look at the export
+// must not take it away; that of an image that is gone takes space, and goes.
+func TestALinkInTheMakingIsNotSwept(t *testing.T) {
+	s := newSite(t, Auto)
+	s.stage(t, s.put(t, random(100)), hardLink)
+	file, link := filepath.Join(s.store, "old"), filepath.Join(s.export, mover.Outbox, tempName("other"))
+	old := time.Now().Add(-2 * stale)
+	err := errors.Join(os.WriteFile(file, nil, 0o640), os.Chtimes(file, old, old), os.Link(file, link))
+	if err != nil {
+		t.Fatal(err)
+	}
+	look := func() error {
+		if err := s.try(t); err != nil {
+			t.Fatal(err)
+		}
+		_, err := os.Lstat(link)
+		return err
+	}
+	if err := look(); err != nil {
+		t.Errorf("the link is gone: %v", err)
+	}
+	if err := os.Remove(file); err != nil {
+		t.Fatal(err)
+	}
+	if err := look(); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the link is there: %v", err)
+	}
+}
+
+func TestAnyFailureOfAServersCopyLeadsToTheNextWay(t *testing.T) {
+	for err, next := range map[error]bool{unix.EIO: true, unix.EREMOTEIO: true, unix.EOPNOTSUPP: true, unix.ENOSPC: false, unix.EDQUOT: false, unix.ESTALE: false} {
+		if got := elsewise(err); unsupported(got) != next || !errors.Is(got, err) {
+			t.Errorf("%v becomes %v; next way %v, want %v", err, got, unsupported(got), next)
+		}
 	}
 }

@@ -29,10 +29,6 @@ const (
 	// both files' page cache is given back. Pages that are dirty, or that an NFS server
 	// has not committed, would stay.
 	syncEvery = 32 << 20
-	// serverPiece is what one copy_file_range asks for: little enough for Linux's NFS
-	// client to have it done before the server answers (fs/nfs/nfs42proc.c: up to 14
-	// times rsize), so that no callback can be lost.
-	serverPiece = 8 << 20
 )
 
 // copyFile copies and proves the content in one pass. It does not begin when the
@@ -258,7 +254,7 @@ func forget(f *os.File, n int64) {
 // copy_file_range(2) reads and writes, which copyFile does better: it is no way where
 // the mount's count of COPYs does not grow with the first piece.
 func serverCopy(ctx context.Context, t *task) error {
-	before, err := t.copies()
+	before, piece, err := t.copies()
 	if err != nil {
 		return fmt.Errorf("server-side copy of %s: %w: %w", t.src.Name(), unix.ENOTSUP, err)
 	}
@@ -278,15 +274,15 @@ func serverCopy(ctx context.Context, t *task) error {
 					return context.Cause(ctx)
 				}
 				from, to := off, off
-				n, err := unix.CopyFileRange(int(t.src.Fd()), &from, int(dst.Fd()), &to, int(min(serverPiece, hole-off)), 0)
+				n, err := unix.CopyFileRange(int(t.src.Fd()), &from, int(dst.Fd()), &to, int(min(piece, hole-off)), 0)
 				if err != nil {
-					return fmt.Errorf("server-side copy of %s: %w", t.src.Name(), err)
+					return fmt.Errorf("server-side copy of %s: %w", t.src.Name(), elsewise(err))
 				}
 				if n == 0 {
 					return fmt.Errorf("%w: want %d bytes, it ends after %d", mover.ErrTruncated, t.file.Size, off)
 				}
 				if t.written == 0 {
-					if now, err := t.copies(); err != nil || now == before {
+					if now, _, err := t.copies(); err != nil || now == before {
 						return fmt.Errorf("server-side copy of %s: %w: the kernel copied the first %d bytes itself (%v)", t.src.Name(), unix.ENOTSUP, n, err)
 					}
 				}
@@ -298,4 +294,15 @@ func serverCopy(ctx context.Context, t *task) error {
 		t.report(t.file.Size)
 		return errors.Join(t.unchanged(t.src), dst.Truncate(t.file.Size))
 	})
+}
+
+// elsewise makes any failure of a server's copy one after which the next way is tried, but
+// for those that it would meet too.
+func elsewise(err error) error {
+	for _, too := range []error{unix.ENOSPC, unix.EDQUOT, unix.ESTALE} {
+		if errors.Is(err, too) {
+			return err
+		}
+	}
+	return fmt.Errorf("%w (%w)", err, unix.ENOTSUP)
 }

@@ -39,7 +39,7 @@ func newServer(t *testing.T, options string) *guest.Server {
 func mounted(t *testing.T, s *guest.Server, export, store string, mode Mode) site {
 	t.Helper()
 	m := site{export: export, store: store}
-	m.Copier = New(Options{Open: func() (*os.Root, error) { return os.OpenRoot(export) }, Mode: mode, Copies: func() (int64, error) { return copiesOf(export) }, Find: func(id string) (string, int64, error) {
+	m.Copier = New(Options{Open: func() (*os.Root, error) { return os.OpenRoot(export) }, Mode: mode, Copies: func() (int64, int64, error) { return copiesOf(export) }, Find: func(id string) (string, int64, error) {
 		path := filepath.Join(store, id)
 		info, err := os.Lstat(path)
 		if err != nil {
@@ -92,19 +92,19 @@ func readStats() ([]nfs.Stats, error) {
 }
 
 // copiesOf counts the copies that the server did for the mount at dir.
-func copiesOf(dir string) (int64, error) {
+func copiesOf(dir string) (copies, atOnce int64, err error) {
 	f, err := os.Open("/proc/self/mountinfo")
 	if err != nil {
-		return 0, err
+		return 0, 0, err
 	}
 	defer f.Close()
 	mounts, err := nfs.ParseMountinfo(f)
 	if err != nil {
-		return 0, err
+		return 0, 0, err
 	}
 	stats, err := readStats()
 	if err != nil {
-		return 0, err
+		return 0, 0, err
 	}
 	return nfs.ServerCopies(mounts, stats, dir)
 }

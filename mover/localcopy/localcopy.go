@@ -18,6 +18,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -58,7 +59,7 @@ type Options struct {
 	Find func(id string) (path string, size int64, err error)
 	// Copies counts the copies that the NFS server has done by itself for the mount under
 	// the export; an error where none can be. Nil: there is no such mount.
-	Copies func() (int64, error)
+	Copies func() (n, atOnce int64, err error)
 	// Settle has the DTN sync a file of the outbox, by its base name, and tells what its
 	// own disk has of the blocks from one on: what was written through NFS outlives a
 	// power cut of the DTN only then, whatever an export that is async says. Nil: the
@@ -74,7 +75,7 @@ type Copier struct {
 	ways   []way
 	find   func(id string) (string, int64, error)
 	free   func(*os.File) (int64, error)
-	copies func() (int64, error) // nil: the server never copies by itself
+	copies func() (n, atOnce int64, err error) // nil: the server never copies by itself
 	settle settler
 }
 
@@ -379,7 +380,8 @@ func tempName(name string) string {
 	return fmt.Sprintf(".%s.%016x%s", name, rand.Uint64(), tempSuffix)
 }
 
-// sweep removes unfinished copies of the name, and stale ones of any.
+// sweep removes unfinished copies of the name, and stale ones of any. A hard link is as
+// old as its image, and stays as long as that does: it takes no space until then.
 func sweep(box *os.Root, name string) error {
 	names, err := list(box)
 	if err != nil {
@@ -394,10 +396,16 @@ func sweep(box *os.Root, name string) error {
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
 		}
-		if err == nil && (strings.HasPrefix(n, "."+name+".") || time.Since(info.ModTime()) > stale) {
+		if err == nil && (strings.HasPrefix(n, "."+name+".") || time.Since(info.ModTime()) > stale && !linked(info)) {
 			err = durable.Remove(box, n)
 		}
 		errs = append(errs, err)
 	}
 	return errors.Join(errs...)
+}
+
+// linked reports whether the file has another name, too.
+func linked(info fs.FileInfo) bool {
+	st, ok := info.Sys().(*syscall.Stat_t)
+	return ok && st.Nlink > 1
 }

@@ -210,7 +210,7 @@ func TestAServerSideCopyIsOneThatTheServerDid(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			s := newSite(t, Auto)
 			var copies int64
-			s.copies = func() (int64, error) { copies += tc.grows; return copies, tc.err }
+			s.copies = func() (int64, int64, error) { copies += tc.grows; return copies, mover.BlockSize, tc.err }
 			s.ways = []way{{serverSide, serverCopy}, {copied, copyFile}}
 			data := append(random(12<<20), make([]byte, 12<<20)...)
 			s.put(t, data[:12<<20])

@@ -109,7 +109,7 @@ func TestWhatTheDTNLostIsWrittenAgain(t *testing.T) {
 func TestADiskThatDidNotTakeTheServersCopy(t *testing.T) {
 	n := &node{site: newSite(t, Auto)}
 	var copies int64
-	n.Copier.copies = func() (int64, error) { copies++; return copies, nil }
+	n.Copier.copies = func() (int64, int64, error) { copies++; return copies, mover.BlockSize, nil }
 	n.Copier.ways = []way{{serverSide, serverCopy}}
 	fails := true
 	n.Copier.settle = func(ctx context.Context, base string, from int64) (mover.Settled, error) {

@@ -30,7 +30,7 @@ type task struct {
 	dir    *os.File // box, opened
 	temp   string
 	free   func(*os.File) (int64, error)
-	copies func() (int64, error)
+	copies func() (n, atOnce int64, err error)
 	settle settler // nil: no need
 	report func(moved int64)
 

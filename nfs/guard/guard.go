@@ -174,8 +174,8 @@ func (g *Guard) note(now seen, err error) error {
 	}
 	old, anew := g.last, now.remounted(g.last) || g.away // the kernel uses the ids of mounts again
 	if now.export != old.export {
-		if err := g.remember(now); err != nil {
-			return err
+		if err := g.remember(now); err != nil { // the export is well all the same
+			g.Log.Warn("what the export is cannot be kept for the next start", "export", g.Dir, "err", err)
 		}
 	}
 	if anew && old.Marker.ID != "" {

@@ -205,7 +205,7 @@ func bestMount(curves []Curve) Corner {
 // none was measured or the knee is not sure.
 func (r Report) writes(server, client Mode, mount Corner) float64 {
 	for _, c := range r.Curves {
-		if c.Op == Write && c.Sure && c.Server == server && c.Client == client && c.Version == mount.Version && c.NConnect == mount.NConnect {
+		if c.Op == Write && c.Sure && c.Data == r.Curves[0].Data && c.Server == server && c.Client == client && c.Version == mount.Version && c.NConnect == mount.NConnect {
 			p, _ := c.At(c.Knee)
 			return p.Median
 		}
