@@ -209,6 +209,24 @@ func TestUndoGoesBackToTheFirstState(t *testing.T) {
 	wantSame(t, f.snapshot(), before)
 }
 
+// TestUndoKnowsAFileThatALaterChangeNeeds: a remount needs none.
+func TestUndoKnowsAFileThatALaterChangeNeeds(t *testing.T) {
+	for _, host := range hosts {
+		h, f := newFake(t)
+		host.setUp(f)
+		before := f.snapshot()
+		for _, w := range []Wish{toSync, toLarge} {
+			if _, err := h.Apply(t.Context(), plan(t, h, w), Options{}); err != nil {
+				t.Fatalf("%s: %v", host.name, err)
+			}
+		}
+		if _, err := h.Undo(t.Context(), false); err != nil {
+			t.Errorf("%s: %v", host.name, err)
+		}
+		wantSame(t, f.snapshot(), before)
+	}
+}
+
 func TestACancelledApplyIsPutBack(t *testing.T) {
 	h, f := newFake(t)
 	before := f.snapshot()

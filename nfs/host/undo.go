@@ -72,13 +72,19 @@ func (h *Host) save(now State, c Change) (saved, error) {
 	return s, nil
 }
 
-// merge adds what was there before further changes. What was there first stays.
+// merge adds what was there before further changes. What was there first stays; of a
+// target that is changed again a file may be new, and what that was is added.
 func merge(kept, further []saved) []saved {
 	all := slices.Clone(kept)
 	for _, s := range further {
-		if !slices.ContainsFunc(all, func(o saved) bool { return o.key() == s.key() }) {
-			all = append(all, s)
+		first := slices.IndexFunc(all, func(o saved) bool { return o.key() == s.key() })
+		if first >= 0 && (s.File == "" || slices.ContainsFunc(all, func(o saved) bool { return o.key() == s.key() && o.File == s.File })) {
+			continue
 		}
+		if first >= 0 {
+			s.Source, s.Options = all[first].Source, all[first].Options
+		}
+		all = append(all, s)
 	}
 	return all
 }

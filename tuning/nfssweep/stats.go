@@ -178,7 +178,8 @@ func (e estimate) judge() {
 // noise returns by how much single measurements are off: residuals, pooled over the
 // curve and widened for the means that they are differences from (Davison and Hinkley,
 // Bootstrap Methods, 1997, 3.3), and for being few, as Student's t is wider than the
-// normal distribution at 95 % (Abramowitz and Stegun 26.7.5, first term).
+// normal distribution at 95 % (Abramowitz and Stegun, table 26.10, and from there on the
+// first term of 26.7.5).
 func (e estimate) noise() []float64 {
 	var noise []float64
 	free := 0 // degrees of freedom
@@ -191,11 +192,19 @@ func (e estimate) noise() []float64 {
 			}
 		}
 	}
+	wider := 1 + 0.926/float64(free)
+	if free < len(student) {
+		wider = student[free] / student[0]
+	}
 	for i := range noise {
-		noise[i] *= 1 + 0.926/float64(free)
+		noise[i] *= wider
 	}
 	return noise
 }
+
+// student are the 95 % points of Student's t by degrees of freedom, those of infinitely
+// many first.
+var student = [...]float64{1.645, 6.314, 2.920, 2.353, 2.132, 2.015, 1.943, 1.895, 1.860, 1.833, 1.812}
 
 // compare sets sure of each point by its median and the errors that it may have.
 func (e estimate) compare(mids []float64, errs [][]float64) {
