@@ -1,20 +1,13 @@
 package probe
 
 import (
-	"context"
 	"fmt"
-	"net"
 	"os"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
-	"time"
 
-	"github.com/go-git/go-billy/v5"
-	"github.com/go-git/go-billy/v5/osfs"
-	server "github.com/willscott/go-nfs"
-	"github.com/willscott/go-nfs/helpers"
+	"github.com/glance-dtn/glance-dtn/nfs/nfstest"
 )
 
 // measure runs every kind of test of a probe, and returns what it learnt.
@@ -63,42 +56,15 @@ func measure(t *testing.T, p *Probe) (Info, SyncReport) {
 	return info, report
 }
 
-// changeable lets go-nfs set attributes on an osfs.
-type changeable struct{ billy.Filesystem }
-
-func (c changeable) path(name string) string { return filepath.Join(c.Root(), name) }
-
-func (c changeable) Chmod(name string, mode os.FileMode) error {
-	return os.Chmod(c.path(name), mode)
-}
-
-func (c changeable) Lchown(name string, uid, gid int) error {
-	return os.Lchown(c.path(name), uid, gid)
-}
-
-func (c changeable) Chown(name string, uid, gid int) error {
-	return os.Chown(c.path(name), uid, gid)
-}
-
-func (c changeable) Chtimes(name string, atime, mtime time.Time) error {
-	return os.Chtimes(c.path(name), atime, mtime)
-}
-
 // Another implementation of the protocol, in this process: it always answers
 // FILE_SYNC, and has no CREATE EXCLUSIVE.
 func TestGoNFS(t *testing.T) {
 	dir := t.TempDir()
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	port, stop, err := nfstest.Serve(dir)
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, stop := context.WithCancel(context.Background())
-	s := &server.Server{Handler: helpers.NewCachingHandler(helpers.NewNullAuthHandler(changeable{osfs.New(dir)}), 64), Context: ctx}
-	served := make(chan error, 1)
-	go func() { served <- s.Serve(ln) }()
-	t.Cleanup(func() { ln.Close(); stop(); <-served })
-
-	port := ln.Addr().(*net.TCPAddr).Port
+	t.Cleanup(stop)
 	p, err := Dial(t.Context(), Options{Host: "127.0.0.1", Export: "/", NFSPort: port, MountPort: port, UID: uint32(os.Getuid()), GID: uint32(os.Getgid())})
 	if err != nil {
 		t.Fatal(err)
