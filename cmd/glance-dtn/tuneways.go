@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -80,6 +81,8 @@ func (t nfsTarget) allows(f nfsTuning) error {
 		return usagef("--apply: rsize and wsize are the client's: run this on the controller, with the mount point; the export is made async by --accept-async alone")
 	case f.async && t.export == nil:
 		return usagef("--accept-async is for the DTN, with the exported directory")
+	case f.async && !(slices.Contains(f.servers, "sync") && slices.Contains(f.servers, "async")):
+		return usagef("--accept-async: measure both, with --server sync,async")
 	}
 	return nil
 }
@@ -152,12 +155,12 @@ func (t nfsTarget) wishes(f *nfsTuning, a nfssweep.Advice) []host.Wish {
 }
 
 // with lets use measure in the way that the flags say, and leaves everything as it
-// was.
+// was. The export is changed only where --server names modes.
 func (t *nfsTuning) with(ctx context.Context, h *host.Host, target nfsTarget, use func(nfssweep.Measure) error) error {
 	way := map[string]func(context.Context, *host.Host, nfsTarget, func(nfssweep.Measure) error) error{
 		"probe": t.byProbe, "scratch": t.byScratch, "live": t.byLive,
 	}[t.way]
-	if target.export == nil {
+	if len(t.servers) == 0 {
 		return way(ctx, h, target, use)
 	}
 	server := host.New(sweepState(t.state))
@@ -170,10 +173,8 @@ func (t *nfsTuning) with(ctx context.Context, h *host.Host, target nfsTarget, us
 	}
 	err := way(ctx, h, target, func(measure nfssweep.Measure) error {
 		return use(func(ctx context.Context, s nfssweep.Setting) (nfssweep.Sample, error) {
-			if s.Server != "" {
-				if err := export(ctx, server, target.dir, s.Server); err != nil {
-					return nfssweep.Sample{}, err
-				}
+			if err := export(ctx, server, target.dir, s.Server); err != nil {
+				return nfssweep.Sample{}, err
 			}
 			return measure(ctx, s)
 		})
