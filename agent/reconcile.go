@@ -311,11 +311,21 @@ func (a *Agent) purge(ctx context.Context, offered inventory) error {
 
 // sweepRecords deletes the empty records in Glance of cancelled deliveries that are
 // forgotten, but not one of an image that a peer still has: Glance never gives its id
-// again, and the next delivery can take the record over.
+// again, and the next delivery can take the record over. One that is about to is left alone too.
 func (a *Agent) sweepRecords(ctx context.Context, local []glance.Image, offered inventory) error {
+	wanted := map[glance.ImageID]bool{}
+	err := a.eachJob(ctx, func(j Job) error {
+		if j.Kind == Receive && j.State != Verified && j.State != Cancelled {
+			wanted[j.DeliverAs] = true
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
 	for _, img := range local {
 		id := JobID(img.Properties[glance.PropJob])
-		if id == "" || img.Status != glance.Queued {
+		if id == "" || img.Status != glance.Queued || wanted[img.ID] {
 			continue
 		}
 		if _, err := a.Store.Get(ctx, id); err == nil {
