@@ -25,10 +25,15 @@ type fake struct {
 	units  map[string]string // unit files that systemd knows, by name
 	limit  string            // the largest rsize that the server grants
 
+	systemd bool
+
 	busy   bool   // umount says so
 	idle   int    // so often systemctl start does nothing
 	starts string // what systemctl start mounts
-	steps  []string
+	hangs  bool   // systemctl start is cut off, and systemd goes on trying
+	// hanging has the options that systemd will mount point with in the end.
+	hanging nfs.Options
+	steps   []string
 	// The step with this number, from 1, fails before or after its effect; then no
 	// other one is done if it is a crash.
 	failAt       int
@@ -72,11 +77,14 @@ func (f *fake) put(name, text string) {
 // withSystemd has systemd manage the host, with a unit for the mount unless it is
 // empty.
 func (f *fake) withSystemd(unit string) {
+	f.systemd = true
 	f.put("/run/systemd/system/x", "")
 	f.put(unitDir+"/x", "")
 	if unit != "" {
 		f.units[UnitName(point)] = unit
 		f.put(unit, "[Mount]\nOptions=vers=3\n")
+	} else {
+		f.put("/etc/fstab", "")
 	}
 }
 
@@ -88,10 +96,13 @@ func (f *fake) mount(source, point string, o nfs.Options) {
 	}
 	own, super := nfs.Options{"rw"}, nfs.Options{"rw"}
 	for _, option := range o {
+		if isUnseen(option) {
+			continue
+		}
 		switch name, _, _ := strings.Cut(option, "="); name {
 		case "ro", "noatime", "relatime":
 			own = own.With(option)
-		case "rw", "async", "retry", "mountaddr", "addr", "mountvers", "mountport", "mountproto", "namlen":
+		case "rw", "async", "mountaddr", "addr", "mountvers", "mountport", "mountproto", "namlen":
 		default:
 			super = append(super, option)
 		}
@@ -149,8 +160,23 @@ func (f *fake) run(ctx context.Context, name string, args ...string) (string, er
 			b.WriteString(e.String() + "\n")
 		}
 		return b.String(), nil
-	case strings.HasPrefix(line, "systemctl show"):
-		return f.units[args[len(args)-1]] + "\n", nil
+	case strings.HasPrefix(line, "systemctl show --property=ActiveState "):
+		if f.hanging != nil {
+			return "activating\n", nil
+		}
+		return "inactive\n", nil
+	case strings.HasPrefix(line, "systemctl show "):
+		unit, state := args[len(args)-1], ""
+		if _, err := os.Lstat(filepath.Join(f.root, unitDir, "remote-fs.target.wants", unit)); err == nil {
+			state = "enabled"
+		}
+		var dropIns []string
+		if name := filepath.Join(unitDir, unit+".d", dropIn); f.units[unit] != "" {
+			if _, err := os.Stat(filepath.Join(f.root, name)); err == nil {
+				dropIns = append(dropIns, name)
+			}
+		}
+		return fmt.Sprintf("UnitFileState=%s\nDropInPaths=%s\nFragmentPath=%s\n", state, strings.Join(dropIns, " "), f.units[unit]), nil
 	}
 	return "", f.step(line, func() error { return f.do(line, name, args) })
 }
@@ -241,7 +267,14 @@ func (f *fake) do(line, name string, args []string) error {
 		if f.idle--; f.idle >= 0 {
 			return nil
 		}
+		if f.hangs {
+			f.hanging = o
+			return errors.New("it took more than 3m0s")
+		}
 		return f.nfsMount(f.starts, point, o)
+	case strings.HasPrefix(line, "systemctl stop --job-mode=ignore-dependencies "):
+		f.hanging = nil
+		return nil
 	}
 	return fmt.Errorf("unexpected command %q", line)
 }

@@ -50,8 +50,9 @@ type Result struct {
 // Apply carries out the changes in order. Where one fails, or Options.Accept does,
 // it puts back all of them and returns the error; where that fails too the error
 // says both, and Undo is to be tried again. It fails before it changes anything
-// where the state is no more that of the plan, and with a *BusyError where a mount
-// is in use and Options.Force is not set.
+// where the state is no more that of the plan, where somebody else has written to a
+// file of our own, and with a *BusyError where a mount is in use and Options.Force is
+// not set.
 func (h *Host) Apply(ctx context.Context, changes []Change, o Options) ([]Result, error) {
 	if len(changes) == 0 {
 		return nil, nil
@@ -110,8 +111,10 @@ func (h *Host) Apply(ctx context.Context, changes []Change, o Options) ([]Result
 
 // Undo puts back what was there before the first Apply since the last Undo, and
 // returns in sentences what it did; nothing where there is nothing to undo. It may
-// be repeated after an error. A busy mount is a *BusyError unless force is set; see
-// Options.Force.
+// be repeated after an error. What others have done to an export since stays: other
+// options than those that were changed, and its end. Where somebody else has written
+// to a file of our own it fails and does nothing. A busy mount is a *BusyError unless
+// force is set; see Options.Force.
 func (h *Host) Undo(ctx context.Context, force bool) ([]string, error) {
 	if kept, err := h.kept(); err != nil || len(kept) == 0 {
 		return nil, err
@@ -123,6 +126,9 @@ func (h *Host) Undo(ctx context.Context, force bool) ([]string, error) {
 	defer lock.Close()
 	kept, err := h.kept() // another Undo may have been faster
 	if err != nil {
+		return nil, err
+	}
+	if err := h.untouched(kept); err != nil {
 		return nil, err
 	}
 	did, err := h.putBack(ctx, kept, force)
@@ -184,7 +190,7 @@ func (h *Host) applyExport(ctx context.Context, _ State, c Change, _ bool) (Resu
 		if err != nil {
 			return Result{}, err
 		}
-		if err := h.sys.write(c.File, header+text); err != nil {
+		if err := h.sys.write(c.File, seal(text)); err != nil {
 			return Result{}, err
 		}
 	}
@@ -252,21 +258,19 @@ func (s State) exported(path, client string) (nfs.Options, bool) {
 
 func (h *Host) applyMount(ctx context.Context, state State, c Change, force bool) (Result, error) {
 	if c.File != "" {
-		text := header + c.Text
+		text := c.Text
 		if c.File == h.fstab() {
 			own, err := parseFile(h.path(c.File), nfs.ParseFstab)
 			if err != nil {
 				return Result{}, err
 			}
-			text = header
-			for _, e := range own {
+			for _, e := range slices.Backward(own) {
 				if e.Point != c.Target {
-					text += e.String() + "\n"
+					text = e.String() + "\n" + text
 				}
 			}
-			text += c.Text
 		}
-		if err := h.sys.write(c.File, text); err != nil {
+		if err := h.sys.write(c.File, seal(text)); err != nil {
 			return Result{}, err
 		}
 		if err := h.reload(ctx, c.File); err != nil {
@@ -286,7 +290,8 @@ func (h *Host) applyMount(ctx context.Context, state State, c Change, force bool
 			return Result{}, err
 		}
 		if c.File == h.fstab() {
-			_, err = h.sys.run(ctx, "mount", "--fstab", c.File, "-o", "retry=0", c.Target)
+			// Fail at once, and leave nobody trying.
+			_, err = h.sys.run(ctx, "mount", "--fstab", c.File, "-o", "fg,retry=0", c.Target)
 		} else {
 			err = h.start(ctx, c.Target)
 		}
@@ -380,6 +385,19 @@ func (h *Host) start(ctx context.Context, point string) error {
 	return fmt.Errorf("systemctl start %s ends without an error and mounts nothing", unit)
 }
 
+// giveUp ends the attempt of systemd to mount a mount point, if it makes one: that
+// goes on without the systemctl that asked for it, for ever where fstab says bg, and
+// would put its mount above whatever is mounted meanwhile.
+func (h *Host) giveUp(ctx context.Context, point string) error {
+	unit := UnitName(point)
+	out, err := h.sys.run(ctx, "systemctl", "show", "--property=ActiveState", "--value", unit)
+	if err == nil && strings.TrimSpace(out) == "activating" {
+		// Services that require the mount are not to be stopped with it.
+		_, err = h.sys.run(ctx, "systemctl", "stop", "--job-mode=ignore-dependencies", unit)
+	}
+	return err
+}
+
 // remount gives a mount the options of the VFS. With source and mount point both
 // given, mount(8) takes no options from fstab.
 func (h *Host) remount(ctx context.Context, source, point string, o nfs.Options) error {
@@ -410,7 +428,7 @@ func (h *Host) unmount(ctx context.Context, m nfs.Mount, force bool) error {
 		mounts, err := h.mounts()
 		return !slices.ContainsFunc(mounts, func(o nfs.Mount) bool { return o.ID == m.ID }), below(mounts, m), err
 	}
-	if _, on, err := gone(); err != nil {
+	if is, on, err := gone(); is || err != nil {
 		return err
 	} else if len(on) > 0 {
 		return &BusyError{Dir: m.Point, Mounts: on}

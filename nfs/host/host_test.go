@@ -227,6 +227,184 @@ func TestUndoKnowsAFileThatALaterChangeNeeds(t *testing.T) {
 	}
 }
 
+// TestWhatALiveMountDoesNotShowStays: it stands in the file that made the mount, and
+// has to stand in the one that takes its place.
+func TestWhatALiveMountDoesNotShowStays(t *testing.T) {
+	const unseen = "_netdev,retry=5,nofail,x-systemd.requires=wg0.service,comment=dtn"
+	for _, host := range hosts {
+		h, f := newFake(t)
+		host.setUp(f)
+		text := "[Mount]\nOptions=vers=3,noac," + unseen + "\n"
+		f.put("/etc/fstab", source+" "+point+" nfs vers=3,noac,user,"+unseen+" 0 0\n")
+		switch unit := f.units[UnitName(point)]; {
+		case unit != "":
+			f.put(unit, text)
+		case f.systemd:
+			f.put("/etc/fstab", "")
+			continue // nothing says more of the mount
+		}
+		if _, err := h.Apply(t.Context(), plan(t, h, toLarge), Options{}); err != nil {
+			t.Fatalf("%s: %v", host.name, err)
+		}
+		for range 2 { // also of our own file
+			own, err := os.ReadFile(h.path(host.file))
+			if err != nil || strings.Count(string(own), ","+unseen) != 1 || strings.Contains(string(own), "noac") || strings.Contains(string(own), "user") {
+				t.Errorf("%s: %s has %q, %v; want %s in it, and else what holds", host.name, host.file, own, err, unseen)
+			}
+			if _, err := h.Apply(t.Context(), plan(t, h, Wish{Mount: point, Options: nfs.Options{"rsize=8192"}}), Options{}); err != nil {
+				t.Fatalf("%s: %v", host.name, err)
+			}
+			f.steps = nil
+		}
+		if !f.systemd {
+			f.put("/etc/fstab", "elsewhere:/export "+point+" nfs retry=7 0 0\n")
+			if c := plan(t, h, toLarge); strings.Contains(c[0].Text, "retry") {
+				t.Errorf("the line of another mount is in %q", c[0].Text)
+			}
+		}
+	}
+}
+
+func TestALineOfFstabThatSystemdDoesNotKnow(t *testing.T) {
+	h, f := newFake(t)
+	f.withSystemd("")
+	f.put("/etc/fstab", source+" "+point+" nfs vers=3 0 0\n")
+	s, err := h.Read(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c, err := Plan(s, toLarge); err == nil || !strings.Contains(err.Error(), "daemon-reload") {
+		t.Errorf("%+v, %v", c, err)
+	}
+}
+
+// TestWhatOthersWroteStays: a file of our own that was edited is no more ours to
+// replace or to remove.
+func TestWhatOthersWroteStays(t *testing.T) {
+	for _, host := range hosts {
+		for _, file := range []string{host.file, ownExports} {
+			for _, edit := range []func(text string) string{
+				func(text string) string { return text + "# mine\n" },
+				func(text string) string { return strings.TrimPrefix(text, header) },
+				func(string) string { return "" },
+			} {
+				h, f := newFake(t)
+				host.setUp(f)
+				before := f.snapshot()
+				if _, err := h.Apply(t.Context(), plan(t, h, toAsync, toLarge), Options{}); err != nil {
+					t.Fatal(err)
+				}
+				text, err := os.ReadFile(h.path(file))
+				if err != nil {
+					t.Fatal(err)
+				}
+				f.put(file, edit(string(text)))
+				edited := f.snapshot()
+				f.steps = nil
+				if _, err := h.Undo(t.Context(), true); err == nil || !strings.Contains(err.Error(), file+" is not as glance-dtn has written it") {
+					t.Errorf("%s, %s: undo: %v", host.name, file, err)
+				}
+				changes := plan(t, h, Wish{Mount: point, Options: nfs.Options{"rsize=8192"}}, Wish{Export: export, Options: nfs.Options{"ro"}})
+				if _, err := h.Apply(t.Context(), changes, Options{}); err == nil && slices.ContainsFunc(changes, func(c Change) bool { return c.File == file }) {
+					t.Errorf("%s, %s: it was written over", host.name, file)
+				} else if err != nil && len(f.steps) > 0 {
+					t.Errorf("%s, %s: %v, and %q was done", host.name, file, err, f.steps)
+				}
+				if len(f.steps) == 0 {
+					wantSame(t, f.snapshot(), edited)
+				}
+				if err := os.Remove(h.path(file)); err != nil {
+					t.Fatal(err)
+				}
+				if _, err := h.Undo(t.Context(), false); err != nil {
+					t.Errorf("%s, %s: undo without the file: %v", host.name, file, err)
+				}
+				wantSame(t, f.snapshot(), before)
+			}
+		}
+	}
+}
+
+// TestWhatOthersDidToAnExportStays: undo takes back what was changed, no more.
+func TestWhatOthersDidToAnExportStays(t *testing.T) {
+	h, f := newFake(t)
+	apply := func(w Wish) {
+		t.Helper()
+		if _, err := h.Apply(t.Context(), plan(t, h, w), Options{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	undo := func(want string) {
+		t.Helper()
+		if did, err := h.Undo(t.Context(), false); err != nil || len(did) != 1 || !strings.Contains(did[0], want) {
+			t.Errorf("undone: %q, %v; want %s", did, err, want)
+		}
+	}
+	apply(toAsync)
+	apply(Wish{Export: export, Options: nfs.Options{"sync"}})
+	apply(toAsync)
+	if _, err := f.run(t.Context(), "exportfs", "-i", "-o", strings.Replace(strings.Replace(table0, "sync", "async", 1), ",rw,", ",ro,", 1), "ctrl.example.org:"+export); err != nil {
+		t.Fatal(err)
+	}
+	undo("Export " + export)
+	if got := f.table[0].Clients[0].Options; !slices.Contains(got, "ro") || !slices.Contains(got, "sync") {
+		t.Errorf("the export has %s, want sync again and ro still", got)
+	}
+	apply(toAsync)
+	f.table = f.table[1:]
+	undo("stays so")
+	if len(f.table) != 1 {
+		t.Errorf("an export that somebody has ended is back: %v", f.table)
+	}
+}
+
+// TestNothingStaysOfAnEnabledUnit: systemctl enable, which the plan tells of, makes a
+// link.
+func TestNothingStaysOfAnEnabledUnit(t *testing.T) {
+	h, f := newFake(t)
+	f.withSystemd("")
+	before := f.snapshot()
+	if _, err := h.Apply(t.Context(), plan(t, h, toLarge), Options{}); err != nil {
+		t.Fatal(err)
+	}
+	unit := unitDir + "/" + UnitName(point)
+	link := h.path(unitDir + "/remote-fs.target.wants/" + UnitName(point))
+	if err := errors.Join(os.Mkdir(filepath.Dir(link), 0o755), os.Symlink(unit, link)); err != nil {
+		t.Fatal(err)
+	}
+	if c := plan(t, h, toSync)[0]; !c.Lasts || c.File != unit || strings.Contains(c.Says, "systemctl enable") {
+		t.Errorf("planned %+v, want it to last", c)
+	}
+	if _, err := h.Undo(t.Context(), false); err != nil {
+		t.Error(err)
+	}
+	wantSame(t, f.snapshot(), before)
+}
+
+// TestAMountThatSystemdStillTriesIsGivenUp: it would come later, above the old one.
+func TestAMountThatSystemdStillTriesIsGivenUp(t *testing.T) {
+	for _, host := range hosts[1:] {
+		for _, killed := range []bool{false, true} {
+			h, f := newFake(t)
+			host.setUp(f)
+			before := f.snapshot()
+			changes := plan(t, h, toLarge)
+			f.hangs = true
+			if killed {
+				f.failAt, f.after, f.crash = 5, true, true // the record, the file, daemon-reload, umount, start
+			}
+			if _, err := h.Apply(t.Context(), changes, Options{}); err == nil || (f.hanging != nil) != killed {
+				t.Errorf("%s: the error is %v, and systemd tries to mount with %s", host.name, err, f.hanging)
+			}
+			f.failAt = 0
+			if _, err := h.Undo(t.Context(), false); err != nil || f.hanging != nil {
+				t.Errorf("%s: undo: %v, and systemd tries to mount with %s", host.name, err, f.hanging)
+			}
+			wantSame(t, f.snapshot(), before)
+		}
+	}
+}
+
 func TestACancelledApplyIsPutBack(t *testing.T) {
 	h, f := newFake(t)
 	before := f.snapshot()
@@ -607,12 +785,57 @@ func TestUnitsAreRight(t *testing.T) {
 	for _, p := range []string{"/mnt/dtn", "/mnt/100% a-b"} {
 		unit := filepath.Join(dir, UnitName(p))
 		e := nfs.Entry{Source: "[2001:db8::1]:/export/50%", Point: p, Type: "nfs", Options: nfs.ParseOptions(`vers=3,rsize=8192,context="u:r:t:s0:c1,c2"`)}
-		if err := os.WriteFile(unit, []byte(header+mountUnit(e)), 0o644); err != nil {
+		text, err := mountUnit(e, nfs.Options{"retry=5", "nofail", "x-systemd.requires=%H.service"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(unit, []byte(seal(text)), 0o644); err != nil {
 			t.Fatal(err)
 		}
 		out, err := exec.CommandContext(t.Context(), analyze, "verify", "--man=no", "--recursive-errors=no", unit).CombinedOutput()
 		if err != nil || strings.Contains(string(out), UnitName(p)) {
 			t.Errorf("systemd-analyze verify: %v: %s", err, out)
+		}
+	}
+}
+
+func TestUnitsSayNothingElse(t *testing.T) {
+	h, f := newFake(t)
+	f.withSystemd("")
+	for _, fault := range []string{"\n[Service]", "\r", "\\", " ", "\xff"} {
+		dir := point + fault
+		f.mounts = f.mounts[:1]
+		f.mount(source, dir, nfs.ParseOptions(mount0))
+		s, err := h.Read(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if c, err := Plan(s, Wish{Mount: dir, Options: nfs.Options{"rsize=8192"}}); err == nil || !strings.Contains(err.Error(), "no way to say") {
+			t.Errorf("%q: %+v, %v; want it refused", dir, c, err)
+		}
+		if _, err := Plan(s, Wish{Mount: dir, Options: nfs.Options{"sync"}}); err != nil { // without a file
+			t.Errorf("%q: %v", dir, err)
+		}
+		if _, err := mountDropIn(nfs.Options{"context=x" + fault}, nil); err == nil {
+			t.Errorf("a drop-in says %q", fault)
+		}
+	}
+	if got, err := mountDropIn(nfs.Options{"context=100%"}, nil); err != nil || !strings.HasSuffix(got, "context=100%%\n") {
+		t.Errorf("a percent sign: %q, %v", got, err)
+	}
+}
+
+func TestOptionsOfUnits(t *testing.T) {
+	for text, want := range map[string]string{
+		"[Mount]\nOptions=vers=3,retry=5\n":                              "vers=3,retry=5",
+		"[Mount]\nOptions=a\n[Mount]\n Options = b,%H\n":                 "b,%H",
+		"[Mount]\nOptions=a\nOptions=\n":                                 "",
+		"Options=a\n[Unit]\nOptions=b\n":                                 "",
+		"[Mount]\n#Options=a\n;Options=b\nWhat=x\\\nOptions=c\nType=nfs": "",
+		"[Mount]\nOptions=a,\\\n# between\nb\n":                          "a, b",
+	} {
+		if got := unitOptions(text).String(); got != want {
+			t.Errorf("%q says %q, want %q", text, got, want)
 		}
 	}
 }

@@ -116,7 +116,9 @@ func planExport(s State, w Wish) ([]Change, error) {
 				Kind: KindExport, Target: e.Path, Client: c.Host,
 				Asked: w.Options, From: c.Options, To: to,
 			}
-			lastingExport(s, &change)
+			if err := lastingExport(s, &change); err != nil {
+				return nil, err
+			}
 			changes = append(changes, change)
 		}
 	}
@@ -130,15 +132,18 @@ func planExport(s State, w Wish) ([]Change, error) {
 }
 
 // lastingExport says how long the change of an export holds, and completes it.
-func lastingExport(s State, c *Change) {
+func lastingExport(s State, c *Change) error {
 	c.Says = fmt.Sprintf("Export %s to %s with %s instead of %s, at once and for mounted clients too.",
 		c.Target, c.Client, only(c.To, c.From), only(c.From, c.To))
 	before, behind := elsewhere(s, c.Target, c.Client)
 	if before != "" {
 		c.Says += fmt.Sprintf(" It holds until the next exportfs -r or restart of the NFS server: %s exports it too, and is read first; to keep the change, write %s there.", before, only(c.To, c.From))
 	} else {
+		var err error
+		if c.Text, err = nfs.FormatExports(nfs.Export{Path: c.Target, Clients: []nfs.Client{{Host: c.Client, Options: c.To}}}); err != nil {
+			return err
+		}
 		c.File, c.Lasts = ownExports, true
-		c.Text = nfs.Export{Path: c.Target, Clients: []nfs.Client{{Host: c.Client, Options: c.To}}}.String() + "\n"
 		c.Says += fmt.Sprintf(" %s keeps it.", ownExports)
 		if behind != "" {
 			c.Says += fmt.Sprintf(" exportfs -r will call it a duplicate of the one in %s and end with status 1, but use it.", behind)
@@ -147,6 +152,7 @@ func lastingExport(s State, c *Change) {
 	if slices.Contains(c.To, "async") && !slices.Contains(c.From, "async") {
 		c.Says += " With async, what clients were told to be on disk is lost when this server loses power."
 	}
+	return nil
 }
 
 // elsewhere returns the files besides our own that export path to the client, or to
@@ -224,34 +230,62 @@ func planMount(s State, w Wish) ([]Change, error) {
 	} else {
 		c.Says = fmt.Sprintf("Unmount %s and mount it again with %s instead of %s.", m.Point, is, was)
 	}
-	lastingMount(s, &c)
+	if err := lastingMount(s, &c); err != nil {
+		return nil, fmt.Errorf("mount %s: %w", m.Point, err)
+	}
 	return []Change{c}, nil
 }
 
 // lastingMount says how long the change of a mount holds, and completes it.
-func lastingMount(s State, c *Change) {
+func lastingMount(s State, c *Change) (err error) {
 	entry := nfs.Entry{Source: c.Source, Point: c.Target, Type: "nfs", Options: c.To}
 	unit := UnitName(c.Target)
 	known := s.Units[c.Target]
-	own := path.Join(unitDir, unit)
-	inFstab := slices.ContainsFunc(s.Fstab, func(e nfs.Entry) bool { return e.Point == c.Target })
+	at := slices.IndexFunc(s.Fstab, func(e nfs.Entry) bool { return e.Point == c.Target })
 	switch {
 	case s.Systemd && known.Path != "" && !known.Ours:
-		c.File, c.Text, c.Lasts = path.Join(unitDir, unit+".d", dropIn), mountDropIn(c.To), true
+		c.File, c.Lasts = path.Join(unitDir, unit+".d", dropIn), true
+		c.Text, err = mountDropIn(c.To, unseen(known.Options))
 		c.Says += fmt.Sprintf(" %s keeps it.", c.File)
+	case s.Systemd && known.Path == "" && c.Kind == KindMount && at >= 0:
+		// Our own unit would stand before the one that systemd is about to make.
+		return fmt.Errorf("systemd does not know yet what %s says of it: run systemctl daemon-reload, then plan again", fstabFile)
 	case s.Systemd && (known.Ours || c.Kind == KindMount):
-		c.File, c.Text = own, mountUnit(entry)
-		c.Says += fmt.Sprintf(" The mount was made by hand, so nothing makes it when this host starts, as before; systemctl enable %s would.", unit)
+		c.File, c.Lasts = path.Join(unitDir, unit), known.Enabled
+		c.Text, err = mountUnit(entry, unseen(known.Options))
+		if c.Lasts {
+			c.Says += fmt.Sprintf(" %s keeps it.", c.File)
+		} else {
+			c.Says += fmt.Sprintf(" The mount was made by hand, so nothing makes it when this host starts, as before; systemctl enable %s would.", unit)
+		}
 	case !s.Systemd && c.Kind == KindMount:
+		if at >= 0 && s.Fstab[at].Source == c.Source {
+			entry.Options = slices.Concat(c.To, unseen(s.Fstab[at].Options))
+		}
 		c.File, c.Text = s.fstab, entry.String()+"\n"
 		fallthrough
 	default:
 		c.Says += " It holds until somebody unmounts it or this host restarts"
-		if inFstab {
+		if at >= 0 {
 			c.Says += fmt.Sprintf(": to keep it, change the line of %s", fstabFile)
 		}
 		c.Says += "."
 	}
+	return err
+}
+
+// unseen returns those options of a file that say how something is mounted: a live
+// mount does not show them, and what stands for the file has to keep them. With
+// retry= mount.nfs(8) tries for longer, without nofail the host's start waits for
+// the mount (systemd.mount(5)), _netdev and x-... are for other programs.
+func unseen(o nfs.Options) nfs.Options {
+	return slices.DeleteFunc(slices.Clone(o), func(option string) bool { return !isUnseen(option) })
+}
+
+func isUnseen(option string) bool {
+	name, _, _ := strings.Cut(option, "=")
+	return slices.Contains([]string{"bg", "fg", "retry", "nofail", "_netdev", "auto", "noauto", "comment"}, name) ||
+		strings.HasPrefix(name, "x-") || strings.HasPrefix(name, "X-")
 }
 
 // checkOptions refuses what is no option of a mount or an export.
@@ -264,8 +298,7 @@ func checkOptions(o nfs.Options) error {
 		switch {
 		case name == "" || strings.ContainsAny(option, "\n\x00()") || !slices.Equal(nfs.ParseOptions(option), nfs.Options{option}):
 			return fmt.Errorf("%q is not one option", option)
-		case slices.Contains([]string{"bg", "fg", "retry", "remount", "bind", "move", "defaults", "auto", "noauto", "user", "users", "owner", "group", "nofail", "_netdev"}, name),
-			strings.HasPrefix(name, "x-"):
+		case isUnseen(option), slices.Contains([]string{"remount", "bind", "move", "defaults", "user", "nouser", "users", "nousers", "owner", "group"}, name):
 			return fmt.Errorf("option %q is about how something is mounted, not about a mount that is there", option)
 		}
 	}
@@ -302,7 +335,7 @@ func remountable(a, b nfs.Options) bool {
 
 // only returns those options of a that b has not, for a sentence.
 func only(a, b nfs.Options) string {
-	o := slices.DeleteFunc(slices.Clone(a), func(option string) bool { return slices.Contains(b, option) })
+	o := without(a, b)
 	if len(o) == 0 {
 		return "the default"
 	}

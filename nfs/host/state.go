@@ -50,11 +50,13 @@ type ExportsFile struct {
 	Exports []nfs.Export
 }
 
-// Unit is where systemd has a mount unit from; Path is empty for a mount that was
-// made by hand.
+// Unit is what systemd has of a mount unit; the zero value for a mount that was made
+// by hand.
 type Unit struct {
-	Path string
-	Ours bool // this package wrote it
+	Path    string      // where systemd has it from
+	Ours    bool        // this package wrote it
+	Enabled bool        // systemctl enable was asked to mount it when the host starts
+	Options nfs.Options // with which it mounts, as its files say it: specifiers are not expanded
 }
 
 // Files of the system.
@@ -193,18 +195,31 @@ func (h *Host) exportsFiles() ([]ExportsFile, error) {
 
 func (h *Host) unit(ctx context.Context, point string) (Unit, error) {
 	name := UnitName(point)
-	out, err := h.sys.run(ctx, "systemctl", "show", "--property=FragmentPath", "--value", name)
+	out, err := h.sys.run(ctx, "systemctl", "show", "--property=FragmentPath,DropInPaths,UnitFileState", name)
 	if err != nil {
 		return Unit{}, fmt.Errorf("ask systemd for the unit of %s: %w", point, err)
 	}
-	u := Unit{Path: strings.TrimSpace(out)}
-	if u.Path == path.Join(unitDir, name) {
-		text, err := os.ReadFile(h.path(u.Path))
+	properties := map[string]string{}
+	for line := range strings.Lines(out) {
+		property, value, _ := strings.Cut(strings.TrimSpace(line), "=")
+		properties[property] = value
+	}
+	u := Unit{Path: properties["FragmentPath"], Enabled: properties["UnitFileState"] == "enabled"}
+	if u.Path == "" {
+		return u, nil
+	}
+	var all strings.Builder
+	for i, file := range append([]string{u.Path}, strings.Fields(properties["DropInPaths"])...) {
+		text, err := os.ReadFile(h.path(file))
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return Unit{}, err
 		}
-		u.Ours = strings.HasPrefix(string(text), header)
+		if i == 0 {
+			u.Ours = file == path.Join(unitDir, name) && isOurs(string(text))
+		}
+		all.WriteString(string(text) + "\n")
 	}
+	u.Options = unitOptions(all.String())
 	return u, nil
 }
 

@@ -2,6 +2,7 @@ package host_test
 
 import (
 	"context"
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -104,9 +105,13 @@ func TestUnderSystemd(t *testing.T) {
 	}
 	ours := func() []string {
 		t.Helper()
-		files, err := filepath.Glob("/etc/systemd/system/*mnt*")
-		if err != nil {
-			t.Fatal(err)
+		var files []string
+		for _, pattern := range []string{"/etc/systemd/system/*mnt*", "/etc/systemd/system/*/*mnt*"} {
+			found, err := filepath.Glob(pattern)
+			if err != nil {
+				t.Fatal(err)
+			}
+			files = append(files, found...)
 		}
 		return files
 	}
@@ -115,13 +120,35 @@ func TestUnderSystemd(t *testing.T) {
 	}
 	// The operator's own unit, as systemd makes one of a line of fstab too; then none.
 	operators := filepath.Join("/run/systemd/system", unit)
-	const options = "vers=3,nolock,rsize=32768,wsize=32768"
+	const options = "vers=3,nolock,rsize=32768,wsize=32768,_netdev,nofail,retry=1,x-glance-dtn.test=50%%"
+	ordered := func() string { return run("systemctl", "show", "--property=Before", unit) }
 	write(t, operators, "[Mount]\nWhat="+source+"\nWhere="+dir+"\nType=nfs\nOptions="+options+"\n")
 	run("systemctl", "daemon-reload")
 	run("systemctl", "start", unit)
+	if strings.Contains(ordered(), "remote-fs.target") {
+		t.Errorf("%s although it has nofail", ordered())
+	}
 	for _, file := range []string{"/etc/systemd/system/" + unit + ".d/zz-glance-dtn.conf", "/etc/systemd/system/" + unit} {
 		byHand := !strings.HasSuffix(file, ".conf")
 		before, s := now()
+		if !byHand {
+			if got := s.Units[dir].Options.String(); got != options {
+				t.Errorf("the unit mounts with %s, want %s", got, options)
+			}
+			// A mount that does not come about, and is not waited for.
+			hurry, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+			_, err := h.Apply(hurry, planned(t, h, host.Wish{Mount: dir, Options: nfs.Options{"port=1"}}), host.Options{})
+			cancel()
+			if !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "everything is as it was") {
+				t.Errorf("a mount that hangs: %v", err)
+			}
+			if jobs := run("systemctl", "list-jobs", "--no-legend"); jobs != "" {
+				t.Errorf("systemd goes on with %s", jobs)
+			}
+			if got, _ := now(); !slices.Equal(got, before) {
+				t.Errorf("it has %s, want %s", got, before)
+			}
+		}
 		if !s.Systemd || s.Units[dir].Ours || (s.Units[dir].Path == "") != byHand {
 			t.Fatalf("systemd %v, unit %+v", s.Systemd, s.Units[dir])
 		}
@@ -131,7 +158,18 @@ func TestUnderSystemd(t *testing.T) {
 		if got, s := now(); !slices.Contains(got, "rsize=8192") || s.Units[dir].Ours != byHand {
 			t.Errorf("it has %s, unit %+v", got, s.Units[dir])
 		}
-		if !byHand { // what a boot would do
+		if byHand {
+			run("systemctl", "enable", unit)
+			if c := planned(t, h, host.Wish{Mount: dir, Options: nfs.Options{"rsize=16384"}}); !c[0].Lasts {
+				t.Errorf("planned %+v, want it to last, as the unit is enabled", c)
+			}
+		} else { // what a boot would do
+			if strings.Contains(ordered(), "remote-fs.target") {
+				t.Errorf("%s: nofail is lost", ordered())
+			}
+			if text, err := os.ReadFile(file); err != nil || !strings.Contains(string(text), ",_netdev,nofail,retry=1,x-glance-dtn.test=50%%\n") {
+				t.Errorf("%s has %q, %v", file, text, err)
+			}
 			run("systemctl", "restart", unit)
 			if got, _ := now(); !slices.Contains(got, "rsize=8192") {
 				t.Errorf("after a restart of the unit it has %s", got)

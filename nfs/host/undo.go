@@ -8,8 +8,10 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	"github.com/glance-dtn/glance-dtn/nfs"
 )
@@ -22,6 +24,7 @@ type saved struct {
 	Client  string      `json:"client,omitempty"`
 	Source  string      `json:"source,omitempty"`
 	Options nfs.Options `json:"options"`
+	Set     nfs.Options `json:"set,omitempty"` // what changes were to give an export instead
 
 	File   string  `json:"file,omitempty"`    // of our own
 	Text   *string `json:"text,omitempty"`    // of File; nil: there was none
@@ -42,7 +45,7 @@ func (h *Host) save(now State, c Change) (saved, error) {
 	s := saved{Kind: KindMount, Target: c.Target, Client: c.Client, Source: c.Source, Options: c.From, File: c.File}
 	var holds nfs.Options
 	if c.Kind == KindExport {
-		s.Kind = KindExport
+		s.Kind, s.Set = KindExport, without(c.To, c.From)
 		holds, _ = now.exported(c.Target, c.Client)
 	} else {
 		m, err := now.At(c.Target)
@@ -59,13 +62,13 @@ func (h *Host) save(now State, c Change) (saved, error) {
 	if s.File == "" {
 		return s, nil
 	}
-	text, err := os.ReadFile(h.path(s.File))
-	switch {
-	case err == nil:
-		s.Text = new(string(text))
-	case !errors.Is(err, fs.ErrNotExist):
+	text, found, err := h.own(s.File)
+	if err != nil {
 		return saved{}, err
-	default:
+	}
+	if found {
+		s.Text = &text
+	} else {
 		_, err := os.Stat(filepath.Dir(h.path(s.File)))
 		s.NewDir = errors.Is(err, fs.ErrNotExist)
 	}
@@ -78,6 +81,14 @@ func merge(kept, further []saved) []saved {
 	all := slices.Clone(kept)
 	for _, s := range further {
 		first := slices.IndexFunc(all, func(o saved) bool { return o.key() == s.key() })
+		if first >= 0 {
+			s.Set = slices.Concat(all[first].Set, without(s.Set, all[first].Set))
+			for i, o := range all {
+				if o.key() == s.key() {
+					all[i].Set = s.Set
+				}
+			}
+		}
 		if first >= 0 && (s.File == "" || slices.ContainsFunc(all, func(o saved) bool { return o.key() == s.key() && o.File == s.File })) {
 			continue
 		}
@@ -124,6 +135,20 @@ func (h *Host) keep(all []saved) error {
 	return nil
 }
 
+// untouched is nil where nobody else has written to their files.
+func (h *Host) untouched(all []saved) error {
+	var faults []error
+	seen := map[string]bool{"": true}
+	for _, s := range all {
+		if !seen[s.File] {
+			_, _, err := h.own(s.File)
+			faults = append(faults, err)
+		}
+		seen[s.File] = true
+	}
+	return errors.Join(faults...)
+}
+
 // putBack restores all of them, the last change first, and says what it did. One
 // that fails does not keep the others from being restored.
 func (h *Host) putBack(ctx context.Context, all []saved, force bool) ([]string, error) {
@@ -141,31 +166,73 @@ func (h *Host) putBack(ctx context.Context, all []saved, force bool) ([]string, 
 
 func (h *Host) restore(ctx context.Context, s saved, force bool) (did []string, err error) {
 	if s.File != "" {
-		if s.Text != nil {
-			err = h.sys.write(s.File, *s.Text)
-		} else {
-			err = h.sys.remove(s.File, s.NewDir)
-		}
-		if err == nil {
-			err = h.reload(ctx, s.File)
-		}
+		err = h.restoreFile(ctx, s)
 	}
-	again := h.restoreMount
+	var againErr error
 	if s.Kind == KindExport {
-		again = h.restoreExport
+		did, againErr = h.restoreExport(ctx, s)
+	} else {
+		did, againErr = h.restoreMount(ctx, s, force)
 	}
-	did, againErr := again(ctx, s, force)
 	return did, errors.Join(err, againErr)
 }
 
-func (h *Host) restoreExport(ctx context.Context, s saved, _ bool) ([]string, error) {
-	if now, err := h.exported(ctx, s.Target, s.Client); err == nil && slices.Equal(now, s.Options) {
+func (h *Host) restoreFile(ctx context.Context, s saved) error {
+	_, found, err := h.own(s.File)
+	switch {
+	case err != nil:
+		return err
+	case s.Text == nil:
+		if s.File == path.Join(unitDir, UnitName(s.Target)) { // what systemctl enable has made of it
+			err = h.sys.remove(path.Join(unitDir, wantedBy+".wants", UnitName(s.Target)), true)
+		}
+		if err == nil {
+			err = h.sys.remove(s.File, s.NewDir)
+		}
+	case found: // else somebody has removed it
+		err = h.sys.write(s.File, *s.Text)
+	}
+	if err == nil {
+		err = h.reload(ctx, s.File)
+	}
+	return err
+}
+
+// restoreExport takes back those options that were changed, and keeps what others
+// have done since.
+func (h *Host) restoreExport(ctx context.Context, s saved) ([]string, error) {
+	table, err := h.exports(ctx)
+	if err != nil {
+		return nil, err
+	}
+	now, found := State{Exports: table}.exported(s.Target, s.Client)
+	if !found {
+		return []string{fmt.Sprintf("%s is not exported to %s any more, and stays so.", s.Target, s.Client)}, nil
+	}
+	s.Options = takenBack(now, s.Options, s.Set)
+	if slices.Equal(now, s.Options) {
 		return nil, nil
 	}
 	if _, err := h.export(ctx, s.Target, s.Client, s.Options); err != nil {
 		return nil, err
 	}
 	return []string{s.String()}, nil
+}
+
+// takenBack returns the options of now, with those of before for whatever set decides
+// on: before itself, where nothing else has changed.
+func takenBack(now, before, set nfs.Options) nfs.Options {
+	others := func(o nfs.Options) nfs.Options { return without(o.With(set...), set) }
+	stays := others(before)
+	if len(without(others(now), stays))+len(without(stays, others(now))) == 0 {
+		return before
+	}
+	return slices.Concat(others(now), without(before, stays))
+}
+
+// without returns the options of a that b has not.
+func without(a, b nfs.Options) nfs.Options {
+	return slices.DeleteFunc(slices.Clone(a), func(option string) bool { return slices.Contains(b, option) })
 }
 
 func (h *Host) restoreMount(ctx context.Context, s saved, force bool) (did []string, err error) {
@@ -178,6 +245,11 @@ func (h *Host) restoreMount(ctx context.Context, s saved, force bool) (did []str
 		if len(there) == 0 {
 			if len(did) > 0 {
 				return did, fmt.Errorf("%s was mounted again, and somebody has unmounted it", s.Source)
+			}
+			if strings.HasPrefix(s.File, unitDir+"/") {
+				if err := h.giveUp(ctx, s.Target); err != nil {
+					return did, err
+				}
 			}
 			if _, err := h.sys.run(ctx, "mount", "-t", "nfs", "-o", s.Options.String(), s.Source, s.Target); err != nil {
 				return did, err
