@@ -15,16 +15,20 @@
 //	DIR/undo.json                                    the undo record
 //	DIR/scratch                                      the mount point of Host.Scratch
 //
+// The first four say so and bear a checksum: what somebody else has written there
+// since is neither replaced nor removed, and Apply and Undo say so before they do
+// anything.
+//
 // # Exports
 //
 // An export changes at once, for mounted clients too, by exportfs -i -o, which
 // touches that entry of the table alone. (exportfs -r would also drop what was
 // exported by hand, and load edits that nobody has loaded yet.) The drop-in makes it
 // last: exportfs(8) takes the first of several entries for a path and a client,
-// reads /etc/exports before /etc/exports.d and that in the order of names, tells of
-// the others as duplicates and ends with status 1. So the drop-in has a name that
-// comes first, and there is none for what stands in /etc/exports: that change holds
-// until exportfs -r, and the Change says which line to edit.
+// reads /etc/exports before /etc/exports.d and that in the order of strverscmp(3),
+// tells of the others as duplicates and ends with status 1. So the drop-in has a name
+// that comes first, and there is none for what stands in /etc/exports: that change
+// holds until exportfs -r, and the Change says which line to edit.
 //
 // # Mounts
 //
@@ -32,7 +36,10 @@
 // anyone. It refuses the options of nfs(5), which need umount and mount; meanwhile
 // the mount point is empty, and programs with open files hold the mount. The options
 // that hold are taken as the base, not those of a file: what is wished is changed,
-// everything else stays. Both happen in the mount namespace of this process.
+// everything else stays. What a live mount does not show (retry=, nofail, _netdev,
+// x-...) is taken from the unit or the line of fstab that made it; of a line of fstab
+// systemd has made a unit, in which bg has become what it means there, see
+// systemd.mount(5). Both happen in the mount namespace of this process.
 //
 // The kernel grants something else than was asked for without saying so: Apply
 // reads back what holds, and tells the difference.

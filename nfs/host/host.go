@@ -144,7 +144,9 @@ func (h *Host) Undoable() ([]string, error) {
 	kept, err := h.kept()
 	var says []string
 	for _, s := range slices.Backward(kept) {
-		says = append(says, s.String())
+		if !slices.Contains(says, s.String()) { // one target may have two files
+			says = append(says, s.String())
+		}
 	}
 	return says, err
 }
@@ -334,7 +336,7 @@ func (h *Host) granted(c Change) (Result, error) {
 		r.Notes = append(r.Notes, explain(d))
 	}
 	for _, o := range c.Asked {
-		if !nfs.Compared(o) && !slices.Contains(r.Granted, o) {
+		if !nfs.Compared(o) && !shows(r.Granted, o) {
 			r.Notes = append(r.Notes, fmt.Sprintf("The kernel does not show %s: that it holds cannot be told.", o))
 		}
 	}

@@ -220,10 +220,40 @@ func TestUndoKnowsAFileThatALaterChangeNeeds(t *testing.T) {
 				t.Fatalf("%s: %v", host.name, err)
 			}
 		}
-		if _, err := h.Undo(t.Context(), false); err != nil {
-			t.Errorf("%s: %v", host.name, err)
+		says, err := h.Undoable()
+		if did, undoErr := h.Undo(t.Context(), false); errors.Join(err, undoErr) != nil || len(did) != 1 || !slices.Equal(did, says) {
+			t.Errorf("%s: undone: %q, %v; said before: %q, %v", host.name, did, undoErr, says, err)
 		}
 		wantSame(t, f.snapshot(), before)
+	}
+}
+
+// TestADefaultThatIsNotShownHolds: what is applied is not planned again.
+func TestADefaultThatIsNotShownHolds(t *testing.T) {
+	h, f := newFake(t)
+	if c := plan(t, h, Wish{Mount: point, Options: nfs.Options{"suid", "cto"}}); len(c) > 0 {
+		t.Errorf("planned %+v, want nothing: both are the default", c)
+	}
+	f.mounts = f.mounts[:1]
+	f.mount(source, point, nfs.ParseOptions("nocto,"+mount0))
+	cto := Wish{Mount: point, Options: nfs.Options{"cto"}}
+	r, err := h.Apply(t.Context(), plan(t, h, cto), Options{})
+	if err != nil || len(r[0].Notes) > 0 || len(plan(t, h, cto)) > 0 {
+		t.Errorf("applied %+v, %v, and planned again %+v; want nothing said and nothing planned", r, err, plan(t, h, cto))
+	}
+}
+
+func TestVersionOrder(t *testing.T) {
+	// The first line is that of strverscmp(3).
+	for _, line := range []string{"000 00 01 010 09 0 1 9 10", "a a1 a2 a10 ab b", "000-a 00-a 00-b 01-a 0-a 0a 1-a 10-a"} {
+		names := strings.Fields(line)
+		for i, a := range names {
+			for j, b := range names {
+				if got := versionOrder(a, b); (got < 0) != (i < j) || (got > 0) != (i > j) {
+					t.Errorf("%s and %s: %d", a, b, got)
+				}
+			}
+		}
 	}
 }
 
@@ -501,6 +531,13 @@ func TestPlan(t *testing.T) {
 
 	f.put(other, export+" ctrl.example.org(rw,sync,no_root_squash)\n")
 	wantSays(toAsync, true, ownExports, "duplicate of the one in "+other)
+	f.put(exportsDir+"/0-last.exports", export+" ctrl.example.org(rw)\n")
+	wantSays(toAsync, true, ownExports, "duplicate of the one in "+exportsDir+"/0-last.exports")
+	f.put(exportsDir+"/000-first.exports", export+" ctrl.example.org(rw)\n")
+	wantSays(toAsync, false, "", exportsDir+"/000-first.exports exports it too")
+	if err := os.Remove(h.path(exportsDir + "/000-first.exports")); err != nil {
+		t.Fatal(err)
+	}
 	f.put(exportsDir+"/00-first.exports", export+" ctrl.example.org(rw,sync,no_root_squash)\n")
 	wantSays(toAsync, false, "", exportsDir+"/00-first.exports exports it too", "write async there")
 	f.put(exportsFile, export+" ctrl(rw,sync,no_root_squash)\n") // perhaps the same host

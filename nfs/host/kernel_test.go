@@ -123,6 +123,28 @@ func TestKernelExports(t *testing.T) {
 		t.Errorf("%s: %v", own, err)
 	}
 
+	// The order in which exportfs reads the files, of which the first counts.
+	for _, names := range [][2]string{{"000-a", "00-a"}, {"00-h", "0-a"}} {
+		for i, name := range names {
+			file := "/etc/exports.d/" + name + ".exports"
+			write(t, file, server.Dir+" *(rw,no_root_squash,no_subtree_check,insecure,fsid=0,"+[]string{"async", "sync"}[i]+")\n")
+		}
+		_, _ = server.Output("exportfs", "-ra") // it complains of the duplicates
+		if got := table(); !strings.Contains(got, "(async,") {
+			t.Errorf("of %q the second one counts: the table has\n%s", names, got)
+		}
+		if c := planned(t, h, host.Wish{Export: server.Dir, Client: "*", Options: nfs.Options{"sync"}})[0]; c.Lasts != (names[0] == "00-h") {
+			t.Errorf("beside %q: planned %+v", names, c)
+		}
+		for _, name := range names {
+			if err := os.Remove("/etc/exports.d/" + name + ".exports"); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	server.Run(t, "exportfs", "-ra")
+	server.Run(t, "exportfs", "-i", "-o", "rw,no_subtree_check,insecure", "192.0.2.7:"+server.Dir)
+
 	// What stands in /etc/exports is read first: a drop-in would be ignored.
 	const users = "/etc/exports"
 	line := server.Dir + " *(rw,no_root_squash,no_subtree_check,insecure,fsid=0,sync)\n"

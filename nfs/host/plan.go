@@ -174,7 +174,7 @@ func elsewhere(s State, exported, client string) (before, behind string) {
 				continue
 			}
 			first := &behind
-			if f.Name == exportsFile || f.Name < ownExports {
+			if f.Name == exportsFile || versionOrder(f.Name, ownExports) < 0 {
 				first = &before
 			}
 			if *first == "" {
@@ -308,7 +308,16 @@ func checkOptions(o nfs.Options) error {
 // holds reports whether all options stand in the list, those aside that are judged
 // in another way.
 func holds(list, options nfs.Options, judged func(option string) bool) bool {
-	return !slices.ContainsFunc(options, func(o string) bool { return !judged(o) && !slices.Contains(list, o) })
+	return !slices.ContainsFunc(options, func(o string) bool { return !judged(o) && !shows(list, o) })
+}
+
+// silent are the defaults of which a mount shows the opposites alone.
+var silent = strings.Fields("suid dev exec acl cto rdirplus resvport sharecache")
+
+// shows reports whether an option stands in the list, or is a default that nothing
+// there contradicts.
+func shows(list nfs.Options, option string) bool {
+	return slices.Contains(list, option) || slices.Contains(silent, option) && len(list.With(option)) > len(list)
 }
 
 // vfs are the options that mount -o remount changes: those of the VFS; see mount(8),
@@ -342,7 +351,7 @@ func only(a, b nfs.Options) string {
 	return o.String()
 }
 
-func either(is bool, yes, no string) string {
+func either[T any](is bool, yes, no T) T {
 	if is {
 		return yes
 	}

@@ -173,7 +173,8 @@ func (h *Host) exports(ctx context.Context) ([]nfs.Export, error) {
 
 func (h *Host) exportsFiles() ([]ExportsFile, error) {
 	names := []string{exportsFile}
-	entries, err := os.ReadDir(h.path(exportsDir)) // sorted
+	entries, err := os.ReadDir(h.path(exportsDir))
+	slices.SortFunc(entries, func(a, b fs.DirEntry) int { return versionOrder(a.Name(), b.Name()) })
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
 	}
@@ -191,6 +192,34 @@ func (h *Host) exportsFiles() ([]ExportsFile, error) {
 		files = append(files, ExportsFile{name, exports})
 	}
 	return files, nil
+}
+
+// versionOrder compares as strverscmp(3) does, by which exportfs(8) sorts: numbers by
+// what they count, after those that begin with a zero, and of those the ones with more
+// zeros first.
+func versionOrder(a, b string) int {
+	isDigit := func(s string, i int) bool { return i < len(s) && '0' <= s[i] && s[i] <= '9' }
+	i, number := 0, 0 // where the two differ, and where the digits before that begin
+	for i < min(len(a), len(b)) && a[i] == b[i] {
+		if i++; !isDigit(a, i-1) {
+			number = i
+		}
+	}
+	length := func(s string) int {
+		n := number
+		for isDigit(s, n) {
+			n++
+		}
+		return n - number
+	}
+	if strings.HasPrefix(a[number:], "0") || strings.HasPrefix(b[number:], "0") {
+		if zeros := a[number:i]; zeros != "" && strings.Trim(zeros, "0") == "" && isDigit(a, i) != isDigit(b, i) {
+			return either(isDigit(a, i), -1, 1)
+		}
+	} else if la, lb := length(a), length(b); la > 0 && lb > 0 && la != lb {
+		return la - lb
+	}
+	return strings.Compare(a[i:], b[i:])
 }
 
 func (h *Host) unit(ctx context.Context, point string) (Unit, error) {
