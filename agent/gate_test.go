@@ -1,12 +1,18 @@
 package agent
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
+
+	"github.com/glance-dtn/glance-dtn/mover"
 )
 
 var errMount = errors.New("export /mnt/dtn is not mounted; mount it")
@@ -22,8 +28,13 @@ const soon = 5 * time.Second
 // wantPaused fails unless the job waits for the export, without a failure.
 func (s *site) wantPaused(id JobID, state State) {
 	s.w.t.Helper()
+	s.wantWaiting(id, state, errMount)
+}
+
+func (s *site) wantWaiting(id JobID, state State, why error) {
+	s.w.t.Helper()
 	j, err := s.agent().Job(s.w.t.Context(), id)
-	if err != nil || j.State != state || !j.Paused || j.Reason != errMount.Error() || j.Attempts != 0 {
+	if err != nil || j.State != state || !j.Paused || j.Reason != why.Error() || j.Attempts != 0 {
 		s.w.t.Errorf("job at %s: %s, paused %v, reason %q, %d attempts (%v), want %s, waiting for the export", s.name, j.State, j.Paused, j.Reason, j.Attempts, err, state)
 	}
 }
@@ -247,4 +258,95 @@ func TestAPausedJobOutlivesItsAgent(t *testing.T) {
 		w.a.await(jobs[0].ID, Verified)
 		w.wantDelivered(id, data)
 	})
+}
+
+// Deliveries only read the inbox.
+func TestDeliveriesDoNotWaitForTheOutbox(t *testing.T) {
+	run(t, func(t *testing.T, w *world) {
+		trouble := fmt.Errorf("%w: read-only file system", ErrOutbox)
+		w.b.breakExport(errMount)
+		id := w.a.upload("in", bytesOf(50_000))
+		w.a.agent().Push(t.Context(), string(id), []string{"B"})
+		outgoing := w.b.upload("out", bytesOf(60_000))
+		jobs, err := w.b.agent().Push(t.Context(), string(outgoing), []string{"A"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Minute)
+		w.b.breakExport(trouble)
+		w.a.await(w.a.job(id).ID, Verified)
+		w.b.wantExport(trouble)
+		time.Sleep(time.Minute)
+		w.b.wantWaiting(jobs[0].ID, Offered, trouble)
+		w.b.mendExport()
+		time.Sleep(soon)
+		w.b.await(jobs[0].ID, Verified)
+	})
+}
+
+// looked is a Stager whose calls fail, and whose looks a test answers.
+type looked struct {
+	Stager
+	look func() error
+}
+
+func (l looked) Check(context.Context) error           { return l.look() }
+func (l looked) Unstage(context.Context, string) error { return errBroken }
+
+// A leg that shuts the gate may do so right after a look that was well.
+func TestAGateThatALegHasShutIsLookedAtSoon(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var trouble atomic.Pointer[error]
+		g := newGate(looked{look: func() error {
+			if err := trouble.Load(); err != nil {
+				return *err
+			}
+			return nil
+		}}, slog.New(slog.DiscardHandler))
+		ctx, stop := context.WithCancel(t.Context())
+		defer stop()
+		go g.watch(ctx)
+		time.Sleep(lookWell + time.Millisecond)
+		trouble.Store(&errMount)
+		if err := g.Unstage(ctx, "outbox/x"); !errors.Is(err, errMount) {
+			t.Errorf("got %v, want a leg that waits", err)
+		}
+		synctest.Wait()
+		trouble.Store(nil)
+		time.Sleep(lookTrouble)
+		synctest.Wait()
+		if err := g.closed(mover.Outbox); err != nil {
+			t.Errorf("%v after the export is well again: %v", lookTrouble, err)
+		}
+	})
+}
+
+// What a look has found is old when a later one has told.
+func TestALookThatWasOvertakenDoesNotCount(t *testing.T) {
+	for _, first := range []error{errMount, nil} {
+		later := errMount
+		if first != nil {
+			later = nil
+		}
+		synctest.Test(t, func(t *testing.T) {
+			slow, n := make(chan struct{}), 0
+			g := newGate(looked{look: func() error {
+				if n++; n > 1 {
+					return later
+				}
+				<-slow
+				return first
+			}}, slog.New(slog.DiscardHandler))
+			go g.Check(t.Context())
+			synctest.Wait()
+			if err := g.Check(t.Context()); err != later {
+				t.Errorf("got %v, want %v", err, later)
+			}
+			close(slow)
+			synctest.Wait()
+			if err := g.closed(mover.Outbox); err != later {
+				t.Errorf("the gate is shut because of %v, want what the later look found: %v", err, later)
+			}
+		})
+	}
 }

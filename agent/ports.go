@@ -60,8 +60,9 @@ type Stager interface {
 	Unstage(ctx context.Context, name string) error
 	// Staged lists the names in the outbox.
 	Staged(ctx context.Context) ([]string, error)
-	// Check tells whether the export is there and takes files. It returns in bounded
-	// time, and may be called often, though the export hangs.
+	// Check tells whether the export is there and takes files; an ErrOutbox when only
+	// the latter is not so. It returns in bounded time, and may be called often, though
+	// the export hangs.
 	Check(ctx context.Context) error
 	// Open opens a file of the export for reading at random, without read-ahead: parts
 	// of it may not be written yet.
@@ -79,6 +80,7 @@ var (
 	ErrNoFile    = mover.ErrNoFile
 	ErrTruncated = mover.ErrTruncated
 	ErrSpace     = mover.ErrSpace
+	ErrOutbox    = mover.ErrOutbox
 )
 
 // Mover is this site's DTN as a sender: it does the API call to the peer's.

@@ -64,7 +64,7 @@ func (a *Agent) Offer(ctx context.Context, from string, o Offer) (Grant, error) 
 		bytes = j.LocalCopy == "" && j.State != Delivered
 	}
 	var address string
-	if shut := a.gate.closed(); shut != nil && bytes && (!known || j.State.Final()) {
+	if shut := a.gate.closed(mover.Inbox); shut != nil && bytes && (!known || j.State.Final()) {
 		return wait("%v", shut), nil
 	}
 	if bytes {

@@ -221,14 +221,15 @@ func (a *Agent) note(ctx context.Context, w *workers, e Event) {
 // start starts what is due and has a place, oldest first, and returns how long until the next is due.
 func (a *Agent) start(ctx context.Context, w *workers, done chan<- JobID) time.Duration {
 	now, next := time.Now(), time.Hour
-	shut := a.gate.closed()
 	due := make([]Job, 0, len(w.jobs))
 	for _, j := range w.jobs {
 		if w.running[j.ID] != nil || w.wanted != nil && !w.wanted[j.ID] {
 			continue
 		}
-		if shut != nil && j.Paused && j.Reason == shut.Error() { // until the gate changes
-			continue
+		if j.Paused {
+			if shut := a.gate.closed(j.box()); shut != nil && j.Reason == shut.Error() { // until the gate changes
+				continue
+			}
 		}
 		at := j.NotBefore
 		if h := w.held[j.ID]; h.After(at) {
@@ -271,7 +272,7 @@ func (a *Agent) work(ctx context.Context, j Job, slot string, limit int) {
 		return
 	}
 	defer claim.Release()
-	if j.Paused && a.gate.closed() == nil {
+	if j.Paused && a.gate.closed(j.box()) == nil {
 		j = resumed(j)
 		if j, err = claim.Update(ctx, j); err != nil {
 			return

@@ -84,7 +84,7 @@ type site struct {
 	stale   func(p []byte, n int) (int, error) // what the next opening shows behind the first block; nil: what is there
 
 	refuseFinish, refuseUpload, refuseStage, refuseRoom error          // what Glance or the export answer
-	export                                              error          // what is wrong with it: every call fails
+	export                                              error          // what is wrong with it: every call fails, for the outbox alone where it is an ErrOutbox
 	hang                                                chan struct{}  // a copy to the export ends when it is closed
 	vanish                                              glance.ImageID // its data is gone when asked for
 
@@ -529,7 +529,7 @@ func (s stagerOf) Stage(_ context.Context, id glance.ImageID, f mover.File, repo
 	s.w.locked(func() {
 		data, ok := s.files[string(id)]
 		switch {
-		case s.export != nil:
+		case s.broken(mover.Outbox):
 			err = errBroken
 		case s.refuseStage != nil:
 			err = s.refuseStage
@@ -552,16 +552,21 @@ func (s stagerOf) Unstage(_ context.Context, name string) error {
 	if pre != nil {
 		return pre
 	}
-	return post(s.reached(func() { delete(s.outbox, name) }))
+	return post(s.reached(mover.Outbox, func() { delete(s.outbox, name) }))
 }
 
 // errBroken is what calls end with while something is wrong with the export.
 var errBroken = errors.New("input/output error")
 
-// reached calls f, with w.mu held, when the export is well.
-func (s *site) reached(f func()) (err error) {
+// broken reports whether calls for a box of the export fail; w.mu is held.
+func (s *site) broken(box string) bool {
+	return s.export != nil && (box == mover.Outbox || !errors.Is(s.export, ErrOutbox))
+}
+
+// reached calls f, with w.mu held, when the box is well.
+func (s *site) reached(box string, f func()) (err error) {
 	s.w.locked(func() {
-		if s.export != nil {
+		if s.broken(box) {
 			err = errBroken
 			return
 		}
@@ -575,7 +580,7 @@ func (s stagerOf) Staged(context.Context) (names []string, err error) {
 	if pre != nil {
 		return nil, pre
 	}
-	err = s.reached(func() { names = slices.Collect(maps.Keys(s.outbox)) })
+	err = s.reached(mover.Outbox, func() { names = slices.Collect(maps.Keys(s.outbox)) })
 	return names, post(err)
 }
 
@@ -591,7 +596,7 @@ func (s stagerOf) Open(name string) (ReaderAtCloser, error) {
 		return nil, pre
 	}
 	f := openArrival{s: s.site}
-	err := s.reached(func() {
+	err := s.reached(mover.Inbox, func() {
 		f.a = s.inbox[strings.TrimSuffix(name, ".part")]
 		f.stale, s.stale = s.stale, nil
 	})
@@ -611,7 +616,7 @@ type openArrival struct {
 }
 
 func (o openArrival) ReadAt(p []byte, off int64) (n int, err error) {
-	if broken := o.s.reached(func() { n, err = bytes.NewReader(o.a.data).ReadAt(p, off) }); broken != nil {
+	if broken := o.s.reached(mover.Inbox, func() { n, err = bytes.NewReader(o.a.data).ReadAt(p, off) }); broken != nil {
 		return 0, broken
 	}
 	if o.a.spoilt && off == 0 {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -15,16 +16,26 @@ import (
 const probeOf = "check"
 
 // Try makes sure that the export has both boxes, and that files can be written to the
-// outbox: mover.ErrSpace when it is full. It may hang as long as the export does. The
-// probe's name is new and nothing is written through what has it already: the
-// DTN's user may write to the outbox too, and could have put a link to one of this
-// user's files there.
+// outbox: mover.ErrSpace when it is full, mover.ErrOutbox when it is that alone which
+// cannot be used. It may hang as long as the export does.
 func Try(export *os.Root) error {
 	inbox, err := openBox(export, mover.Inbox)
 	if err != nil {
 		return err
 	}
 	defer inbox.Close()
+	err = tryOutbox(export)
+	errno, told := errors.AsType[unix.Errno](err)
+	if err == nil || told && !slices.Contains([]unix.Errno{unix.EROFS, unix.EACCES, unix.EPERM}, errno) {
+		return err // of the whole export, or full
+	}
+	return fmt.Errorf("%w: %w", mover.ErrOutbox, err)
+}
+
+// tryOutbox writes a file. Its name is new and nothing is written through what has it
+// already: the DTN's user may write to the outbox too, and could have put a link to one
+// of this user's files there.
+func tryOutbox(export *os.Root) error {
 	outbox, err := openBox(export, mover.Outbox)
 	if err != nil {
 		return err

@@ -82,6 +82,9 @@ func TestABoxIsNotMade(t *testing.T) {
 			_, errs["Staged"] = s.Staged(t.Context())
 			errs["Unstage"] = s.Unstage(t.Context(), name)
 		}
+		if outbox := errors.Is(errs["Try"], mover.ErrOutbox); outbox != (missing == "outbox") {
+			t.Errorf("no %s: Try says %v, of the outbox alone %v", missing, errs["Try"], outbox)
+		}
 		for what, err := range errs {
 			if want := s.export + " has no " + missing + ": is the DTN's export mounted there?"; err == nil || !strings.Contains(err.Error(), want) || errors.Is(err, mover.ErrNoFile) || failure.IsPermanent(err) {
 				t.Errorf("%s: got %v, want %q, an error that passes", what, err, want)

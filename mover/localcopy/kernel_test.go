@@ -366,6 +366,9 @@ func testOwners(t *testing.T, server *guest.Server) {
 				}
 				if c.refused != "" {
 					t.Log(checked)
+					if !errors.Is(checked, mover.ErrOutbox) {
+						t.Errorf("Try says %v, want that it is of the outbox alone", checked)
+					}
 					if left, err := os.ReadDir(outbox); err != nil || len(left) > 0 {
 						t.Errorf("left: %v (%v)", left, err)
 					}

@@ -83,6 +83,9 @@ func (c *client) check(g *Guard, want State, words ...string) {
 			if err != nil {
 				c.t.Logf("%s: %v", want, err)
 			}
+			if outbox := errors.Is(err, mover.ErrOutbox); outbox != (want == ReadOnly) {
+				c.t.Errorf("%q is of the outbox alone: %v", err, outbox)
+			}
 			for _, w := range words {
 				if !strings.Contains(err.Error(), w) {
 					c.t.Errorf("%q does not say %q", err, w)
