@@ -44,7 +44,7 @@ type Mounted string
 // What may be expected of the directory.
 const (
 	Auto     Mounted = "auto"     // the mount that it was on when it was well must be there, if it was on one
-	Required Mounted = "required" // it is itself a mount point, of another file system than the directory above
+	Required Mounted = "required" // it is itself a mount point, and no directory of this machine bound onto itself
 	None     Mounted = "none"     // the marker alone says
 )
 
@@ -279,11 +279,12 @@ func (g *Guard) enter(last seen) (_ *os.Root, s seen, err error) {
 		}
 	}()
 	if s, err = g.sys.identify(root); err != nil {
-		return nil, s, explain(g.Dir, s.mount, err)
+		m, _ := g.covering(last)
+		return nil, s, explain(g.Dir, m, err)
 	}
 	s.Dir = g.Dir
 	switch {
-	case g.Mounted == Required && s.Point != s.Path:
+	case g.Mounted == Required && s.Point != s.Path && (s.mount.Point != s.Path || !nfs.IsNFS(s.Type)):
 		return nil, s, g.gone("mount: required is set", s, root)
 	case g.Mounted == Auto && beyond(last.Point, s.Point):
 		return nil, s, g.gone(last.Source+" was on "+last.Point, s, root)

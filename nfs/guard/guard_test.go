@@ -2,6 +2,7 @@ package guard
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"log/slog"
@@ -203,6 +204,11 @@ func TestWhatIsExpectedOfTheMount(t *testing.T) {
 		m.at = 3
 	}
 	mounts := slices.Clone(m.mounts)
+	nested := func() { // in the NFS mount of the directory above
+		m.mounts[1].ID, m.mounts[1].Point, m.at = 3, filepath.Dir(m.dir), 4
+		m.mounts = append(m.mounts, m.mounts[1])
+		m.mounts[2].ID, m.mounts[2].Parent, m.mounts[2].Point, m.mounts[2].Source = 4, 3, m.dir, "dtn:/glance/dtn"
+	}
 	for _, c := range []struct {
 		name    string
 		expect  Mounted
@@ -213,6 +219,7 @@ func TestWhatIsExpectedOfTheMount(t *testing.T) {
 		{"required and there", Required, func() {}, true, ""},
 		{"required and not there", Required, m.unmount, false, "mount: required"},
 		{"required and bound onto itself", Required, bound, false, "mount: required"},
+		{"required and also seen from the mount above", Required, nested, true, ""},
 		{"automatic, never seen", Auto, m.unmount, true, ""},
 		{"not needed", None, m.unmount, true, ""},
 	} {
@@ -300,7 +307,7 @@ func TestErrors(t *testing.T) {
 			real, h0 := g.sys.handle, handle{}
 			g.sys.handle = func(r *os.Root) (handle, error) { return h0, fail }
 			if c.err != syscall.ENOENT {
-				wantTrouble(t, g, c.want)
+				wantTrouble(t, g, c.want, c.say)
 			}
 			g.sys.handle = real
 			try = fail
@@ -379,6 +386,53 @@ func TestWhatTakesThePlaceOfAHungMountIsLookedAt(t *testing.T) {
 		m.openErr = nil
 		wantWell(t, g)
 	})
+}
+
+// Where a directory lies is told by the mount that has to be there, not by one above
+// that shares its device, nor by one that only shows it once more.
+func TestThePointOfAMount(t *testing.T) {
+	const dir = "/mnt/up/dtn"
+	for _, c := range []struct {
+		name    string
+		up, top nfs.Mount
+		want    string
+	}{
+		{"NFS, another directory of the server", nfs.Mount{Root: "/", Type: "nfs4", Source: "dtn:/home"}, nfs.Mount{Root: "/", Type: "nfs4", Source: "dtn:/glance"}, dir},
+		{"NFS, bound onto itself", nfs.Mount{Root: "/", Type: "nfs4", Source: "dtn:/"}, nfs.Mount{Root: "/", Type: "nfs4", Source: "dtn:/dtn"}, "/mnt/up"},
+		{"btrfs, another subvolume", nfs.Mount{Root: "/@", Type: "btrfs"}, nfs.Mount{Root: "/@dtn", Type: "btrfs"}, dir},
+		{"btrfs, bound onto itself", nfs.Mount{Root: "/@", Type: "btrfs"}, nfs.Mount{Root: "/@/dtn", Type: "btrfs"}, "/mnt/up"},
+		{"another device", nfs.Mount{Root: "/", Type: "ext4"}, nfs.Mount{Device: "8:2", Root: "/dtn", Type: "ext4"}, dir},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			c.up.ID, c.up.Parent, c.up.Device, c.up.Point = 2, 1, "0:50", "/mnt/up"
+			c.top.ID, c.top.Parent, c.top.Device, c.top.Point = 3, 2, cmp.Or(c.top.Device, "0:50"), dir
+			y := system{
+				mounts: func() ([]nfs.Mount, error) {
+					return []nfs.Mount{{ID: 1, Device: "8:1", Root: "/", Point: "/", Type: "ext4"}, c.up, c.top}, nil
+				},
+				handle: func(*os.Root) (handle, error) { return handle{mount: 3, path: dir}, nil },
+			}
+			if s, err := y.identify(nil); err != nil || s.Point != c.want {
+				t.Errorf("got %s, %v, want %s", s.Point, err, c.want)
+			}
+		})
+	}
+}
+
+func TestTheMarkerIsForEveryone(t *testing.T) {
+	defer syscall.Umask(syscall.Umask(0o077))
+	export, state := rootOf(t, t.TempDir()), rootOf(t, t.TempDir())
+	for _, made := range []string{"made", "found as an earlier start has left it"} {
+		if _, err := Mark(export, state, "A"); err != nil {
+			t.Fatal(err)
+		}
+		if info, err := export.Stat(MarkerFile); err != nil || info.Mode() != 0o644 {
+			t.Errorf("%s: mode %v (%v), want 0644", made, info.Mode(), err)
+		}
+		if err := export.Chmod(MarkerFile, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
 }
 
 func TestMark(t *testing.T) {

@@ -124,6 +124,7 @@ func TestKernelGuard(t *testing.T) {
 	other := marked(t, "other", "10.0.1.2/24", "10.0.1.1/24")
 	t.Run("taken", func(t *testing.T) { aMountThatIsTaken(t, server) })
 	t.Run("changed", func(t *testing.T) { readOnlyStaleAndReplaced(t, server, other) })
+	t.Run("nested", func(t *testing.T) { mountsWithinMounts(t, server) })
 	t.Run("hung", func(t *testing.T) { aServerThatDoesNotAnswer(t, server, other) })
 }
 
@@ -181,6 +182,51 @@ func aMountThatIsTaken(t *testing.T, server *guest.Server) {
 			if err := stage(); err != nil {
 				t.Error(err)
 			}
+		})
+	}
+}
+
+// mountsWithinMounts holds that a mount within another of the same server, which has its
+// device, is the one that has to be there; and that a directory bound onto itself is not.
+func mountsWithinMounts(t *testing.T, server *guest.Server) {
+	dir := server.Path(filepath.Join(server.Dir, "all"))
+	if err := errors.Join(os.Mkdir(dir, 0o755), os.Mkdir(filepath.Join(dir, "dtn"), 0o755)); err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(dir)
+	for _, vers := range []string{"vers=3,nolock", "vers=4.2"} {
+		t.Run(vers, func(t *testing.T) {
+			source := server.Source()
+			if strings.HasPrefix(vers, "vers=4") {
+				source = strings.TrimSuffix(server.Root(), "/")
+			}
+			c := newClient(t)
+			up := filepath.Dir(c.dir)
+			point := func() string {
+				t.Helper()
+				root := rootOf(t, c.dir)
+				s, err := host.identify(root)
+				if err = errors.Join(err, root.Close()); err != nil {
+					t.Fatal(err)
+				}
+				return s.Point
+			}
+			c.Run(t, "mount", "-t", "nfs", "-o", vers, source+"/all", up)
+			defer c.Run(t, "umount", "--lazy", up)
+			c.Run(t, "mount", "--bind", c.dir, c.dir)
+			if got := point(); got != up {
+				t.Errorf("bound onto itself: it lies on %s, want %s", got, up)
+			}
+			c.Run(t, "umount", c.dir)
+			c.mount(source+"/", vers)
+			if got := point(); got != c.dir {
+				t.Errorf("another directory of the server: it lies on %s, want %s", got, c.dir)
+			}
+			g := c.guard()
+			g.Mounted = Required
+			c.check(g, "")
+			c.Run(t, "umount", c.dir)
+			c.check(g, Gone, "mount: required")
 		})
 	}
 }

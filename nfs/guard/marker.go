@@ -54,10 +54,23 @@ func Mark(export, state *os.Root, site string) (Marker, error) {
 	case known.ID != "" && known.ID != m.ID:
 		return m, fmt.Errorf("export %s is another one (%s) than when this DTN ran last (%s); %s", export.Name(), m.ID, known.ID, meant)
 	}
+	if err := readable(export); err != nil {
+		return m, fmt.Errorf("mark the export: %w", err)
+	}
 	if known != m {
 		err = writeJSON(state, memoryFile, m, 0o600)
 	}
 	return m, err
+}
+
+// readable lets everyone read the marker, whatever the umask that it was made with: who
+// mounts the export has another user.
+func readable(export *os.Root) error {
+	info, err := export.Lstat(MarkerFile)
+	if err == nil && info.Mode().Perm()&0o444 != 0o444 {
+		err = export.Chmod(MarkerFile, 0o644)
+	}
+	return err
 }
 
 // errNoMarker is what a file in the marker's place is that the DTN has not made.

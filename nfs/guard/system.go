@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"fmt"
 	"os"
+	"path"
 	"strconv"
 	"strings"
 	"syscall"
@@ -71,12 +72,10 @@ func (y system) identify(root *os.Root) (seen, error) {
 		return seen{}, fmt.Errorf("it was unmounted this moment: %w", syscall.ENODEV)
 	}
 	s := seen{export{Path: h.path, Source: m.Source, Type: m.Type, FSID: h.fsid}, m}
-	// A directory that is bound onto itself, as systemd does for ReadWritePaths=, is a mount
-	// point, but of no other file system.
 	at := m
 	for range mounts {
 		up, found := byID[at.Parent]
-		if !found || up.Device != at.Device || up.ID == at.ID {
+		if !found || up.ID == at.ID || !ontoItself(at, up) {
 			break
 		}
 		at = up
@@ -86,6 +85,24 @@ func (y system) identify(root *os.Root) (seen, error) {
 		s.FSID = serverFSID(m.Device)
 	}
 	return s, nil
+}
+
+// ontoItself reports whether a mount shows what the one that it lies on shows there, as
+// a directory that is bound onto itself does: systemd makes such for ReadWritePaths=.
+// That the device is the same does not say so: another directory of an NFS server, or
+// another subvolume of btrfs, can have it too.
+func ontoItself(m, up nfs.Mount) bool {
+	below, found := strings.CutPrefix(m.Point, strings.TrimSuffix(up.Point, "/"))
+	return found && m.Device == up.Device && path.Clean(shown(m)) == path.Join(shown(up), below)
+}
+
+// shown is the directory of the file system that the mount shows. Of NFS the source tells
+// it, and the root is always /.
+func shown(m nfs.Mount) string {
+	if nfs.IsNFS(m.Type) {
+		return m.Source
+	}
+	return m.Root
 }
 
 func readMounts() ([]nfs.Mount, error) {
