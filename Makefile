@@ -3,7 +3,7 @@ VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unkn
 PREFIX  ?= /usr/local
 SCRIPTS := deploy/sandbox/sandbox deploy/demo/demo deploy/kernel/init .ci/run
 SANDBOX := deploy/sandbox/sandbox
-KERNEL  := user-mode-linux nfs-kernel-server nfs-common rpcbind kmod iproute2 e2fsprogs ethtool systemd
+KERNEL  := user-mode-linux nfs-kernel-server nfs-common rpcbind kmod iproute2 e2fsprogs xfsprogs ethtool systemd
 RACE    := ./agent ./agent/api ./glance/store ./mover/client ./mover/dtn ./mover/localcopy ./nfs/guard
 
 export CGO_ENABLED = 0

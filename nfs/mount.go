@@ -158,6 +158,23 @@ func prefixes(name string) []string {
 // An NFS client in user space has a type of fuse.NAME, and is none.
 func IsNFS(fstype string) bool { return fstype == "nfs" || fstype == "nfs4" }
 
+// CopyAtOnce returns up to how many bytes of one copy_file_range(2) the client asks the
+// server to copy before it answers, where the mount that a clean absolute path lies on has
+// the COPY of NFS 4.2 (RFC 7862, 15.2): twice rsize (fs/nfs/nfs4file.c of Linux). Of a
+// longer one a callback tells the end, and may be lost. It fails where it has none.
+func CopyAtOnce(mounts []Mount, name string) (int64, error) {
+	m, _ := Covering(mounts, name)
+	if version, _ := m.Super.Get("vers"); !IsNFS(m.Type) || version != "4.2" {
+		return 0, fmt.Errorf("%s does not lie on a mount of NFS 4.2, whose servers copy by themselves", name)
+	}
+	rsize, _ := m.Super.Get("rsize")
+	n, err := strconv.ParseInt(rsize, 10, 64)
+	if err != nil {
+		return 0, fmt.Errorf("rsize of the mount on %s: %w", m.Point, err)
+	}
+	return 2 * n, nil
+}
+
 // SplitSource splits the source of an NFS mount, host:path or [address]:path, into
 // the host without brackets and the absolute path.
 func SplitSource(source string) (host, dir string, err error) {

@@ -225,3 +225,19 @@ func FuzzMountinfo(f *testing.F) {
 		}
 	})
 }
+
+func TestOnlyNFS42CopiesAtTheServer(t *testing.T) {
+	mounts := mustMountinfo(t, read(t, "mountinfo"))
+	for name, want := range map[string]int64{
+		"/run/m/v42": 256 << 10, "/run/m/v42/outbox": 256 << 10, "/run/m/v42b": 2 << 20,
+		"/run/m/v3": 0, "/run/m/v41": 0, "/run/m": 0, "/": 0,
+	} {
+		if n, err := CopyAtOnce(mounts, name); n != want || (err == nil) != (want > 0) {
+			t.Errorf("%s: got %d, %v, want %d", name, n, err, want)
+		}
+	}
+	over := append(mounts, Mount{ID: 1000, Parent: 35, Point: "/run/m/v42", Type: "nfs", Super: Options{"vers=3", "rsize=131072"}})
+	if n, err := CopyAtOnce(over, "/run/m/v42"); err == nil {
+		t.Errorf("beneath another mount: got %d, want an error", n)
+	}
+}

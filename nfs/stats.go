@@ -71,31 +71,6 @@ func (s Stats) Sub(before Stats) (Stats, error) {
 	return d, nil
 }
 
-// ServerCopies counts the files, or parts of them, that the server copied for the mount
-// that a clean absolute path lies on, without their bytes crossing the network: the COPY
-// of NFS 4.2 (RFC 7862, 15.2). atOnce is up to how many bytes of one copy_file_range the
-// client asks the server to copy before it answers: twice rsize (fs/nfs/nfs4file.c of
-// Linux). Of a longer one a callback tells the end, and may be lost. It fails where the
-// mount has no COPY. The stats are those of the mounts.
-func ServerCopies(mounts []Mount, stats []Stats, name string) (copies, atOnce int64, err error) {
-	m, _ := Covering(mounts, name)
-	for _, s := range slices.Backward(stats) { // the last one is on top
-		if s.Point != m.Point || !IsNFS(m.Type) {
-			continue
-		}
-		if version, _ := s.Options.Get("vers"); version == "4.2" {
-			rsize, _ := s.Options.Get("rsize")
-			size, err := strconv.ParseInt(rsize, 10, 64)
-			if err != nil {
-				return 0, 0, fmt.Errorf("rsize of the mount on %s: %w", s.Point, err)
-			}
-			return s.Ops["COPY"].Ops - s.Ops["COPY"].Errors, 2 * size, nil
-		}
-		break
-	}
-	return 0, 0, fmt.Errorf("%s does not lie on a mount of NFS 4.2, whose servers copy by themselves", name)
-}
-
 func (b Bytes) sub(c Bytes) Bytes {
 	return Bytes{
 		b.Read - c.Read, b.Written - c.Written,

@@ -20,29 +20,6 @@ func readStats(t testing.TB, name string) map[string]Stats {
 	return by
 }
 
-func TestOnlyNFS42CopiesAtTheServer(t *testing.T) {
-	stats := func(point, version string, copies Op) Stats {
-		return Stats{Point: point, Options: ParseOptions("rw,rsize=131072,vers=" + version), Ops: map[string]Op{"COPY": copies}}
-	}
-	mounts := []Mount{
-		{ID: 1, Parent: 0, Point: "/", Type: "ext4"},
-		{ID: 2, Parent: 1, Point: "/mnt/dtn", Type: "nfs4"},
-		{ID: 3, Parent: 1, Point: "/mnt/old", Type: "nfs4"},
-		{ID: 4, Parent: 1, Point: "/mnt/over", Type: "nfs4"},
-		{ID: 5, Parent: 4, Point: "/mnt/over", Type: "nfs"},
-	}
-	all := []Stats{
-		stats("/mnt/dtn", "4.2", Op{Ops: 5, Errors: 2}), stats("/mnt/old", "4.1", Op{}),
-		stats("/mnt/over", "4.2", Op{}), stats("/mnt/over", "3", Op{}),
-	}
-	for name, want := range map[string]int64{"/mnt/dtn": 3, "/mnt/dtn/outbox": 3, "/mnt/old": -1, "/mnt/over": -1, "/mnt": -1, "/": -1} {
-		n, atOnce, err := ServerCopies(mounts, all, name)
-		if (err != nil) != (want < 0) || err == nil && (n != want || atOnce != 256<<10) {
-			t.Errorf("%s: got %d, %d at once, %v, want %d", name, n, atOnce, err, want)
-		}
-	}
-}
-
 // TestStatsCountWhatWasDone reads the counters around three known commands: 8 writes
 // of 1 MiB and an fsync; 64 writes of 16 KiB through a synchronous mount whose wsize
 // is 12 KiB; a file of 8 MiB read over NFSv4.1.

@@ -70,7 +70,7 @@ func assemble(ctx context.Context, conf config.Agent, log *slog.Logger, observe 
 	}
 	copier := localcopy.New(localcopy.Options{
 		Open: export.Open, Mode: localcopy.Mode(conf.Transfer.Stage), Find: s.dirs.find(ctx), Settle: node.Settle,
-		Copies: func() (int64, int64, error) { return serverCopies(conf.Export) },
+		CopyAtOnce: func() (int64, error) { return copyAtOnce(conf.Export) },
 	})
 	s.agent, err = agent.New(agent.Options{
 		Site: conf.Site, Catalog: images, Stager: stager{copier, export}, Mover: node, Landing: node,
@@ -114,28 +114,21 @@ func settings(conf config.Agent, ring *pki.Keyring) agent.Settings {
 	return s
 }
 
-// serverCopies is nfs.ServerCopies of the mount under dir.
-func serverCopies(dir string) (copies, atOnce int64, err error) {
-	if dir, err = filepath.EvalSymlinks(dir); err != nil {
-		return 0, 0, err
+// copyAtOnce is nfs.CopyAtOnce of the mount under dir.
+func copyAtOnce(dir string) (int64, error) {
+	dir, err := filepath.EvalSymlinks(dir)
+	if err != nil {
+		return 0, err
 	}
 	info, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil {
-		return 0, 0, err
+		return 0, err
 	}
 	mounts, err := nfs.ParseMountinfo(bytes.NewReader(info))
 	if err != nil {
-		return 0, 0, err
+		return 0, err
 	}
-	counters, err := os.ReadFile("/proc/self/mountstats")
-	if err != nil {
-		return 0, 0, err
-	}
-	all, err := nfs.ParseMountstats(bytes.NewReader(counters))
-	if err != nil {
-		return 0, 0, err
-	}
-	return nfs.ServerCopies(mounts, all, dir)
+	return nfs.CopyAtOnce(mounts, dir)
 }
 
 // guardExport guards the directory where the DTN's export is mounted. The DTN's own word

@@ -59,7 +59,7 @@ func need(t testing.TB) {
 	if os.Geteuid() != 0 {
 		t.Fatal("a guest has the rights of the user who boots it: run `make test-kernel` as root")
 	}
-	for _, name := range []string{linux, "/usr/sbin/rpc.nfsd", "/usr/sbin/mount.nfs", "/usr/sbin/rpcbind", "/usr/sbin/ethtool"} {
+	for _, name := range []string{linux, "/usr/sbin/rpc.nfsd", "/usr/sbin/mount.nfs", "/usr/sbin/rpcbind", "/usr/sbin/ethtool", "/usr/sbin/mkfs.xfs"} {
 		if _, err := os.Stat(name); err != nil {
 			t.Fatalf("%v: `make test-kernel` installs it", err)
 		}

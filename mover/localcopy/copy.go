@@ -6,8 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"math"
 	"os"
+	"slices"
+	"unsafe"
 
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
@@ -239,7 +242,7 @@ func (e *extents) next(off int64) (data, hole int64, err error) {
 		e.data, e.hole, err = off, math.MaxInt64, nil
 	}
 	if err != nil {
-		return 0, 0, fmt.Errorf("find the holes of %s: %w", e.file.Name(), err)
+		return 0, 0, &fs.PathError{Op: "find the holes of", Path: e.file.Name(), Err: err}
 	}
 	return e.data, e.hole, nil
 }
@@ -250,11 +253,11 @@ func forget(f *os.File, n int64) {
 }
 
 // serverCopy has the NFS server copy the file (NFS 4.2's COPY, RFC 7862, 15.2): no byte
-// of it comes here, and what is copied is proven as that of a link is. Elsewhere
-// copy_file_range(2) reads and writes, which copyFile does better: it is no way where
-// the mount's count of COPYs does not grow with the first piece.
+// of it comes here, and what is copied is proven as that of a link is. Where the server
+// does not, copy_file_range(2) reads and writes without a word, which copyFile does better:
+// what it has written is in the page cache then, and that ends this way.
 func serverCopy(ctx context.Context, t *task) error {
-	before, piece, err := t.copies()
+	piece, err := t.atOnce()
 	if err != nil {
 		return fmt.Errorf("server-side copy of %s: %w: %w", t.src.Name(), unix.ENOTSUP, err)
 	}
@@ -262,6 +265,11 @@ func serverCopy(ctx context.Context, t *task) error {
 		return err
 	}
 	return t.create(func(dst *os.File) error {
+		written, err := t.box.Open(t.temp) // dst cannot be read
+		if err != nil {
+			return err
+		}
+		defer written.Close()
 		in := extents{file: t.src}
 		for off := int64(0); off < t.file.Size; {
 			data, hole, err := in.next(off)
@@ -281,10 +289,8 @@ func serverCopy(ctx context.Context, t *task) error {
 				if n == 0 {
 					return fmt.Errorf("%w: want %d bytes, it ends after %d", mover.ErrTruncated, t.file.Size, off)
 				}
-				if t.written == 0 {
-					if now, _, err := t.copies(); err != nil || now == before {
-						return fmt.Errorf("server-side copy of %s: %w: the kernel copied the first %d bytes itself (%v)", t.src.Name(), unix.ENOTSUP, n, err)
-					}
+				if here, err := cached(written, off, int64(n)); err != nil || here {
+					return errors.Join(fmt.Errorf("server-side copy of %s: %w: the kernel copies itself", t.src.Name(), unix.ENOTSUP), err)
 				}
 				t.written += int64(n)
 				off += int64(n)
@@ -292,8 +298,28 @@ func serverCopy(ctx context.Context, t *task) error {
 			}
 		}
 		t.report(t.file.Size)
-		return errors.Join(t.unchanged(t.src), dst.Truncate(t.file.Size))
+		if err := t.unchanged(t.src); err != nil {
+			return err
+		}
+		return dst.Truncate(t.file.Size)
 	})
+}
+
+// cached reports whether any of a file's n bytes from off on is in the page cache of
+// this machine, by mincore(2).
+func cached(f *os.File, off, n int64) (bool, error) {
+	page := int64(os.Getpagesize())
+	first := off - off%page
+	m, err := unix.Mmap(int(f.Fd()), first, int(off+n-first), unix.PROT_READ, unix.MAP_SHARED)
+	if err != nil {
+		return false, fmt.Errorf("map %s: %w", f.Name(), err)
+	}
+	defer unix.Munmap(m)
+	pages := make([]byte, (int64(len(m))+page-1)/page)
+	if _, _, errno := unix.Syscall(unix.SYS_MINCORE, uintptr(unsafe.Pointer(&m[0])), uintptr(len(m)), uintptr(unsafe.Pointer(&pages[0]))); errno != 0 {
+		return false, fmt.Errorf("look for %s in the page cache: %w", f.Name(), errno)
+	}
+	return slices.ContainsFunc(pages, func(b byte) bool { return b&1 != 0 }), nil
 }
 
 // elsewise makes any failure of a server's copy one after which the next way is tried, but

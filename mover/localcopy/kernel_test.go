@@ -24,9 +24,9 @@ import (
 var versions = []string{"vers=3,nolock", "vers=4.1", "vers=4.2"}
 
 // newServer serves an export with its boxes and a store, as a DTN has it.
-func newServer(t *testing.T, options string) *guest.Server {
+func newServer(t *testing.T, serve func(testing.TB, string) *guest.Server) *guest.Server {
 	t.Helper()
-	s := guest.Here().Serve(t, options)
+	s := serve(t, "sync")
 	for _, d := range []string{"outbox", "inbox", "store"} {
 		if err := os.Mkdir(filepath.Join(s.Dir, d), 0o755); err != nil {
 			t.Fatal(err)
@@ -39,7 +39,7 @@ func newServer(t *testing.T, options string) *guest.Server {
 func mounted(t *testing.T, s *guest.Server, export, store string, mode Mode) site {
 	t.Helper()
 	m := site{export: export, store: store}
-	m.Copier = New(Options{Open: func() (*os.Root, error) { return os.OpenRoot(export) }, Mode: mode, Copies: func() (int64, int64, error) { return copiesOf(export) }, Find: func(id string) (string, int64, error) {
+	m.Copier = New(Options{Open: func() (*os.Root, error) { return os.OpenRoot(export) }, Mode: mode, CopyAtOnce: func() (int64, error) { return copyAtOnce(export) }, Find: func(id string) (string, int64, error) {
 		path := filepath.Join(store, id)
 		info, err := os.Lstat(path)
 		if err != nil {
@@ -91,22 +91,18 @@ func readStats() ([]nfs.Stats, error) {
 	return nfs.ParseMountstats(f)
 }
 
-// copiesOf counts the copies that the server did for the mount at dir.
-func copiesOf(dir string) (copies, atOnce int64, err error) {
+// copyAtOnce is of the mount at dir.
+func copyAtOnce(dir string) (int64, error) {
 	f, err := os.Open("/proc/self/mountinfo")
 	if err != nil {
-		return 0, 0, err
+		return 0, err
 	}
 	defer f.Close()
 	mounts, err := nfs.ParseMountinfo(f)
 	if err != nil {
-		return 0, 0, err
+		return 0, err
 	}
-	stats, err := readStats()
-	if err != nil {
-		return 0, 0, err
-	}
-	return nfs.ServerCopies(mounts, stats, dir)
+	return nfs.CopyAtOnce(mounts, dir)
 }
 
 // statsOf returns those of the mount at dir.
@@ -166,7 +162,7 @@ func (s site) putSparse(t *testing.T) mover.File {
 // TestKernelNFS has one server for all that is asked of one.
 func TestKernelNFS(t *testing.T) {
 	guest.Need(t)
-	server := newServer(t, "sync")
+	server := newServer(t, guest.Here().Serve)
 	t.Run("ways", func(t *testing.T) { testWays(t, server) })
 	t.Run("close to open", func(t *testing.T) { testCloseToOpen(t, server) })
 	t.Run("owners", func(t *testing.T) { testOwners(t, server) })
@@ -223,6 +219,58 @@ func testWays(t *testing.T, server *guest.Server) {
 				if err := s.Unstage(t.Context(), name); err != nil {
 					t.Error(err)
 				}
+			}
+		})
+	}
+}
+
+// TestKernelReflinks holds that a file shares its blocks with the store's where the file
+// system can and the DTN may not read a hard link: over NFS 4.2 (CLONE, RFC 7862, 15.13)
+// and on a disk, but not over NFS 3.
+func TestKernelReflinks(t *testing.T) {
+	guest.Need(t)
+	server := newServer(t, guest.Here().ServeXFS)
+	for _, c := range []struct {
+		version, how string
+		clones       int64
+	}{
+		{"vers=4.2", reflink, 1},
+		{"vers=3,nolock", copied + ", 83 % holes", 0},
+		{"on the disk", reflink, 0},
+	} {
+		t.Run(c.version, func(t *testing.T) {
+			export := server.Dir
+			if c.version != "on the disk" {
+				export = mount(t, server, c.version)
+			}
+			s := mounted(t, server, export, filepath.Join(export, "store"), Auto)
+			settle := s.Copier.settle
+			s.Copier.settle = func(ctx context.Context, name string, from int64) (mover.Settled, error) {
+				if info, err := os.Stat(filepath.Join(server.Dir, mover.Outbox, name)); err == nil && linked(info) {
+					return mover.Settled{}, mover.ErrUnreadable
+				}
+				return settle(ctx, name, from)
+			}
+			f := s.putSparse(t)
+			stage := func() {
+				if how, err := s.Stage(t.Context(), image, f, ignore); err != nil || how != c.how {
+					t.Errorf("got %q, %v, want %q", how, err, c.how)
+				}
+			}
+			if export == server.Dir {
+				stage()
+			} else if d := during(t, export, stage); d.Ops["CLONE"].Ops != c.clones || (d.Bytes.ServerWritten == 0) != (c.clones > 0) {
+				t.Errorf("%d CLONE, %d bytes were written through NFS, want %d CLONE", d.Ops["CLONE"].Ops, d.Bytes.ServerWritten, c.clones)
+			}
+			staged := filepath.Join(server.Dir, name)
+			if got, err := os.ReadFile(staged); err != nil || fileOf(got) != f {
+				t.Errorf("the DTN has %d bytes, or other ones (%v)", len(got), err)
+			}
+			if info, err := os.Stat(staged); err != nil || info.Mode() != 0o640 || linked(info) {
+				t.Errorf("mode %v (%v), a link: %v; want a file of its own, 0640", info.Mode(), err, linked(info))
+			}
+			if err := s.Unstage(t.Context(), name); err != nil {
+				t.Error(err)
 			}
 		})
 	}

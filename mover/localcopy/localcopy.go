@@ -57,9 +57,9 @@ type Options struct {
 	// Find returns the path and size of an image's file in the store. An error that
 	// is an fs.ErrNotExist means that there is none, and that the store is there.
 	Find func(id string) (path string, size int64, err error)
-	// Copies counts the copies that the NFS server has done by itself for the mount under
-	// the export; an error where none can be. Nil: there is no such mount.
-	Copies func() (n, atOnce int64, err error)
+	// CopyAtOnce returns how many bytes the NFS server under the export copies by itself in
+	// one call; an error where it copies none. Nil: there is no such server.
+	CopyAtOnce func() (int64, error)
 	// Settle has the DTN sync a file of the outbox, by its base name, and tells what its
 	// own disk has of the blocks from one on: what was written through NFS outlives a
 	// power cut of the DTN only then, whatever an export that is async says. Nil: the
@@ -75,18 +75,18 @@ type Copier struct {
 	ways   []way
 	find   func(id string) (string, int64, error)
 	free   func(*os.File) (int64, error)
-	copies func() (n, atOnce int64, err error) // nil: the server never copies by itself
+	atOnce func() (int64, error) // Options.CopyAtOnce
 	settle settler
 }
 
 // New returns a Copier. It does not look at the export.
 func New(o Options) *Copier {
-	c := &Copier{export: o.Open, find: o.Find, free: free, copies: o.Copies, settle: o.Settle, ways: []way{{copied, copyFile}}}
+	c := &Copier{export: o.Open, find: o.Find, free: free, atOnce: o.CopyAtOnce, settle: o.Settle, ways: []way{{copied, copyFile}}}
 	if o.Mode == Copy {
 		return c
 	}
 	c.ways = []way{{hardLink, linkFile}, {reflink, cloneFile}, {copied, copyFile}}
-	if c.copies != nil {
+	if c.atOnce != nil {
 		c.ways = slices.Insert(c.ways, 2, way{serverSide, serverCopy})
 	}
 	return c
@@ -119,7 +119,10 @@ func (c *Copier) Stage(ctx context.Context, id string, f mover.File, report func
 		return "", err
 	}
 	if there {
-		err := errors.Join(durable.SyncDir(box, "."), kept(ctx, c.settle, name, f.Size, 0)) // nothing is lost by asking later
+		err := durable.SyncDir(box, ".")
+		if err == nil {
+			err = kept(ctx, c.settle, name, f.Size, 0) // nothing is lost by asking later
+		}
 		if err == nil {
 			report(f.Size)
 			return before, nil
@@ -141,13 +144,13 @@ func (c *Copier) Stage(ctx context.Context, id string, f mover.File, report func
 		return "", err
 	}
 	defer dir.Close()
-	t := &task{file: f, src: src, box: box, dir: dir, temp: tempName(name), free: c.free, copies: c.copies, settle: c.settle, report: report}
+	t := &task{file: f, src: src, box: box, dir: dir, temp: tempName(name), free: c.free, atOnce: c.atOnce, settle: c.settle, report: report}
 	for _, w := range c.ways {
-		var how string
-		if how, err = t.place(ctx, w, name); err == nil {
+		var next bool
+		if how, next, err = t.place(ctx, w, name); err == nil {
 			return how, nil
 		}
-		if !unsupported(err) {
+		if !next {
 			break
 		}
 	}

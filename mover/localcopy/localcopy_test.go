@@ -16,7 +16,6 @@ import (
 	"strings"
 	"testing"
 	"time"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -197,27 +196,19 @@ func TestZerosAreNotWritten(t *testing.T) {
 	}
 }
 
+// Where the server does not copy, the kernel does, and says nothing: as on a disk.
 func TestAServerSideCopyIsOneThatTheServerDid(t *testing.T) {
-	for name, tc := range map[string]struct {
-		grows int64
-		err   error
-		how   string
-	}{
-		"the server copies": {1, nil, "server-side copy, 50 % holes"},
-		"the kernel copies": {0, nil, "copy, 50 % holes"},
-		"no NFS 4.2":        {0, errors.New("not on a mount of NFS 4.2"), "copy, 50 % holes"},
-	} {
+	for name, atOnceErr := range map[string]error{"the kernel copies": nil, "no NFS 4.2": errors.New("not on a mount of NFS 4.2")} {
 		t.Run(name, func(t *testing.T) {
 			s := newSite(t, Auto)
-			var copies int64
-			s.copies = func() (int64, int64, error) { copies += tc.grows; return copies, mover.BlockSize, tc.err }
+			s.atOnce = func() (int64, error) { return mover.BlockSize, atOnceErr }
 			s.ways = []way{{serverSide, serverCopy}, {copied, copyFile}}
 			data := append(random(12<<20), make([]byte, 12<<20)...)
 			s.put(t, data[:12<<20])
 			if err := os.Truncate(filepath.Join(s.store, image), int64(len(data))); err != nil {
 				t.Fatal(err)
 			}
-			s.stage(t, fileOf(data), tc.how)
+			s.stage(t, fileOf(data), "copy, 50 % holes")
 		})
 	}
 }
@@ -243,6 +234,35 @@ func TestStageTakesTheNextWay(t *testing.T) {
 	s.ways = []way{{hardLink, func(context.Context, *task) error { return unix.EIO }}, {copied, copyFile}}
 	if err := s.fails(t, s.put(t, random(1000))); !errors.Is(err, unix.EIO) {
 		t.Errorf("got %v, want EIO: it is no reason for another way", err)
+	}
+}
+
+// What the DTN or the network says after a file was made is no reason for another way.
+func TestAFailureToAskTheDTNIsNoReasonForAnotherWay(t *testing.T) {
+	for _, no := range []error{unix.EPERM, unix.EACCES, unix.ENOSYS} {
+		s := newSite(t, Auto)
+		s.settle = func(context.Context, string, int64) (mover.Settled, error) {
+			return mover.Settled{}, fmt.Errorf("dial tcp: connect: %w", no)
+		}
+		s.ways = []way{{hardLink, linkFile}, {copied, func(context.Context, *task) error { t.Errorf("%v: copied", no); return nil }}}
+		if how, err := s.Stage(t.Context(), image, s.put(t, random(1000)), ignore); !errors.Is(err, no) {
+			t.Errorf("got %q, %v, want %v", how, err, no)
+		}
+	}
+}
+
+// An NFS mount that is stale says so of every call.
+func TestWhatIsStaleIsToldInOneLine(t *testing.T) {
+	s := newSite(t, Copy)
+	f := s.put(t, random(1000))
+	source := filepath.Join(s.store, image)
+	for _, c := range []struct{ at, cure string }{{source, "umount --lazy " + s.store + " && mount " + s.store}, {job, "umount --lazy " + s.export + " && mount " + s.export}} {
+		stale := func(op string) error { return &fs.PathError{Op: op, Path: c.at, Err: unix.ESTALE} }
+		s.ways = []way{{copied, func(context.Context, *task) error { return errors.Join(stale("write"), stale("close")) }}}
+		err := s.fails(t, f)
+		if !errors.Is(err, unix.ESTALE) || strings.Contains(err.Error(), "\n") || !strings.HasPrefix(err.Error(), source+" ") || !strings.HasSuffix(err.Error(), c.cure) {
+			t.Errorf("got %q, want one line that begins with %s and ends with %q", err, source, c.cure)
+		}
 	}
 }
 
@@ -671,17 +691,15 @@ func cachedPages(t *testing.T, file *os.File) (n int) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	m, err := unix.Mmap(int(file.Fd()), 0, int(info.Size()), unix.PROT_READ, unix.MAP_SHARED)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer unix.Munmap(m)
-	in := make([]byte, len(m)/os.Getpagesize())
-	if _, _, errno := unix.Syscall(unix.SYS_MINCORE, uintptr(unsafe.Pointer(&m[0])), uintptr(len(m)), uintptr(unsafe.Pointer(&in[0]))); errno != 0 {
-		t.Fatal(errno)
-	}
-	for _, b := range in {
-		n += int(b & 1)
+	page := int64(os.Getpagesize())
+	for off := int64(0); off < info.Size(); off += page {
+		is, err := cached(file, off, min(page, info.Size()-off))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if is {
+			n++
+		}
 	}
 	return n
 }

@@ -44,7 +44,10 @@ func kept(ctx context.Context, settle settler, name string, size int64, limit ti
 // acknowledged, is written again.
 func (t *task) settled(ctx context.Context, dst *os.File) error {
 	for n := 0; ; n++ {
-		if err := errors.Join(dst.Truncate(t.file.Size), dst.Sync()); err != nil {
+		if err := dst.Truncate(t.file.Size); err != nil {
+			return err
+		}
+		if err := dst.Sync(); err != nil {
 			return err
 		}
 		lost, err := t.lost(ctx, int64(len(t.sums)))

@@ -106,11 +106,9 @@ func TestWhatTheDTNLostIsWrittenAgain(t *testing.T) {
 }
 
 // What the DTN's disk did not take when it was asked under the file's name is not staged.
-func TestADiskThatDidNotTakeTheServersCopy(t *testing.T) {
+func TestADiskThatDidNotTakeTheFile(t *testing.T) {
 	n := &node{site: newSite(t, Auto)}
-	var copies int64
-	n.Copier.copies = func() (int64, int64, error) { copies++; return copies, mover.BlockSize, nil }
-	n.Copier.ways = []way{{serverSide, serverCopy}}
+	n.Copier.ways = []way{{hardLink, linkFile}}
 	fails := true
 	n.Copier.settle = func(ctx context.Context, base string, from int64) (mover.Settled, error) {
 		if fails {
@@ -123,7 +121,7 @@ func TestADiskThatDidNotTakeTheServersCopy(t *testing.T) {
 	if err := n.fails(t, f); mover.CodeOf(err) != mover.CodeContent {
 		t.Errorf("got %v, want that the disk did not take it", err)
 	}
-	n.stage(t, f, "server-side copy") // anew, not "staged before"
+	n.stage(t, f, hardLink) // anew, not "staged before"
 }
 
 // A hard link has Glance's owner and mode: where the DTN may not read it, a copy has ours.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -30,7 +31,7 @@ type task struct {
 	dir    *os.File // box, opened
 	temp   string
 	free   func(*os.File) (int64, error)
-	copies func() (n, atOnce int64, err error)
+	atOnce func() (int64, error)
 	settle settler // nil: no need
 	report func(moved int64)
 
@@ -41,24 +42,33 @@ type task struct {
 }
 
 // place makes the file under its hidden name, and renames it to name. On an error
-// the hidden name is gone, and name too when the file is of no use.
-func (t *task) place(ctx context.Context, w way, name string) (how string, err error) {
+// the hidden name is gone, and name too when the file is of no use; next says whether
+// another way may do better.
+func (t *task) place(ctx context.Context, w way, name string) (how string, next bool, err error) {
 	t.sums, t.safe, t.written, t.again = nil, 0, 0, 0
 	err = w.make(ctx, t)
+	next = unsupported(err)
 	if err == nil {
 		err = t.box.Rename(t.temp, name)
 	}
 	if err != nil {
-		if e := t.box.Remove(t.temp); e != nil && !errors.Is(e, fs.ErrNotExist) {
-			err = errors.Join(err, e)
-		}
-		return "", err
+		return "", next, errors.Join(err, t.discard(t.temp))
 	}
-	err = errors.Join(durable.SyncDir(t.box, "."), kept(ctx, t.settle, name, t.file.Size, 0))
+	if err = durable.SyncDir(t.box, "."); err == nil {
+		err = kept(ctx, t.settle, name, t.file.Size, 0)
+	}
 	if useless(err) {
 		err = errors.Join(err, durable.Remove(t.box, name))
 	}
-	return t.how(w), err
+	return t.how(w), errors.Is(err, mover.ErrUnreadable), err
+}
+
+// discard removes a name that may be there.
+func (t *task) discard(name string) error {
+	if err := t.box.Remove(name); !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
 }
 
 // useless reports whether the DTN said of a staged file that it has to be made anew: it
@@ -79,8 +89,17 @@ func (t *task) how(w way) string {
 	return how
 }
 
-// explain makes mover.ErrSpace of what a full filesystem or quota says.
+// explain makes mover.ErrSpace of what a full filesystem or quota says, and tells whose
+// file handle is stale and what to do: the errors of an NFS mount come in numbers then.
 func (t *task) explain(err error) error {
+	if errors.Is(err, unix.ESTALE) {
+		stale, dir := "the export", filepath.Dir(t.box.Name())
+		if at, ok := errors.AsType[*fs.PathError](err); ok && at.Path == t.src.Name() {
+			stale, dir = "the datadir's file", filepath.Dir(t.src.Name())
+		}
+		return fmt.Errorf("%s was not staged, because the NFS server of %s removed what was open there, or exports another file system in its place: %w; if it stays so, mount anew: umount --lazy %[4]s && mount %[4]s",
+			t.src.Name(), stale, unix.ESTALE, dir)
+	}
 	if !errors.Is(err, unix.ENOSPC) && !errors.Is(err, unix.EDQUOT) {
 		return err
 	}
@@ -91,7 +110,7 @@ func (t *task) explain(err error) error {
 // unsupported reports whether the filesystems, or this user's rights on them, do
 // not allow a way.
 func unsupported(err error) bool {
-	for _, no := range []error{unix.EXDEV, unix.EPERM, unix.EACCES, unix.EMLINK, unix.ENOTSUP, unix.ENOSYS, unix.EINVAL, unix.ENOTTY, mover.ErrUnreadable} {
+	for _, no := range []error{unix.EXDEV, unix.EPERM, unix.EACCES, unix.EMLINK, unix.ENOTSUP, unix.ENOSYS, unix.EINVAL, unix.ENOTTY} {
 		if errors.Is(err, no) {
 			return true
 		}
@@ -150,7 +169,10 @@ func (t *task) create(fill func(dst *os.File) error) error {
 		err = dst.Sync()
 	}
 	forget(dst, 0)
-	return errors.Join(err, dst.Close())
+	if closed := dst.Close(); err == nil { // it repeats what a write has said
+		err = closed
+	}
+	return err
 }
 
 // newFile makes a file that the DTN may read: one of mode 0640, whatever the umask,

@@ -19,8 +19,8 @@ const ExportsFile = "/etc/exports.d/guest.exports"
 // exported are the options that every export has besides those that a test gives.
 const exported = "rw,no_root_squash,no_subtree_check,insecure,fsid=0,"
 
-// Server is a kernel NFS server on a machine, with one exported directory on an
-// ext4 disk of its own. It speaks NFS 3 and 4 on port 2049 and MOUNT 3 on 20048;
+// Server is a kernel NFS server on a machine, with one exported directory on a
+// disk of its own, ext4 as a rule. It speaks NFS 3 and 4 on port 2049 and MOUNT 3 on 20048;
 // no lock manager runs, so clients of NFS 3 mount with nolock.
 type Server struct {
 	*Machine
@@ -40,8 +40,19 @@ var disks = struct {
 // once.
 func (m *Machine) Serve(t testing.TB, options string) *Server {
 	t.Helper()
+	return m.serve(t, options, "mkfs.ext4", "-q", "-F", "-E", "nodiscard,lazy_itable_init=1,lazy_journal_init=1")
+}
+
+// ServeXFS is Serve with XFS, whose files can share blocks. CutPower is not for it.
+func (m *Machine) ServeXFS(t testing.TB, options string) *Server {
+	t.Helper()
+	return m.serve(t, options, "mkfs.xfs", "-q", "-f", "-K")
+}
+
+func (m *Machine) serve(t testing.TB, options, mkfs string, args ...string) *Server {
+	t.Helper()
 	s := &Server{Machine: m, Dir: "/srv/glance", disk: takeDisk(t)}
-	m.Run(t, "mkfs.ext4", "-q", "-F", "-E", "nodiscard,lazy_itable_init=1,lazy_journal_init=1", s.disk)
+	m.Run(t, mkfs, append(args, s.disk)...)
 	s.mountDisk(t)
 	t.Cleanup(func() { m.unmount(t, s.Dir) })
 	for _, fs := range [][2]string{
