@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"slices"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -45,18 +46,39 @@ func tryOutbox(export *os.Root) error {
 		return fmt.Errorf("remove an old probe from the export: %w", err)
 	}
 	name := tempName(probeOf)
+	if err := probe(outbox, name); err != nil {
+		return nameless{err, name}
+	}
+	return nil
+}
+
+// nameless is an error without the probe's name, by which every look would tell
+// something new.
+type nameless struct {
+	error
+	name string
+}
+
+func (n nameless) Error() string { return strings.ReplaceAll(n.error.Error(), n.name, "a file") }
+func (n nameless) Unwrap() error { return n.error }
+
+func probe(outbox *os.Root, name string) error {
 	f, err := newFile(outbox, name)
 	if err != nil {
 		return notWritten(err)
 	}
 	_, err = f.WriteString("x")
-	if err = errors.Join(err, f.Close()); err != nil {
-		err = notWritten(err)
+	if closed := f.Close(); err == nil {
+		err = closed
 	}
-	if e := outbox.Remove(name); e != nil && !errors.Is(e, fs.ErrNotExist) {
-		err = errors.Join(err, fmt.Errorf("remove from the export: %w", e))
+	removed := outbox.Remove(name)
+	switch {
+	case err != nil:
+		return notWritten(err)
+	case removed != nil && !errors.Is(removed, fs.ErrNotExist):
+		return fmt.Errorf("remove from the export: %w", removed)
 	}
-	return err
+	return nil
 }
 
 func notWritten(err error) error {

@@ -107,6 +107,33 @@ func TestTryTellsWhatIsNotADirectory(t *testing.T) {
 	}
 }
 
+// What is wrong is the same as long as nothing changes: who waits for another answer
+// is not woken.
+func TestTryTellsTheSameTwice(t *testing.T) {
+	s := newSite(t, Auto)
+	err := errors.Join(os.Chmod(s.export, 0o755), os.Chmod(filepath.Join(s.export, "inbox"), 0o755), os.Chmod(filepath.Join(s.export, "outbox"), 0o555))
+	if err != nil {
+		t.Fatal(err)
+	}
+	root, err := os.OpenRoot(s.export)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer root.Close()
+	var said [2]error
+	look := func() { said = [2]error{Try(root), Try(root)} }
+	if os.Geteuid() == 0 {
+		as(1, 1, look)
+	} else {
+		look()
+	}
+	for _, err := range said {
+		if !errors.Is(err, fs.ErrPermission) || !errors.Is(err, mover.ErrOutbox) || err.Error() != said[0].Error() {
+			t.Errorf("got %v, after %v", err, said[0])
+		}
+	}
+}
+
 // TestALinkInTheMakingIsNotSwept: it is as old as its image, and another look at the export
 // must not take it away; that of an image that is gone takes space, and goes.
 func TestALinkInTheMakingIsNotSwept(t *testing.T) {

@@ -83,6 +83,9 @@ func (c *client) check(g *Guard, want State, words ...string) {
 			if err != nil {
 				c.t.Logf("%s: %v", want, err)
 			}
+			if again := g.Check(c.t.Context()); err != nil && (again == nil || again.Error() != err.Error()) {
+				c.t.Errorf("%q, and at the next look %v", err, again)
+			}
 			if outbox := errors.Is(err, mover.ErrOutbox); outbox != (want == ReadOnly) {
 				c.t.Errorf("%q is of the outbox alone: %v", err, outbox)
 			}

@@ -237,6 +237,7 @@ func (w *world) powerFails(t *testing.T) {
 	guest.Here().Run(t, "sysctl", "-qw", "vm.dirty_writeback_centisecs=0") // disks get what is synced
 	t.Cleanup(func() { guest.Here().Run(t, "sysctl", "-qw", "vm.dirty_writeback_centisecs=500") })
 	w.a.server.Run(t, "mount", "-o", "remount,commit=300", w.a.server.Dir)
+	w.a.server.Run(t, "sync", "--file-system", w.a.server.Dir) // the journal's transaction of now would be written after 5 s still
 	w.slow(t)
 	i := w.add(t, 8*mib)
 	w.a.dtn.kill() // so that nobody syncs the copy
