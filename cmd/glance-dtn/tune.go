@@ -281,7 +281,7 @@ func (c *cli) tuneTarget(ctx context.Context, t nfsTuning, name string) (err err
 	if err != nil {
 		return err
 	}
-	out.Report = nfssweep.Analyse(seen)
+	out.Report = nfssweep.Analyse(t.space, seen)
 	if t.svg != "" {
 		if err := writeFile(t.svg, func(w io.Writer) error { return nfssweep.WriteSVG(w, out.Report) }); err != nil {
 			return err
@@ -514,9 +514,6 @@ func cell(x nfssweep.Curve, size int64) string {
 	}
 	mb := func(rate float64) string { return strings.TrimSuffix(nfssweep.MBs(rate), " MB/s") }
 	text := fmt.Sprintf("%s (%s–%s)", mb(p.Median), mb(p.Low), mb(p.High))
-	if p.Granted != 0 && p.Granted != size {
-		text += fmt.Sprintf(", as %s", nfssweep.Size(p.Granted))
-	}
 	if x.Sure && x.Knee == size {
 		text += " *"
 	}

@@ -78,8 +78,8 @@ func fourCorners(t *testing.T, server *guest.Server) {
 	for _, c := range out.Curves {
 		corners[c.Corner] = true
 		for _, p := range c.Points {
-			if len(p.Rates) != 1 || p.Granted != p.Size {
-				t.Errorf("%v, %d bytes: %d rates, %d bytes granted", c.Corner, p.Size, len(p.Rates), p.Granted)
+			if len(p.Rates) != 1 || !slices.Equal(p.Asked, []int64{p.Size}) {
+				t.Errorf("%v, %d bytes: %d rates, asked for %d", c.Corner, p.Size, len(p.Rates), p.Asked)
 			}
 		}
 	}

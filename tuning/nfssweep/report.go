@@ -30,12 +30,14 @@ type Curve struct {
 
 // Point is one size of a curve. Rates are in bits per second.
 type Point struct {
-	Size    int64     `json:"size"`
-	Granted int64     `json:"granted,omitempty"` // what the kernel and the server made of it, if told
-	Rates   []float64 `json:"rates"`             // in the order of time
-	Median  float64   `json:"median"`
-	Low     float64   `json:"low"`  // the slowest of them
-	High    float64   `json:"high"` // the fastest of them
+	// Size was in force: what the kernel and the server made of the sizes that were Asked
+	// for, where the measurement tells it.
+	Size   int64     `json:"size"`
+	Asked  []int64   `json:"asked"` // in ascending order
+	Rates  []float64 `json:"rates"` // in the order of time
+	Median float64   `json:"median"`
+	Low    float64   `json:"low"`  // the slowest of them
+	High   float64   `json:"high"` // the fastest of them
 	// Confidence is the probability that this size's true rate is within 5 % of the best.
 	Confidence float64 `json:"confidence"`
 }
@@ -64,19 +66,18 @@ func compare(a, b Corner) int {
 	)
 }
 
-// Analyse makes curves and knees of what Sweep or Search observed: writes before
-// reads, sync servers before async ones, few connections before many.
-func Analyse(seen []Observation) Report {
+// Analyse makes curves and knees of what Sweep or Search observed in a space: writes
+// before reads, sync servers before async ones, few connections before many.
+func Analyse(s Space, seen []Observation) Report {
 	var r Report
 	for _, e := range estimates(seen) {
-		knee, sure := e.knee()
+		knee, sure := e.knee(s.Sizes)
 		c := Curve{Corner: e.corner, Knee: e.points[knee].size, Sure: sure, Best: e.points[e.best()].size}
 		for _, l := range e.points {
-			p := Point{Size: l.size, Confidence: l.sure}
+			p := Point{Size: l.size, Asked: l.asked, Confidence: l.sure}
 			for _, o := range seen {
-				if o.Setting == (Setting{e.corner, l.size}) {
+				if o.Corner == e.corner && o.inForce() == l.size {
 					p.Rates = append(p.Rates, o.Rate)
-					p.Granted = o.Granted
 				}
 			}
 			p.Median, p.Low, p.High = median(slices.Clone(p.Rates)), slices.Min(p.Rates), slices.Max(p.Rates)
@@ -135,6 +136,9 @@ func (r Report) Advise(server, client Mode) Advice {
 		}
 		a.Sure = a.Sure && c.Sure
 		a.Says = append(a.Says, c.says(option))
+		if most := c.Points[len(c.Points)-1]; most.Asked[len(most.Asked)-1] > most.Size {
+			a.Says = append(a.Says, fmt.Sprintf("No %s above %d is granted: whatever asked for more was measured with that.", option, most.Size))
+		}
 	}
 	if mount.Version != "" || mount.NConnect != 0 {
 		a.Says = append(a.Says, fmt.Sprintf("Of the mounts that were compared, %s is the lowest within 5 %% of the best.",

@@ -39,7 +39,7 @@ func twoServers() []Observation {
 }
 
 func TestAdviceIsForTheModesInForce(t *testing.T) {
-	r := Analyse(twoServers())
+	r := Analyse(Space{}, twoServers())
 	a := r.Advise(Sync, Async)
 	if a.RSize != 8192 || a.WSize != 8192 || !a.Sure || a.Version != "" || a.NConnect != 0 {
 		t.Errorf("%+v, want rsize and wsize of 8192, sure", a)
@@ -57,7 +57,7 @@ func TestAdviceIsForTheModesInForce(t *testing.T) {
 	for i := range noisy {
 		noisy[i].Rate *= 1 + float64(i%3)
 	}
-	if a := Analyse(noisy).Advise(Sync, Async); a.AsyncGain != 0 || a.Sure || !strings.Contains(strings.Join(a.Says, " "), risk[1:]) {
+	if a := Analyse(Space{}, noisy).Advise(Sync, Async); a.AsyncGain != 0 || a.Sure || !strings.Contains(strings.Join(a.Says, " "), risk[1:]) {
 		t.Errorf("%+v, want no gain of what is not sure, and the risk all the same", a)
 	}
 	if a := r.Advise(Sync, Sync); a.WSize != 0 || len(a.Says) != 0 {
@@ -75,18 +75,18 @@ func TestAdviceTakesTheFewestConnectionsThatAreGoodEnough(t *testing.T) {
 			seen = append(seen, observed(Corner{Op: op, NConnect: m.connections}, map[int64][]float64{8192: {m.top, m.top}})...)
 		}
 	}
-	if a := Analyse(seen).Advise("", ""); a.NConnect != 2 || a.RSize != 8192 || a.WSize != 8192 {
+	if a := Analyse(Space{}, seen).Advise("", ""); a.NConnect != 2 || a.RSize != 8192 || a.WSize != 8192 {
 		t.Errorf("%+v, want 2 connections", a)
 	}
 }
 
 func TestAsyncInForceSaysItsRisk(t *testing.T) {
 	seen := observed(Corner{Op: Write, Server: Async, Client: Async}, map[int64][]float64{8192: {98, 98}})
-	if a := Analyse(seen).Advise(Async, Async); !strings.Contains(strings.Join(a.Says, " "), risk[1:]) {
+	if a := Analyse(Space{}, seen).Advise(Async, Async); !strings.Contains(strings.Join(a.Says, " "), risk[1:]) {
 		t.Errorf("%q, want the risk", a.Says)
 	}
 	seen = observed(Corner{Op: Write, Server: Sync, Client: Async}, map[int64][]float64{8192: {98, 98}})
-	if a := Analyse(seen).Advise(Sync, Async); strings.Contains(strings.Join(a.Says, " "), risk[1:]) {
+	if a := Analyse(Space{}, seen).Advise(Sync, Async); strings.Contains(strings.Join(a.Says, " "), risk[1:]) {
 		t.Errorf("%q, and nothing is async", a.Says)
 	}
 }
@@ -114,7 +114,7 @@ func TestCSV(t *testing.T) {
 }
 
 func TestJSONKeepsWhatWasMeasured(t *testing.T) {
-	r := Analyse(twoServers())
+	r := Analyse(Space{}, twoServers())
 	text, err := json.Marshal(r)
 	if err != nil {
 		t.Fatal(err)
@@ -149,7 +149,7 @@ func TestSVG(t *testing.T) {
 		"one point":                   {once, 1, 1, 1},
 	} {
 		t.Run(name, func(t *testing.T) {
-			r := Analyse(c.seen)
+			r := Analyse(Space{}, c.seen)
 			var b bytes.Buffer
 			if err := WriteSVG(&b, r); err != nil {
 				t.Fatal(err)

@@ -3,7 +3,6 @@ package nfssweep
 import (
 	"cmp"
 	"math"
-	"math/rand/v2"
 	"slices"
 )
 
@@ -12,10 +11,13 @@ const (
 	confidence = 0.95 // with this probability
 	// chance is the probability that a size must have where none has confidence. The
 	// largest one is taken, for few servers are slower with a larger size.
-	chance = 0.3
+	chance = 0.4
 	// wide is how many sizes make a plateau, which hides no peak.
-	wide      = 3
-	resamples = 500
+	wide = 3
+	// settled is how often a search measures the knee and the best size at least: who looks
+	// after each round, and stops once it is sure, is sure too soon by chance.
+	settled = 3
+	tiny    = 1e-6 // noise is not less: rates may be equal to the last digit
 )
 
 // tolerance is within, as a difference of logarithms.
@@ -25,11 +27,12 @@ var tolerance = math.Log(within)
 // the best is a difference.
 type estimate struct {
 	corner Corner
-	points []level // ascending sizes, those that were measured
+	points []level // ascending sizes in force, those that were measured
 }
 
 type level struct {
 	size  int64
+	asked []int64   // the sizes that were granted as this one, ascending
 	rates []float64 // natural logarithms of bits per second
 	mid   float64   // their median
 	// sure is the probability that the true rate is within 5 % of that of every
@@ -55,15 +58,20 @@ func (e estimate) best() int {
 	return b
 }
 
-// knee is the index of the smallest size that is surely within 5 % of the best. Where
-// the noise leaves no size that sure, it is the best one, or the largest that has a
-// fair chance.
-func (e estimate) knee() (i int, sure bool) {
-	i = slices.IndexFunc(e.points, func(p level) bool { return p.sure >= confidence })
-	if i >= 0 {
+// knee is the index of the smallest size that is surely within 5 % of the best. It goes
+// down from the best one and ends before the first that is not sure, so that many sizes
+// are not many chances to be wrong (a test in a fixed sequence: Maurer, Hothorn and
+// Lehmacher 1995). Where the noise leaves not even the best one sure, it is that, or the
+// largest that has a fair chance. Nothing is sure while a size that may be a peak was not
+// measured.
+func (e estimate) knee(sizes []int64) (i int, sure bool) {
+	i = e.best()
+	if _, some := e.hidden(sizes); !some && e.points[i].sure >= confidence {
+		for i > 0 && e.points[i-1].sure >= confidence {
+			i--
+		}
 		return i, true
 	}
-	i = e.best()
 	for k := i; k < len(e.points); k++ {
 		if e.points[k].sure >= chance {
 			i = k
@@ -72,39 +80,64 @@ func (e estimate) knee() (i int, sure bool) {
 	return i, false
 }
 
+// plateau returns the index of its smallest size, and how many were measured on it.
+func (e estimate) plateau() (edge, width int) {
+	best := e.best()
+	for i, p := range slices.Backward(e.points) {
+		if p.mid >= e.points[best].mid+tolerance {
+			edge = i
+			width++
+		}
+	}
+	return edge, width
+}
+
+// between returns the middle one of the sizes that may be tried between those of two
+// neighbouring points; of the first and the one before it: below the first.
+func (e estimate) between(sizes []int64, i int) (size int64, some bool) {
+	last := -1
+	if i > 0 {
+		last = slices.Index(sizes, e.points[i-1].asked[len(e.points[i-1].asked)-1])
+	}
+	gap := slices.Index(sizes, e.points[i].asked[0]) - last
+	if gap <= 1 {
+		return 0, false
+	}
+	return sizes[last+gap/2], true
+}
+
+// hidden returns a size that was not measured and may be a peak: beside the best one of a
+// plateau that is narrow.
+func (e estimate) hidden(sizes []int64) (size int64, some bool) {
+	if _, width := e.plateau(); width >= wide {
+		return 0, false
+	}
+	best := e.best()
+	for i := min(best+1, len(e.points)-1); i >= max(best, 1); i-- {
+		if size, some := e.between(sizes, i); some {
+			return size, true
+		}
+	}
+	return 0, false
+}
+
 // next returns the sizes that a search measures next, the most telling first: none
 // when the curve is settled.
 func (e estimate) next(sizes []int64) []int64 {
 	best, p := e.best(), e.points
-	at := func(i int) int { return slices.Index(sizes, p[i].size) }
-	edge, plateau := 0, 0 // its smallest size, and how many it has
-	for i, l := range slices.Backward(p) {
-		if l.mid >= p[best].mid+tolerance {
-			edge = i
-			plateau++
-		}
+	if size, some := e.hidden(sizes); some {
+		return []int64{size, p[best].asked[0]}
 	}
-
-	// The knee may lie in the gap below the plateau; and where the plateau is narrow,
-	// a peak may lie in the gaps around the best.
-	below := -1
-	if edge > 0 {
-		below = at(edge - 1)
-	}
-	if gap := at(edge) - below; gap > 1 {
-		return []int64{sizes[below+gap/2], p[best].size}
-	}
-	for i := max(best-1, 0); plateau < wide && i < min(best+1, len(p)-1); i++ {
-		if gap := at(i+1) - at(i); gap > 1 {
-			return []int64{sizes[at(i)+gap/2], p[best].size}
-		}
+	edge, _ := e.plateau()
+	if size, some := e.between(sizes, edge); some { // the knee may be there
+		return []int64{size, p[best].asked[0]}
 	}
 
 	// Every size that counts has been seen: now those in doubt, the least known first.
-	knee, sure := e.knee()
+	knee, sure := e.knee(sizes)
 	doubt := -1
 	for i, l := range p {
-		if sure && (i > knee || i == knee && len(l.rates) > 1) {
+		if sure && (i > knee || i == knee && len(l.rates) >= settled) {
 			break
 		}
 		if i != best && l.sure >= 1-confidence && (doubt < 0 || len(l.rates) < len(p[doubt].rates)) {
@@ -113,11 +146,11 @@ func (e estimate) next(sizes []int64) []int64 {
 	}
 	switch {
 	case doubt >= 0:
-		return []int64{p[doubt].size, p[best].size}
-	case sure && len(p[best].rates) > 1:
+		return []int64{p[doubt].asked[0], p[best].asked[0]}
+	case sure && len(p[best].rates) >= settled:
 		return nil
 	}
-	return []int64{p[best].size}
+	return []int64{p[best].asked[0]}
 }
 
 // estimates returns one estimate for each corner that was observed, in the order of
@@ -130,135 +163,73 @@ func estimates(seen []Observation) []estimate {
 			at, all = len(all), append(all, estimate{corner: o.Corner})
 		}
 		e := &all[at]
-		k, found := slices.BinarySearchFunc(e.points, o.Size, func(p level, size int64) int { return cmp.Compare(p.size, size) })
+		k, found := slices.BinarySearchFunc(e.points, o.inForce(), func(p level, size int64) int { return cmp.Compare(p.size, size) })
 		if !found {
-			e.points = slices.Insert(e.points, k, level{size: o.Size})
+			e.points = slices.Insert(e.points, k, level{size: o.inForce()})
 		}
-		e.points[k].rates = append(e.points[k].rates, math.Log(o.Rate))
+		p := &e.points[k]
+		if k, found := slices.BinarySearch(p.asked, o.Size); !found {
+			p.asked = slices.Insert(p.asked, k, o.Size)
+		}
+		p.rates = append(p.rates, math.Log(o.Rate))
 	}
 	for _, e := range all {
 		for i := range e.points {
-			e.points[i].mid = median(e.points[i].rates)
+			e.points[i].mid = median(slices.Clone(e.points[i].rates))
 		}
 		e.judge()
 	}
 	return all
 }
 
-// judge sets sure of each point. That a size is within 5 % of all others is claimed
+// judge sets sure of each point: that a size is within 5 % of all others is claimed
 // with the confidence of the least certain of the claims for one other (an
-// intersection-union test: Berger, Technometrics 24, 1982). Each comes from a
-// bootstrap of the medians; the second time with the medians of the sizes that may
-// be on the plateau shrunk towards their mean, or else the luckiest of many equal
-// sizes would pass for the best.
+// intersection-union test: Berger, Technometrics 24, 1982). Each of these is Student's
+// t test of a difference of means, with the noise of all sizes pooled.
 func (e estimate) judge() {
-	noise := e.noise()
-	if len(noise) == 0 { // nothing was measured twice: nothing is sure
-		return
-	}
-	random := rand.New(rand.NewPCG(1, 2)) // the same figures mean the same every time
-	mids := make([]float64, len(e.points))
-	errs := make([][]float64, len(e.points)) // of the medians
-	for i, p := range e.points {
-		mids[i] = p.mid
-		errs[i] = make([]float64, resamples)
-		again := make([]float64, len(p.rates))
-		for d := range errs[i] {
-			for k := range again {
-				again[k] = noise[random.IntN(len(noise))]
-			}
-			errs[i][d] = median(again)
-		}
-	}
-	e.compare(mids, errs)
-	shrink(e.plausible(), mids, errs)
-	e.compare(mids, errs)
-}
-
-// noise returns by how much single measurements are off: residuals, pooled over the
-// curve and widened for the means that they are differences from (Davison and Hinkley,
-// Bootstrap Methods, 1997, 3.3), and for being few, as Student's t is wider than the
-// normal distribution at 95 % (Abramowitz and Stegun, table 26.10, and from there on the
-// first term of 26.7.5).
-func (e estimate) noise() []float64 {
-	var noise []float64
+	var squares float64
 	free := 0 // degrees of freedom
-	for _, p := range e.points {
-		n := float64(len(p.rates))
-		if n > 1 {
-			free += len(p.rates) - 1
-			for _, r := range p.rates {
-				noise = append(noise, (r-mean(p.rates))*math.Sqrt(n/(n-1)))
-			}
-		}
-	}
-	wider := 1 + 0.926/float64(free)
-	if free < len(student) {
-		wider = student[free] / student[0]
-	}
-	for i := range noise {
-		noise[i] *= wider
-	}
-	return noise
-}
-
-// student are the 95 % points of Student's t by degrees of freedom, those of infinitely
-// many first.
-var student = [...]float64{1.645, 6.314, 2.920, 2.353, 2.132, 2.015, 1.943, 1.895, 1.860, 1.833, 1.812}
-
-// compare sets sure of each point by its median and the errors that it may have.
-func (e estimate) compare(mids []float64, errs [][]float64) {
-	for i := range e.points {
-		least := resamples
-		for j := range e.points {
-			n := 0
-			for d := range resamples {
-				if mids[i]-errs[i][d] >= mids[j]-errs[j][d]+tolerance {
-					n++
-				}
-			}
-			least = min(least, n)
-		}
-		e.points[i].sure = float64(least) / resamples
-	}
-}
-
-// plausible lists the points that are not surely below 95 % of another one.
-func (e estimate) plausible() []int {
-	var some []int
+	means := make([]float64, len(e.points))
 	for i, p := range e.points {
-		if p.sure >= 1-confidence {
-			some = append(some, i)
+		means[i] = mean(p.rates)
+		free += len(p.rates) - 1
+		for _, r := range p.rates {
+			squares += (r - means[i]) * (r - means[i])
 		}
 	}
-	return some
-}
-
-// shrink moves the medians of some points towards their mean, the more so the less
-// they differ beyond their errors, which become smaller by that, as the best linear
-// predictor of random effects does (Robinson, Statistical Science 6, 1991). For the
-// variance of the true values it takes that of the medians, which is larger: so it
-// shrinks too little rather than too much, and what is called sure stays so.
-func shrink(some []int, mids []float64, errs [][]float64) {
-	k := float64(len(some))
-	if k <= wide { // it gains too little
+	if free == 0 { // nothing was measured twice: nothing is sure
 		return
 	}
-	var values []float64
-	for _, i := range some {
-		values = append(values, mids[i])
-	}
-	centre, between := mean(values), variance(values)*k/(k-1)
-	for _, i := range some {
-		keep := 1.0 // of the distance to the centre
-		if own := variance(errs[i]); own > 0 {
-			keep = between / (between + own)
-		}
-		mids[i] = centre + keep*(mids[i]-centre)
-		for d := range errs[i] {
-			errs[i][d] *= math.Sqrt(keep + (1-keep)/k)
+	noise := max(math.Sqrt(squares/float64(free)), tiny)
+	for i, p := range e.points {
+		e.points[i].sure = 1
+		for j, other := range e.points {
+			if i != j {
+				off := noise * math.Sqrt(1/float64(len(p.rates))+1/float64(len(other.rates)))
+				e.points[i].sure = min(e.points[i].sure, student((means[i]-means[j]-tolerance)/off, free))
+			}
 		}
 	}
+}
+
+// student is the distribution function of Student's t (Abramowitz and Stegun, 26.7.3
+// and 26.7.4).
+func student(t float64, free int) float64 {
+	angle := math.Atan(t / math.Sqrt(float64(free)))
+	sin, cos := math.Sincos(angle)
+	term := sin // of the series
+	if free%2 == 1 {
+		term *= cos
+	}
+	sum := 0.0
+	for k := 2 + free%2; k <= free; k += 2 {
+		sum += term
+		term *= cos * cos * float64(k-1) / float64(k)
+	}
+	if free%2 == 1 {
+		return 0.5 + (angle+sum)/math.Pi
+	}
+	return 0.5 + sum/2
 }
 
 // median sorts the values and returns the middle one, 0 of none.
@@ -275,14 +246,6 @@ func mean(values []float64) float64 {
 	var sum float64
 	for _, v := range values {
 		sum += v
-	}
-	return sum / float64(len(values))
-}
-
-func variance(values []float64) float64 {
-	centre, sum := mean(values), 0.0
-	for _, v := range values {
-		sum += (v - centre) * (v - centre)
 	}
 	return sum / float64(len(values))
 }

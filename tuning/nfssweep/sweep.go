@@ -1,6 +1,7 @@
 package nfssweep
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"math/rand/v2"
@@ -20,6 +21,9 @@ type Observation struct {
 	Setting
 	Sample
 }
+
+// inForce is the size that was measured.
+func (o Observation) inForce() int64 { return cmp.Or(o.Granted, o.Size) }
 
 // Progress is told before each measurement. Total is how many there will be; of a
 // search, at most.
@@ -57,7 +61,8 @@ func Sweep(ctx context.Context, s Space, measure Measure, o Options) ([]Observat
 // the knees may be. Each curve is seen at every eighth size first. From then on each
 // round measures the best size again, and beside it the one that the knee depends on
 // most: the middle of the gap that the knee may lie in, or the one that is neither
-// surely within 5 % of the best nor surely not. It takes curves to rise up to a
+// surely within 5 % of the best nor surely not. Sizes that are granted as one are one, and
+// none is looked for between them. It takes curves to rise up to a
 // plateau or a peak, and not to rise again. A curve that is settled costs no more; a
 // space of less than twelve measurements a curve is too small to search and is swept.
 func Search(ctx context.Context, s Space, measure Measure, o Options) ([]Observation, error) {
