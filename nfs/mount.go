@@ -176,7 +176,8 @@ func CopyAtOnce(mounts []Mount, name string) (int64, error) {
 }
 
 // SplitSource splits the source of an NFS mount, host:path or [address]:path, into
-// the host without brackets and the absolute path.
+// the host without brackets and the absolute path. What would be an option of the
+// commands that take a source, -o:/dir, is none.
 func SplitSource(source string) (host, dir string, err error) {
 	host, dir, found := strings.Cut(source, ":/")
 	if inner, bracketed := strings.CutPrefix(source, "["); bracketed {
@@ -186,7 +187,7 @@ func SplitSource(source string) (host, dir string, err error) {
 	} else if strings.Contains(host, ":") {
 		found = false
 	}
-	if !found || host == "" || strings.ContainsAny(host, "/[]") {
+	if !found || host == "" || host[0] == '-' || strings.ContainsAny(host, "/[]") {
 		return "", "", fmt.Errorf("%q is not the source of an NFS mount: want host:/path, or [address]:/path for IPv6", source)
 	}
 	return host, "/" + dir, nil

@@ -194,7 +194,7 @@ func TestSplitSource(t *testing.T) {
 			t.Errorf("JoinSource(%q, %q) = %q, want %q", host, dir, got, source)
 		}
 	}
-	for _, bad := range []string{"", "h", ":/e", "h:e", "/dev/sda", "/a:/b", "::1:/e", "[::1]/e", "[]:/e", "[h]:/e", "[::1:/e", "h]:/e"} {
+	for _, bad := range []string{"", "h", ":/e", "h:e", "/dev/sda", "/a:/b", "::1:/e", "[::1]/e", "[]:/e", "[h]:/e", "[::1:/e", "h]:/e", "-o:/e", "--bind:/e"} {
 		if host, dir, err := SplitSource(bad); err == nil {
 			t.Errorf("SplitSource(%q) = %q, %q, want an error", bad, host, dir)
 		}

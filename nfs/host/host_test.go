@@ -748,6 +748,37 @@ func TestScratch(t *testing.T) {
 	wantSame(t, f.snapshot(), before)
 }
 
+func TestUnscratchClearsWhatAKilledScratchHasLeft(t *testing.T) {
+	h, f := newFake(t)
+	if says, err := h.Unscratch(t.Context(), false); err != nil || len(says) > 0 {
+		t.Errorf("where there was never a scratch mount: %q, %v", says, err)
+	}
+	var dir string
+	err := h.Scratch(t.Context(), source, nil, func(d string) error {
+		dir = d
+		if _, err := h.Unscratch(t.Context(), false); !errors.Is(err, durable.ErrLocked) || f.top(dir) < 0 {
+			t.Errorf("while it is in use: %v, and it is mounted: %v", err, f.top(dir) >= 0)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.mount(source, dir, nil)
+	f.mount(source, dir, nil)
+	f.busy = true
+	want := []string{"Unmount " + dir + "."}
+	for _, dryRun := range []bool{true, false} {
+		says, err := h.Unscratch(t.Context(), dryRun)
+		if err != nil || !slices.Equal(says, want) || (f.top(dir) >= 0) != dryRun {
+			t.Errorf("dry run %v: %q, %v, want %q; mounted: %v", dryRun, says, err, want, f.top(dir) >= 0)
+		}
+	}
+	if says, err := h.Unscratch(t.Context(), false); err != nil || len(says) > 0 {
+		t.Errorf("once more: %q, %v", says, err)
+	}
+}
+
 func TestCommandsAreBounded(t *testing.T) {
 	if _, err := (linux{}).run(t.Context(), "glance-dtn-no-such-command"); !errors.Is(err, exec.ErrNotFound) {
 		t.Errorf("a command that is not installed: %v", err)

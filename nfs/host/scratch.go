@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -32,17 +33,15 @@ func (h *Host) Scratch(ctx context.Context, source string, options nfs.Options, 
 		return err
 	}
 	defer lock.Close()
-	point := filepath.Join(dir, "mnt")
-	if err := os.MkdirAll(h.path(point), 0o700); err != nil {
-		return err
-	}
-	real, err := filepath.EvalSymlinks(h.path(point)) // as the kernel will tell it
+	point, err := h.scratchPoint()
 	if err != nil {
 		return err
 	}
-	point = strings.TrimPrefix(real, h.root)
 	if err := h.clear(ctx, point, true); err != nil {
 		return fmt.Errorf("unmount what an earlier scratch mount has left: %w", err)
+	}
+	if err := os.MkdirAll(h.path(point), 0o700); err != nil {
+		return err
 	}
 	defer func() {
 		err = errors.Join(err, h.clear(context.WithoutCancel(ctx), point, false))
@@ -52,6 +51,45 @@ func (h *Host) Scratch(ctx context.Context, source string, options nfs.Options, 
 		return err
 	}
 	return use(point)
+}
+
+// Unscratch unmounts what a Scratch that was killed has left, and says so in a sentence;
+// nothing where there is nothing. In a dry run it only says it.
+func (h *Host) Unscratch(ctx context.Context, dryRun bool) (says []string, err error) {
+	point, err := h.scratchPoint()
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	} else if err != nil {
+		return nil, err
+	}
+	mounts, err := h.mounts()
+	if err != nil || len(stack(mounts, point)) == 0 {
+		return nil, err
+	}
+	says = []string{fmt.Sprintf("Unmount %s.", point)}
+	if dryRun {
+		return says, nil
+	}
+	lock, err := lockDir(h.path(filepath.Dir(point)))
+	if err != nil {
+		return nil, err
+	}
+	defer lock.Close()
+	if err := h.clear(ctx, point, true); err != nil {
+		return nil, err
+	}
+	return says, nil
+}
+
+// scratchPoint returns the mount point of Scratch, as the kernel tells it; fs.ErrNotExist
+// where there was never one. It does not touch what is mounted there, whose server may
+// not answer.
+func (h *Host) scratchPoint() (string, error) {
+	dir, err := filepath.EvalSymlinks(h.path(filepath.Join(h.dir, "scratch")))
+	if err != nil {
+		return "", err
+	}
+	return filepath.Join(strings.TrimPrefix(dir, h.root), "mnt"), nil
 }
 
 // clear unmounts all that is mounted at point. A busy mount is unmounted lazily,

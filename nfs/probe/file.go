@@ -20,7 +20,8 @@ var ErrRestarted = errors.New("the server has restarted and may have lost uncomm
 var ErrContent = errors.New("the server returned wrong content")
 
 // ScratchPrefix is what the names of scratch files begin with. One that is older
-// than a probe runs was left by a probe that was killed, and may be removed.
+// than a probe runs was left by a probe that was killed, and may be removed; see
+// Options.Making.
 const ScratchPrefix = ".glance-dtn-probe-"
 
 // Bounds of a test.
@@ -97,6 +98,11 @@ type File struct {
 func (p *Probe) Scratch(ctx context.Context, use func(*File) error) (err error) {
 	name := fmt.Sprintf("%s%016x", ScratchPrefix, rand.Uint64())
 	f := &File{p: p}
+	if p.opt.Making != nil {
+		if err := p.opt.Making(name); err != nil {
+			return fmt.Errorf("make scratch file %s: %w", name, err)
+		}
+	}
 	c, err := p.conn(ctx, 0)
 	if err != nil {
 		return err
@@ -110,8 +116,7 @@ func (p *Probe) Scratch(ctx context.Context, use func(*File) error) (err error) 
 		}
 	}
 	defer func() {
-		e := p.remove(context.WithoutCancel(ctx), name)
-		if e != nil && (created || !errors.Is(e, fs.ErrNotExist)) {
+		if e := p.Remove(context.WithoutCancel(ctx), name); e != nil {
 			err = errors.Join(err, fmt.Errorf("remove scratch file %s (do it by hand): %w", name, e))
 		}
 	}()
@@ -134,12 +139,25 @@ func inDoubt(err error) bool {
 		errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled)
 }
 
-func (p *Probe) remove(ctx context.Context, name string) error {
+// Remove removes a file of the exported directory, such as a probe that was killed has
+// left, and is nil where it is not there.
+func (p *Probe) Remove(ctx context.Context, name string) error {
 	c, err := p.conn(ctx, 0)
 	if err != nil {
 		return err
 	}
-	return c.remove(ctx, p.root, name)
+	if err := c.remove(ctx, p.root, name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+// On returns the same file, with the same content, as another probe of the same export
+// writes and reads it.
+func (f *File) On(p *Probe) *File {
+	other := *f
+	other.p = p
+	return &other
 }
 
 // Write runs a test. ErrRestarted when two answers, or an answer and data of an

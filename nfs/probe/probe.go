@@ -52,6 +52,10 @@ type Options struct {
 	Connections int
 	// Timeout is how long one call, and making one connection, may take; 0: 10 s.
 	Timeout time.Duration
+
+	// Making is told the name of each scratch file before it is made, if it is not nil, so
+	// that somebody can remove what a killed probe has left. Where it fails none is made.
+	Making func(name string) error
 }
 
 const (

@@ -1,8 +1,11 @@
 package probe
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
@@ -73,6 +76,7 @@ func TestGoNFS(t *testing.T) {
 	_, report := measure(t, p)
 	want(t, report.Class, SyncUnknown)
 	want(t, report.Committed, FileSync)
+	scratchFiles(t, p, dir)
 	left, err := os.ReadDir(dir)
 	if err != nil || len(left) > 0 {
 		t.Errorf("left: %v, %v", left, err)
@@ -141,4 +145,51 @@ func parseServer(name string) (Options, error) {
 		return Options{}, fmt.Errorf("GLANCE_DTN_NFS_SERVER is %q: want HOST:NFSPORT:MOUNTPORT:/EXPORT", name)
 	}
 	return Options{Host: host, NFSPort: n, MountPort: m, Export: export}, nil
+}
+
+// scratchFiles holds that a scratch file is told before it is made, can be used through
+// two probes, and can be removed by its name alone.
+func scratchFiles(t *testing.T, p *Probe, dir string) {
+	t.Helper()
+	o := p.opt
+	var told []string
+	o.Making = func(name string) error {
+		if _, err := os.Lstat(filepath.Join(dir, name)); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("%s is told when it is there: %v", name, err)
+		}
+		told = append(told, name)
+		return nil
+	}
+	second, err := Dial(t.Context(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer second.Close()
+	err = second.Scratch(t.Context(), func(f *File) error {
+		if _, err := f.Write(t.Context(), WriteTest{Size: 4096, Total: 1 << 20, Depth: 2, Commit: true}); err != nil {
+			return err
+		}
+		if _, err := f.On(p).Read(t.Context(), ReadTest{Size: 8192, Total: 1 << 20, Depth: 2}); err != nil {
+			return err
+		}
+		for range 2 {
+			if err := p.Remove(t.Context(), told[0]); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil || len(told) != 1 || !strings.HasPrefix(told[0], ScratchPrefix) {
+		t.Errorf("told %q, %v", told, err)
+	}
+	refused := errors.New("no room for names")
+	o.Making = func(string) error { return refused }
+	third, err := Dial(t.Context(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer third.Close()
+	if err := third.Scratch(t.Context(), func(*File) error { t.Error("a file was made"); return nil }); !errors.Is(err, refused) {
+		t.Errorf("the error is %v, want %v", err, refused)
+	}
 }
