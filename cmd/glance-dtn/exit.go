@@ -86,7 +86,7 @@ func (c *cli) report(ctx context.Context, cmd *cobra.Command, err error) int {
 	switch {
 	case !ran:
 		e = &codeError{code: exitUsage, err: err, help: true}
-	case errors.Is(err, errInterrupted), e.code == exitFailed && ctx.Err() != nil:
+	case errors.Is(err, errInterrupted) && e.code != exitInterrupted, e.code == exitFailed && ctx.Err() != nil:
 		e = &codeError{code: exitInterrupted, err: errInterrupted}
 	case errors.Is(err, api.ErrNoAgent) && once != nil:
 		e = &codeError{code: e.code, err: fmt.Errorf("%w, or use --once", e.err)}

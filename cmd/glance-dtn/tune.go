@@ -5,12 +5,15 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/jedib0t/go-pretty/v6/table"
@@ -21,10 +24,26 @@ import (
 	"github.com/glance-dtn/glance-dtn/nfs"
 	"github.com/glance-dtn/glance-dtn/nfs/host"
 	"github.com/glance-dtn/glance-dtn/nfs/mounted"
+	"github.com/glance-dtn/glance-dtn/nfs/probe"
 	"github.com/glance-dtn/glance-dtn/tuning/nfssweep"
 )
 
-const defaultTuneState = "/var/lib/glance-dtn/nfs"
+// tuneState is where --state is without that flag: what others than root do changes
+// nothing on the host, and has its list of scratch files with them.
+func tuneState() (string, error) {
+	if os.Geteuid() == 0 {
+		return "/var/lib/glance-dtn/nfs", nil
+	}
+	dir := os.Getenv("XDG_STATE_HOME")
+	if dir == "" {
+		home, err := os.UserHomeDir()
+		if err != nil {
+			return "", fmt.Errorf("name a directory with --state: %w", err)
+		}
+		dir = filepath.Join(home, ".local", "state")
+	}
+	return filepath.Join(dir, "glance-dtn", "nfs"), nil
+}
 
 func (c *cli) tune() *cobra.Command {
 	cmd := &cobra.Command{
@@ -54,6 +73,7 @@ type nfsTuning struct {
 	// What follows from them.
 	bytes int64
 	space nfssweep.Space
+	left  *leftovers
 }
 
 func (c *cli) tuneNFS() *cobra.Command {
@@ -74,15 +94,16 @@ Three ways of measuring:
   live     reads a large file through the live mount at its own rsize, and writes nothing
 
 What the server has cached it may give from memory in all of them. Files named
-` + mounted.Prefix + `* are made in the export and removed; a limit of time ends slow
-measurements, which then have moved less.
+` + mounted.Prefix + `* and ` + probe.ScratchPrefix + `* are made in the export and
+removed; a limit of time ends slow measurements, which then have moved less.
 
 Whether the server is sync or async is measured as it is, unless --server asks for
 one or both, which only the DTN itself can have: there DIR is the exported directory.
 The export is put back as it was.
 
 --apply mounts DIR anew with the advice, and puts back the old mount if the new one
-is slower. --undo puts back what --apply has changed.`,
+is slower. A mode that --client names alone is part of it, however fast it is. --undo puts back what --apply
+has changed, and clears away what a sweep that was killed has left, as the next one does.`,
 		Example: `  glance-dtn tune nfs dtn-a.example.org:/export/glance
   glance-dtn tune nfs /mnt/dtn --way scratch --svg sweep.svg --apply
   glance-dtn tune nfs /export/glance --server sync,async --client sync,async --search exhaustive   # on the DTN
@@ -95,16 +116,23 @@ is slower. --undo puts back what --apply has changed.`,
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
 			var err error
-			if t.state, err = filepath.Abs(t.state); err != nil {
+			if t.state == "" {
+				t.state, err = tuneState()
+			}
+			if err == nil {
+				t.state, err = filepath.Abs(t.state)
+			}
+			if err != nil {
 				return err
 			}
+			ctx, stop := untilHangup(cmd.Context())
+			defer stop()
 			if t.undo {
-				return c.undoNFS(cmd.Context(), t)
+				err = c.undoNFS(ctx, t)
+			} else if err = t.check(cmd); err == nil {
+				err = c.tuneTarget(ctx, t, args[0])
 			}
-			if err := t.check(cmd); err != nil {
-				return err
-			}
-			return c.tuneTarget(cmd.Context(), t, args[0])
+			return interrupted(ctx, err)
 		},
 	}
 	f := cmd.Flags()
@@ -115,7 +143,7 @@ is slower. --undo puts back what --apply has changed.`,
 	f.IntVar(&t.reps, "reps", 3, "how often each setting is measured")
 	f.StringVar(&t.search, "search", "smart", "smart: at most a third of the measurements, most of them near the knee; exhaustive: all of them")
 	f.StringSliceVar(&t.servers, "server", nil, "modes to have the export in: sync, async; on the DTN only (default as it is)")
-	f.StringSliceVar(&t.clients, "client", nil, "modes to have the mount in: sync, async (default as DIR is mounted, else async)")
+	f.StringSliceVar(&t.clients, "client", nil, "modes to have the mount in: sync, async; with --apply one alone is what DIR is mounted with (default as it is, else async)")
 	f.StringSliceVar(&t.vers, "vers", nil, "versions of NFS to mount with, as in 3,4.2; scratch only (default as DIR is mounted)")
 	f.IntSliceVar(&t.nconnect, "nconnect", nil, "numbers of connections to try, 1 to 16 (default as DIR is mounted, else 1)")
 	f.StringSliceVar(&t.data, "data", []string{"random"}, "what files are made of: random, zero")
@@ -125,11 +153,11 @@ is slower. --undo puts back what --apply has changed.`,
 	f.StringVar(&t.csv, "csv", "", "write every measurement to `FILE`")
 	f.StringVar(&t.svg, "svg", "", "draw the curves to `FILE`")
 	f.BoolVar(&t.apply, "apply", false, "mount DIR with the advice")
-	f.BoolVar(&t.async, "accept-async", false, "with --apply on the DTN: export DIR async if that was measured faster; the advice says what it risks")
+	f.BoolVar(&t.async, "accept-async", false, "with --apply on the DTN: export DIR async if that was measured faster; the advice says what it risks. With --apply --client async: have a sync mount async")
 	f.BoolVar(&t.force, "force", false, "with --apply and --undo: unmount lazily what is in use")
 	f.BoolVar(&t.undo, "undo", false, "put back what --apply has changed, and what an interrupted sweep has left")
 	f.BoolVar(&t.dryRun, "dry-run", false, "say what --apply or --undo would change, and change nothing")
-	f.StringVar(&t.state, "state", defaultTuneState, "`DIR` of the undo record and of the scratch mount point")
+	f.StringVar(&t.state, "state", "", "`DIR` of the undo record and of the scratch mount point (default /var/lib/glance-dtn/nfs as root, else ~/.local/state/glance-dtn/nfs)")
 	for flag, words := range map[string][]string{
 		"way": {"probe", "scratch", "live"}, "search": {"smart", "exhaustive"},
 		"server": {"sync", "async"}, "client": {"sync", "async"}, "data": {"random", "zero"},
@@ -199,10 +227,77 @@ func (t *nfsTuning) check(cmd *cobra.Command) error {
 	needsRoot(t.way == "scratch", "--way scratch mounts a file system")
 	needsRoot(t.apply && !t.dryRun, "--apply changes mounts")
 	needsRoot(set("server"), "--server changes the export")
+	for flag, name := range map[string]string{"csv": t.csv, "svg": t.svg} {
+		err := writable(name)
+		fault(err != nil, "--%s: %w", flag, err)
+	}
 	if len(faults) > 0 {
 		return usagef("%w", errors.Join(faults...))
 	}
 	return nil
+}
+
+// writable finds out, before a sweep that takes minutes, whether its result can be
+// written. It leaves a file as it is, and makes none.
+func writable(name string) error {
+	if name == "" {
+		return nil
+	}
+	_, err := os.Lstat(name)
+	isNew := errors.Is(err, fs.ErrNotExist)
+	f, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE, 0o666)
+	if err != nil {
+		return err
+	}
+	err = f.Close()
+	if isNew {
+		err = errors.Join(err, os.Remove(name))
+	}
+	return err
+}
+
+// untilHangup ends a context when the terminal goes away too, as with a lost ssh
+// session, unless nohup(1) says that this is nothing. A second one ends the process.
+func untilHangup(ctx context.Context) (context.Context, context.CancelFunc) {
+	if signal.Ignored(syscall.SIGHUP) {
+		return ctx, func() {}
+	}
+	ctx, stop := signal.NotifyContext(ctx, syscall.SIGHUP)
+	context.AfterFunc(ctx, stop)
+	return ctx, stop
+}
+
+// interrupted says of an error that a signal has ended the work, and what besides that is
+// wrong, which may be that something is not as it was.
+func interrupted(ctx context.Context, err error) error {
+	if err == nil || ctx.Err() == nil {
+		return err
+	}
+	return &codeError{code: exitInterrupted, err: errors.Join(errInterrupted, besides(context.Cause(ctx), err))}
+}
+
+// besides returns the parts of an error that are not only the end of a context.
+func besides(end, err error) error {
+	if err == nil {
+		return nil
+	}
+	switch e := err.(type) {
+	case interface{ Unwrap() []error }:
+		var rest []error
+		for _, part := range e.Unwrap() {
+			rest = append(rest, besides(end, part))
+		}
+		return errors.Join(rest...)
+	case interface{ Unwrap() error }:
+		if inner := e.Unwrap(); inner != nil && besides(end, inner) == nil {
+			return nil
+		}
+	default:
+		if errors.Is(err, end) || errors.Is(err, context.Canceled) {
+			return nil
+		}
+	}
+	return err
 }
 
 // either lists words as a sentence does: a, b or c.
@@ -250,7 +345,22 @@ type tuned struct {
 }
 
 func (c *cli) tuneTarget(ctx context.Context, t nfsTuning, name string) (err error) {
+	if t.left, err = takeLeftovers(t.state); err != nil {
+		return err
+	}
+	defer t.left.Close()
 	h := host.New(t.state)
+	if _, err := t.left.recover(ctx, h); err != nil {
+		return err
+	}
+	var notes []string
+	if _, err := t.left.remove(ctx, h); err != nil { // of another server, maybe, that is away
+		notes = append(notes, fmt.Sprintf("Files of an earlier sweep are left: %v", err))
+	}
+	defer func() {
+		_, left := t.left.remove(context.WithoutCancel(ctx), h)
+		err = errors.Join(err, left)
+	}()
 	target, err := findTarget(ctx, h, name, t.options)
 	if err != nil {
 		return err
@@ -260,7 +370,11 @@ func (c *cli) tuneTarget(ctx context.Context, t nfsTuning, name string) (err err
 	}
 	out := tuned{Source: target.source, Dir: target.dir, Way: t.way, Bytes: t.bytes, Client: target.client()}
 	if t.way != "live" {
-		out.Server, out.Notes = target.server(ctx)
+		out.Server, out.Notes = target.server(ctx, t.left.making(target))
+	}
+	out.Notes = append(notes, out.Notes...)
+	if mode, other := target.other(t); other {
+		out.Notes = append(out.Notes, fmt.Sprintf("The advice is for a mount that is %s, as --client says; %s is not now, and --apply has it so.", mode, target.dir))
 	}
 	t.fill(target, out.Server, out.Client)
 
@@ -275,27 +389,24 @@ func (c *cli) tuneTarget(ctx context.Context, t nfsTuning, name string) (err err
 		return err
 	})
 	close()
+	var files error // what cannot be written is no reason to lose the report
 	if len(seen) > 0 && t.csv != "" {
-		err = errors.Join(err, writeFile(t.csv, func(w io.Writer) error { return nfssweep.WriteCSV(w, seen) }))
+		files = writeFile(t.csv, func(w io.Writer) error { return nfssweep.WriteCSV(w, seen) })
 	}
 	if err != nil {
-		return err
+		return errors.Join(err, files)
 	}
 	out.Report = nfssweep.Analyse(t.space, seen)
 	if t.svg != "" {
-		if err := writeFile(t.svg, func(w io.Writer) error { return nfssweep.WriteSVG(w, out.Report) }); err != nil {
-			return err
-		}
+		files = errors.Join(files, writeFile(t.svg, func(w io.Writer) error { return nfssweep.WriteSVG(w, out.Report) }))
 	}
 	if t.way != "live" {
 		out.Advice = out.Advise(inForce(out.Server, t.space.Servers), inForce(out.Client, t.space.Clients))
 	}
 	if t.apply || t.dryRun {
-		if out.Changes, out.Applied, err = t.change(ctx, h, target, out.Advice); err != nil {
-			return errors.Join(c.print(out, func() error { return c.tunedTable(out) }), err)
-		}
+		out.Changes, out.Applied, err = t.change(ctx, h, target, out.Advice)
 	}
-	return c.print(out, func() error { return c.tunedTable(out) })
+	return errors.Join(c.print(out, func() error { return c.tunedTable(out) }), files, err)
 }
 
 // fill sets what the flags leave to what is in force.
@@ -367,14 +478,14 @@ func (t *nfsTuning) change(ctx context.Context, h *host.Host, target nfsTarget, 
 	}
 	o := host.Options{Force: t.force}
 	if target.mount {
-		before, err := t.trial(ctx, target.dir)
+		before, err := t.trial(ctx, target)
 		if err != nil {
 			return changes, nil, fmt.Errorf("measure %s before it is changed: %w", target.dir, err)
 		}
 		o.Accept = func(ctx context.Context) error {
-			after, err := t.trial(ctx, target.dir)
-			if err != nil {
-				return err
+			after, err := t.trial(ctx, target)
+			if _, other := target.other(*t); err != nil || other {
+				return err // a mode is not chosen for its speed
 			}
 			return before.slower(after)
 		}
@@ -388,14 +499,17 @@ type trial struct{ writes, reads []float64 }
 
 const trials = 3
 
-func (t *nfsTuning) trial(ctx context.Context, dir string) (r trial, err error) {
-	test := mounted.Test{Bytes: t.bytes, Limit: t.limit}
+func (t *nfsTuning) trial(ctx context.Context, target nfsTarget) (r trial, err error) {
+	id := scratchName()
+	if err := t.left.making(target)(id); err != nil {
+		return r, err
+	}
+	name := filepath.Join(target.dir, id)
 	for range trials {
-		name := scratchName(dir)
-		w, err := mounted.Write(ctx, name, test)
+		w, err := t.write(ctx, name, false)
 		var read mounted.Result
 		if err == nil {
-			read, err = mounted.Read(ctx, name, test)
+			read, err = mounted.Read(ctx, name, mounted.Test{Bytes: t.bytes, Limit: t.limit})
 		}
 		if err := errors.Join(err, removeIfThere(name)); err != nil {
 			return r, err
@@ -417,35 +531,69 @@ func (t trial) slower(after trial) error {
 	return nil
 }
 
-// undoNFS puts back what sweeps and --apply have changed.
+// undoNFS puts back what sweeps and --apply have changed. What it has done is told also
+// where something else fails.
 func (c *cli) undoNFS(ctx context.Context, t nfsTuning) error {
 	done := struct {
 		Done   []string `json:"done"`
 		DryRun bool     `json:"dry_run"`
 	}{Done: []string{}, DryRun: t.dryRun}
-	for _, h := range []*host.Host{host.New(sweepState(t.state)), host.New(t.state)} {
-		says, err := h.Undoable()
-		if err == nil && !t.dryRun {
-			says, err = h.Undo(ctx, t.force)
-		}
-		if err != nil {
-			return err
-		}
+	says, err := undoable(ctx, t.state)
+	if t.dryRun {
+		done.Done = append(done.Done, says...)
+	} else if len(says) > 0 {
+		says, err = t.undoAll(ctx)
 		done.Done = append(done.Done, says...)
 	}
-	return c.print(done, func() error {
-		if len(done.Done) == 0 {
-			_, err := fmt.Fprintln(c.out, "there is nothing to undo")
+	if errors.Is(err, fs.ErrPermission) && os.Geteuid() != 0 {
+		err = fmt.Errorf("%w: run it with sudo", err)
+	}
+	if err != nil && len(done.Done) == 0 {
+		return err
+	}
+	return errors.Join(c.print(done, func() error {
+		if len(done.Done) > 0 {
+			_, err := fmt.Fprintln(c.out, strings.Join(done.Done, "\n"))
 			return err
 		}
-		_, err := fmt.Fprintln(c.out, strings.Join(done.Done, "\n"))
+		_, err := fmt.Fprintf(c.out, "there is nothing to undo%s\n", asRoot())
 		return err
-	})
+	}), err)
 }
 
-// sweepState is where a sweep keeps what it changes meanwhile: apart from what
-// --apply has changed for good.
-func sweepState(dir string) string { return filepath.Join(dir, "sweep") }
+// asRoot tells others than root where to look for what was changed as root.
+func asRoot() string {
+	if os.Geteuid() == 0 {
+		return ""
+	}
+	return "; what was done as root is undone with sudo"
+}
+
+// undoable says what undoAll would do.
+func undoable(ctx context.Context, state string) ([]string, error) {
+	says, err := recoverable(ctx, state)
+	applied, appliedErr := host.New(state).Undoable()
+	return append(says, applied...), errors.Join(err, appliedErr)
+}
+
+// undoAll goes on after an error.
+func (t *nfsTuning) undoAll(ctx context.Context) (did []string, err error) {
+	if t.left, err = takeLeftovers(t.state); err != nil {
+		return nil, err
+	}
+	defer t.left.Close()
+	h := host.New(t.state)
+	var faults []error
+	for _, undo := range []func() ([]string, error){
+		func() ([]string, error) { return t.left.recover(ctx, h) },
+		func() ([]string, error) { return t.left.remove(ctx, h) },
+		func() ([]string, error) { return h.Undo(ctx, t.force) },
+	} {
+		d, err := undo()
+		did, faults = append(did, d...), append(faults, err)
+	}
+	return did, errors.Join(faults...)
+}
 
 func (c *cli) tunedTable(out tuned) error {
 	for _, op := range []nfssweep.Op{nfssweep.Write, nfssweep.Read} {

@@ -10,6 +10,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/glance-dtn/glance-dtn/deploy/kernel/guest"
 	"github.com/glance-dtn/glance-dtn/nfs/mounted"
 	"github.com/glance-dtn/glance-dtn/tuning/nfssweep"
@@ -61,6 +63,8 @@ func TestKernelTuneNFS(t *testing.T) {
 	t.Run("four corners", func(t *testing.T) { fourCorners(t, server) })
 	t.Run("accept async", func(t *testing.T) { acceptAsync(t, server) })
 	t.Run("apply and undo", func(t *testing.T) { applyAndUndo(t, server) })
+	t.Run("another mode of the client", func(t *testing.T) { anotherMode(t, server) })
+	t.Run("killed", func(t *testing.T) { killed(t, server) })
 	t.Run("live", func(t *testing.T) { live(t, server) })
 }
 
@@ -154,6 +158,51 @@ func applyAndUndo(t *testing.T, server *guest.Server) {
 		t.Errorf("a second undo: %q", text)
 	}
 	left(t, server, state)
+}
+
+// anotherMode has a mount become sync, because that is what was measured, and async again.
+func anotherMode(t *testing.T, server *guest.Server) {
+	state := t.TempDir()
+	dir := server.Mount(t, server.Source(), "vers=3,nolock,port=2049,mountport=20048")
+	isSync := func() bool { return slices.Contains(server.MountOptions(t, dir), "sync") }
+	sweep := []string{dir, "--way", "probe", "--sizes", "64K", "--size", "1MiB", "--reps", "1", "--state", state, "--apply"}
+	out := tuneNFS(t, server.Machine, append(sweep, "--client", "sync")...)
+	if !isSync() || !strings.Contains(strings.Join(out.Notes, " "), "The advice is for a mount that is sync") {
+		t.Errorf("mounted sync: %v, notes %q", isSync(), out.Notes)
+	}
+	refused := server.Command(t.Context(), os.Getenv("GLANCE_DTN"), append([]string{"tune", "nfs", "--client", "async"}, sweep...)...)
+	if text, err := refused.CombinedOutput(); err == nil || !strings.Contains(string(text), "say --accept-async") || !isSync() {
+		t.Errorf("async without a word: %v, %s; mounted sync: %v", err, text, isSync())
+	}
+	tuneNFS(t, server.Machine, append(sweep, "--client", "async", "--accept-async")...)
+	if isSync() {
+		t.Error("mounted sync after --accept-async")
+	}
+	server.Run(t, os.Getenv("GLANCE_DTN"), "tune", "nfs", "--undo", "--state", state)
+	left(t, server, state)
+}
+
+// killed has --undo, and the next sweep, clear away a mount, files and the mode of the
+// export that a sweep had when it was killed.
+func killed(t *testing.T, server *guest.Server) {
+	again := []string{server.Dir, "--way", "scratch", "--server", "async", "--sizes", "64K", "--size", "1MiB", "--limit", "0", "--options", "vers=3,nolock"}
+	for _, next := range [][]string{{"--undo"}, append(again, "--reps", "1")} {
+		state := t.TempDir()
+		cmd := server.Command(t.Context(), os.Getenv("GLANCE_DTN"), append(append([]string{"tune", "nfs"}, again...), "--reps", "100000", "--state", state)...)
+		startUntil(t, cmd, server.Dir, unix.IN_DELETE) // of a file that was written: the export is async
+		if err := cmd.Process.Kill(); err != nil {
+			t.Fatal(err)
+		}
+		_ = cmd.Wait()
+		if entries, err := os.ReadDir(server.Dir); exported(t, server) != "async" || err != nil || len(entries) == 0 {
+			t.Errorf("a sweep that was killed has left the export %s and %d files (%v): this test shows nothing", exported(t, server), len(entries), err)
+		}
+		server.Run(t, os.Getenv("GLANCE_DTN"), append([]string{"tune", "nfs", "--state", state}, next...)...)
+		if got := exported(t, server); got != "sync" {
+			t.Errorf("the export is %s after %q, was sync", got, next)
+		}
+		left(t, server, state)
+	}
 }
 
 // live reads through the mount that is there, which is read-only.

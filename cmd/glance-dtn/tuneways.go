@@ -79,12 +79,27 @@ func (t nfsTarget) allows(f nfsTuning) error {
 		return usagef("--apply: name the mount point of %s", t.source)
 	case f.apply && t.export != nil && !f.async:
 		return usagef("--apply: rsize and wsize are the client's: run this on the controller, with the mount point; the export is made async by --accept-async alone")
-	case f.async && t.export == nil:
-		return usagef("--accept-async is for the DTN, with the exported directory")
-	case f.async && !(slices.Contains(f.servers, "sync") && slices.Contains(f.servers, "async")):
+	}
+	mode, other := t.other(f)
+	switch {
+	case f.apply && other && mode == nfssweep.Async && !f.async:
+		return usagef("--apply --client async: %s is mounted sync; as async it acknowledges what the server has not got, and a crash of this host loses what programs have not synced: say --accept-async to have it so, or leave --client async away", t.dir)
+	case f.async && t.export == nil && !(other && mode == nfssweep.Async):
+		return usagef("--accept-async is for the DTN, with the exported directory, or for a sync mount with --client async")
+	case f.async && t.export != nil && !(slices.Contains(f.servers, "sync") && slices.Contains(f.servers, "async")):
 		return usagef("--accept-async: measure both, with --server sync,async")
 	}
 	return nil
+}
+
+// other is the mode of the client that the advice is for where the mount is in the other
+// one, which --apply changes.
+func (t nfsTarget) other(f nfsTuning) (nfssweep.Mode, bool) {
+	mode := t.client()
+	if len(f.clients) > 0 {
+		mode = inForce(mode, words[nfssweep.Mode](f.clients))
+	}
+	return mode, t.mount && (mode == nfssweep.Sync) != t.granted.Sync
 }
 
 // client is the mode that the target is mounted in, or would be.
@@ -97,7 +112,7 @@ func (t nfsTarget) client() nfssweep.Mode {
 
 // server is the mode that the server is in, empty if that is not known, and how it
 // was found out.
-func (t nfsTarget) server(ctx context.Context) (mode nfssweep.Mode, notes []string) {
+func (t nfsTarget) server(ctx context.Context, making func(string) error) (mode nfssweep.Mode, notes []string) {
 	if t.export != nil {
 		if e, err := t.export.Export(); err == nil && e.Sync {
 			return nfssweep.Sync, nil
@@ -107,7 +122,7 @@ func (t nfsTarget) server(ctx context.Context) (mode nfssweep.Mode, notes []stri
 	unknown := func(why any) (nfssweep.Mode, []string) {
 		return "", []string{fmt.Sprintf("The server was measured as it is; whether that is sync or async is not known: %v", why)}
 	}
-	p, err := t.dial(ctx, 1)
+	p, err := t.dial(ctx, 1, making)
 	if err != nil {
 		return unknown(err)
 	}
@@ -122,8 +137,8 @@ func (t nfsTarget) server(ctx context.Context) (mode nfssweep.Mode, notes []stri
 	return nfssweep.Mode(r.Class.String()), []string{fmt.Sprintf("The server was measured as it is, which seems to be %v: %s", r.Class, r.Reason)}
 }
 
-// dial connects a probe to the target.
-func (t nfsTarget) dial(ctx context.Context, connections int) (*probe.Probe, error) {
+// dial connects a probe to the target, which tells making of its scratch files.
+func (t nfsTarget) dial(ctx context.Context, connections int, making func(string) error) (*probe.Probe, error) {
 	name, dir, err := nfs.SplitSource(t.source)
 	if err != nil {
 		return nil, err
@@ -131,7 +146,7 @@ func (t nfsTarget) dial(ctx context.Context, connections int) (*probe.Probe, err
 	m := mountOptions(t.options)
 	return probe.Dial(ctx, probe.Options{
 		Host: name, Export: dir, NFSPort: m.Port, MountPort: m.MountPort,
-		UID: uint32(os.Geteuid()), GID: uint32(os.Getegid()), ReservedPort: os.Geteuid() == 0, Connections: connections,
+		UID: uint32(os.Geteuid()), GID: uint32(os.Getegid()), ReservedPort: os.Geteuid() == 0, Connections: connections, Making: making,
 	})
 }
 
@@ -151,6 +166,9 @@ func (t nfsTarget) wishes(f *nfsTuning, a nfssweep.Advice) []host.Wish {
 	if a.NConnect != 0 {
 		o = append(o, fmt.Sprintf("nconnect=%d", a.NConnect))
 	}
+	if mode, other := t.other(*f); other {
+		o = append(o, string(mode))
+	}
 	return []host.Wish{{Mount: t.dir, Options: o}}
 }
 
@@ -167,9 +185,6 @@ func (t *nfsTuning) with(ctx context.Context, h *host.Host, target nfsTarget, us
 	undo := func() error {
 		_, err := server.Undo(context.WithoutCancel(ctx), false)
 		return err
-	}
-	if err := undo(); err != nil { // what a sweep that was killed has left
-		return fmt.Errorf("put back the export that an earlier sweep has changed: %w", err)
 	}
 	err := way(ctx, h, target, func(measure nfssweep.Measure) error {
 		return use(func(ctx context.Context, s nfssweep.Setting) (nfssweep.Sample, error) {
@@ -208,43 +223,44 @@ const depth = 16
 
 // byProbe measures without a mount.
 func (t *nfsTuning) byProbe(ctx context.Context, _ *host.Host, target nfsTarget, use func(nfssweep.Measure) error) (err error) {
-	p := &probing{t: t, probes: map[int]*probe.Probe{}, files: map[fileKey]*probe.File{}}
+	p := &probing{t: t, probes: map[int]*probe.Probe{}, reads: map[nfssweep.Data]prepared{}}
 	defer func() { err = errors.Join(err, p.close()) }()
-	var keys []fileKey
-	for _, n := range orOne(t.space.NConnect) {
-		if p.probes[n], err = target.dial(ctx, max(n, 1)); err != nil {
+	counts := orOne(t.space.NConnect)
+	for _, n := range counts {
+		if p.probes[n], err = target.dial(ctx, max(n, 1), t.left.making(target)); err != nil {
 			delete(p.probes, n)
 			return err
 		}
-		keys = append(keys, fileKey{n, nfssweep.Write, ""})
-		for _, d := range t.space.Data {
-			keys = append(keys, fileKey{n, nfssweep.Read, d})
-		}
-		info, err := p.probes[n].Info(ctx)
-		if err != nil {
-			return err
-		}
-		p.limits = info.Limits
-		if need := t.bytes * int64(len(keys)); info.Space.Avail < need {
-			return fmt.Errorf("%s has %s free, and %s are needed: make room, or set --size", target.source, size(info.Space.Avail), size(need))
-		}
 	}
-	return p.scratch(ctx, keys, func() error { return use(p.measure) })
+	first := p.probes[counts[0]]
+	info, err := first.Info(ctx)
+	if err != nil {
+		return err
+	}
+	p.limits = info.Limits
+	if err := t.fits(info.Space.Avail, target.source); err != nil {
+		return err
+	}
+	return first.Scratch(ctx, func(f *probe.File) error {
+		p.writes = f
+		return p.prepare(ctx, first, t.space.Data, func() error { return use(p.measure) })
+	})
 }
 
-// probing is a probe for each number of connections, and its scratch files: one to
-// write to and, for each kind of data, one to read.
+// probing is a probe for each number of connections, and the scratch files that they
+// share: one to write to and, for each kind of data, one to read.
 type probing struct {
 	t      *nfsTuning
 	limits probe.Limits
 	probes map[int]*probe.Probe
-	files  map[fileKey]*probe.File
+	writes *probe.File
+	reads  map[nfssweep.Data]prepared
 }
 
-type fileKey struct {
-	connections int
-	op          nfssweep.Op
-	data        nfssweep.Data
+// prepared is a file to read, of which so much was written.
+type prepared struct {
+	file  *probe.File
+	bytes int64
 }
 
 func (p *probing) close() error {
@@ -255,30 +271,30 @@ func (p *probing) close() error {
 	return errors.Join(all...)
 }
 
-// scratch makes a file for each key, fills those for reading, calls use and removes
-// them.
-func (p *probing) scratch(ctx context.Context, keys []fileKey, use func() error) error {
-	if len(keys) == 0 {
+// prepare makes a file to read for each kind of data, calls use and removes them.
+func (p *probing) prepare(ctx context.Context, by *probe.Probe, kinds []nfssweep.Data, use func() error) error {
+	if len(kinds) == 0 {
 		return use()
 	}
-	return p.probes[keys[0].connections].Scratch(ctx, func(f *probe.File) error {
-		p.files[keys[0]] = f
-		if keys[0].op == nfssweep.Read {
-			_, err := f.Write(ctx, probe.WriteTest{Size: 1 << 20, Total: p.t.bytes, Depth: depth, Stability: probe.Unstable, Commit: true, Data: contents(keys[0].data)})
-			if err != nil {
-				return err
-			}
+	return by.Scratch(ctx, func(f *probe.File) error {
+		r, err := bounded(p.t, func(total int64) (probe.Result, error) {
+			return f.Write(ctx, probe.WriteTest{Size: 1 << 20, Total: total, Depth: depth, Stability: probe.Unstable, Commit: true, Data: contents(kinds[0])})
+		}, func(r probe.Result) time.Duration { return r.Elapsed })
+		if err != nil {
+			return err
 		}
-		return p.scratch(ctx, keys[1:], use)
+		p.reads[kinds[0]] = prepared{f, r.Bytes}
+		return p.prepare(ctx, by, kinds[1:], use)
 	})
 }
 
 func (p *probing) measure(ctx context.Context, s nfssweep.Setting) (nfssweep.Sample, error) {
-	run := func(total int64) (probe.Result, error) {
-		granted := int(nfs.GrantedSize(s.Size, p.limits.ReadMax))
-		return p.files[fileKey{s.NConnect, nfssweep.Read, s.Data}].Read(ctx, probe.ReadTest{Size: granted, Total: total, Depth: depth})
-	}
+	by := p.probes[s.NConnect]
+	read := p.reads[s.Data]
 	granted := nfs.GrantedSize(s.Size, p.limits.ReadMax)
+	run := func(total int64) (probe.Result, error) {
+		return read.file.On(by).Read(ctx, probe.ReadTest{Size: int(granted), Total: min(total, read.bytes), Depth: depth})
+	}
 	if s.Op == nfssweep.Write {
 		granted = nfs.GrantedSize(s.Size, p.limits.WriteMax)
 		run = func(total int64) (probe.Result, error) {
@@ -286,15 +302,36 @@ func (p *probing) measure(ctx context.Context, s nfssweep.Setting) (nfssweep.Sam
 			if s.Client == nfssweep.Sync {
 				w.Stability, w.Commit = probe.FileSync, false
 			}
-			return p.files[fileKey{s.NConnect, nfssweep.Write, ""}].Write(ctx, w)
+			return p.writes.On(by).Write(ctx, w)
 		}
 	}
-	const share = 16 // of it is moved first, to see how long the whole would take
-	r, err := run(max(p.t.bytes/share, 1))
-	if err == nil && (p.t.limit == 0 || r.Elapsed*share <= p.t.limit) {
-		r, err = run(p.t.bytes)
-	}
+	r, err := bounded(p.t, run, func(r probe.Result) time.Duration { return r.Elapsed })
 	return nfssweep.Sample{Rate: r.Rate(), Granted: granted}, err
+}
+
+// bounded moves t.bytes, or a 16th of it where the whole would take longer than t.limit:
+// so much is moved first, to see that.
+func bounded[R any](t *nfsTuning, move func(total int64) (R, error), elapsed func(R) time.Duration) (R, error) {
+	const share = 16
+	if t.limit == 0 {
+		return move(t.bytes)
+	}
+	r, err := move(max(t.bytes/share, 1))
+	if err == nil && elapsed(r)*share <= t.limit {
+		r, err = move(t.bytes)
+	}
+	return r, err
+}
+
+// write is mounted.Write of a new file within t.limit. That counts the time in which what
+// the client has cached goes to the server, too.
+func (t *nfsTuning) write(ctx context.Context, name string, zeros bool) (mounted.Result, error) {
+	return bounded(t, func(total int64) (mounted.Result, error) {
+		if err := removeIfThere(name); err != nil {
+			return mounted.Result{}, err
+		}
+		return mounted.Write(ctx, name, mounted.Test{Bytes: total, Zeros: zeros})
+	}, func(r mounted.Result) time.Duration { return r.Elapsed })
 }
 
 func contents(d nfssweep.Data) probe.Data {
@@ -311,10 +348,11 @@ func orOne(connections []int) []int {
 	return connections
 }
 
-// byScratch measures through a mount of its own for each measurement.
-func (t *nfsTuning) byScratch(ctx context.Context, h *host.Host, target nfsTarget, use func(nfssweep.Measure) error) (err error) {
+// byScratch measures through a mount of its own for each measurement. Its files are
+// removed with the leftovers.
+func (t *nfsTuning) byScratch(ctx context.Context, h *host.Host, target nfsTarget, use func(nfssweep.Measure) error) error {
 	base := target.options.With("rw")
-	id := filepath.Base(scratchName(""))
+	id := scratchName()
 	toRead := func(d nfssweep.Data) string { return fmt.Sprintf("%s-%s", id, d) }
 	mount := func(ctx context.Context, o nfs.Options, do func(dir string) error) error {
 		return h.Scratch(ctx, target.source, o, func(dir string) error {
@@ -325,21 +363,19 @@ func (t *nfsTuning) byScratch(ctx context.Context, h *host.Host, target nfsTarge
 			return err
 		})
 	}
-	defer func() {
-		err = errors.Join(err, mount(context.WithoutCancel(ctx), base, func(dir string) error {
-			var all []error
-			for _, d := range t.space.Data {
-				all = append(all, removeIfThere(filepath.Join(dir, toRead(d))))
-			}
-			return errors.Join(all...)
-		}))
-	}()
-	err = mount(ctx, base, func(dir string) error {
+	err := mount(ctx, base, func(dir string) error {
 		if err := errors.Join(removeOld(dir), t.hasRoom(dir, target.source)); err != nil {
 			return err
 		}
+		making := t.left.making(target)
+		if err := making(id); err != nil {
+			return err
+		}
 		for _, d := range t.space.Data {
-			if _, err := mounted.Write(ctx, filepath.Join(dir, toRead(d)), mounted.Test{Bytes: t.bytes, Zeros: d == nfssweep.Zero}); err != nil {
+			if err := making(toRead(d)); err != nil {
+				return err
+			}
+			if _, err := t.write(ctx, filepath.Join(dir, toRead(d)), d == nfssweep.Zero); err != nil {
 				return err
 			}
 		}
@@ -355,14 +391,13 @@ func (t *nfsTuning) byScratch(ctx context.Context, h *host.Host, target nfsTarge
 			if err != nil {
 				return err
 			}
-			test := mounted.Test{Bytes: t.bytes, Limit: t.limit, Zeros: s.Data == nfssweep.Zero}
 			var r mounted.Result
 			if s.Op == nfssweep.Read {
-				r, err = mounted.Read(ctx, filepath.Join(dir, toRead(s.Data)), test)
+				r, err = mounted.Read(ctx, filepath.Join(dir, toRead(s.Data)), mounted.Test{Bytes: t.bytes, Limit: t.limit})
 				sample.Granted = granted.RSize
 			} else {
-				name := scratchName(dir)
-				r, err = mounted.Write(ctx, name, test)
+				name := filepath.Join(dir, id)
+				r, err = t.write(ctx, name, s.Data == nfssweep.Zero)
 				err = errors.Join(err, removeIfThere(name))
 				sample.Granted = granted.WSize
 			}
@@ -416,7 +451,8 @@ func grantedAt(dir string, asked nfs.Options, s nfssweep.Setting) (nfs.MountOpti
 	return m.Effective().Mount()
 }
 
-// removeOld removes what sweeps that were killed more than a day ago have left.
+// removeOld removes what sweeps that were killed more than a day ago have left, those of
+// other hosts too.
 func removeOld(dir string) error {
 	entries, err := os.ReadDir(dir)
 	if err != nil {
@@ -424,7 +460,8 @@ func removeOld(dir string) error {
 	}
 	for _, e := range entries {
 		info, err := e.Info()
-		if err == nil && strings.HasPrefix(e.Name(), mounted.Prefix) && time.Since(info.ModTime()) > 24*time.Hour {
+		ours := strings.HasPrefix(e.Name(), mounted.Prefix) || strings.HasPrefix(e.Name(), probe.ScratchPrefix)
+		if err == nil && ours && time.Since(info.ModTime()) > 24*time.Hour {
 			err = os.Remove(filepath.Join(dir, e.Name()))
 		}
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -440,24 +477,30 @@ func (t *nfsTuning) hasRoom(dir, source string) error {
 	if err := unix.Statfs(dir, &s); err != nil {
 		return fmt.Errorf("free space of %s: %w", source, err)
 	}
-	avail, need := int64(s.Bavail)*s.Bsize, t.bytes*int64(1+len(t.space.Data))
-	if avail < need {
+	return t.fits(int64(s.Bavail)*s.Bsize, source)
+}
+
+// fits fails where one file to write to, and one to read for each kind of data, do not fit.
+func (t *nfsTuning) fits(avail int64, source string) error {
+	if need := t.bytes * int64(1+len(t.space.Data)); avail < need {
 		return fmt.Errorf("%s has %s free, and %s are needed: make room, or set --size", source, size(avail), size(need))
 	}
 	return nil
 }
 
 // scratchName returns the name of a file that is not there.
-func scratchName(dir string) string {
-	return filepath.Join(dir, fmt.Sprintf("%s%016x", mounted.Prefix, rand.Uint64()))
-}
+func scratchName() string { return fmt.Sprintf("%s%016x", mounted.Prefix, rand.Uint64()) }
 
 // byLive reads a file through the live mount.
-func (t *nfsTuning) byLive(_ context.Context, _ *host.Host, target nfsTarget, use func(nfssweep.Measure) error) error {
+func (t *nfsTuning) byLive(ctx context.Context, _ *host.Host, target nfsTarget, use func(nfssweep.Measure) error) error {
 	name := t.file
 	if name == "" {
+		seek, stop := context.WithTimeout(ctx, seekTime)
+		defer stop()
 		var err error
-		if name, err = largest(target.dir); err != nil {
+		if name, err = largest(seek, target.dir); ctx.Err() != nil {
+			return context.Cause(ctx)
+		} else if err != nil {
 			return err
 		}
 	} else if abs, err := filepath.Abs(name); err != nil || !strings.HasPrefix(abs, target.dir+"/") {
@@ -476,11 +519,13 @@ const (
 	seekTime = 10 * time.Second
 )
 
-// largest returns the largest file below dir that is found within seekTime.
-func largest(dir string) (name string, err error) {
+// largest returns the largest file below dir that is found before ctx ends.
+func largest(ctx context.Context, dir string) (name string, err error) {
 	var most int64
-	end := time.Now().Add(seekTime)
 	err = filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if ctx.Err() != nil {
+			return fs.SkipAll
+		}
 		if errors.Is(err, fs.ErrPermission) {
 			return nil
 		} else if err != nil {
@@ -489,13 +534,10 @@ func largest(dir string) (name string, err error) {
 		if info, err := d.Info(); err == nil && info.Mode().IsRegular() && info.Size() > most && readable(path) {
 			name, most = path, info.Size()
 		}
-		if most > 0 && time.Now().After(end) {
-			return fs.SkipAll
-		}
 		return nil
 	})
 	if err == nil && most < enough {
-		err = fmt.Errorf("no readable file below %s has %s: name one with --file, or use --way scratch", dir, size(enough))
+		err = fmt.Errorf("no readable file of %s or more was found below %s: name one with --file, or use --way scratch", size(enough), dir)
 	}
 	return name, err
 }
