@@ -38,7 +38,7 @@ type Point struct {
 	Median float64   `json:"median"`
 	Low    float64   `json:"low"`  // the slowest of them
 	High   float64   `json:"high"` // the fastest of them
-	// Confidence is the probability that this size's true rate is within 5 % of the best.
+	// Confidence is that with which this size's true rate is within 5 % of the best.
 	Confidence float64 `json:"confidence"`
 }
 

@@ -113,7 +113,7 @@ func (e estimate) hidden(sizes []int64) (size int64, some bool) {
 		return 0, false
 	}
 	best := e.best()
-	for i := min(best+1, len(e.points)-1); i >= max(best, 1); i-- {
+	for i := min(best+1, len(e.points)-1); i >= best; i-- {
 		if size, some := e.between(sizes, i); some {
 			return size, true
 		}
