@@ -94,16 +94,18 @@ Three ways of measuring:
   live     reads a large file through the live mount at its own rsize, and writes nothing
 
 What the server has cached it may give from memory in all of them. Files named
-` + mounted.Prefix + `* and ` + probe.ScratchPrefix + `* are made in the export and
-removed; a limit of time ends slow measurements, which then have moved less.
+` + mounted.Prefix + `* and ` + probe.ScratchPrefix + `* are made in the export
+and removed; a limit of time ends slow measurements, which then have moved less.
 
 Whether the server is sync or async is measured as it is, unless --server asks for
 one or both, which only the DTN itself can have: there DIR is the exported directory.
 The export is put back as it was.
 
 --apply mounts DIR anew with the advice, and puts back the old mount if the new one
-is slower. A mode that --client names alone is part of it, however fast it is. --undo puts back what --apply
-has changed, and clears away what a sweep that was killed has left, as the next one does.`,
+is slower. A mode that --client names alone is part of it, however fast it is.
+
+--undo puts back what --apply has changed. It clears away what a sweep that was killed
+has left, too, as the next sweep does.`,
 		Example: `  glance-dtn tune nfs dtn-a.example.org:/export/glance
   glance-dtn tune nfs /mnt/dtn --way scratch --svg sweep.svg --apply
   glance-dtn tune nfs /export/glance --server sync,async --client sync,async --search exhaustive   # on the DTN
