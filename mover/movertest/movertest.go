@@ -3,6 +3,7 @@ package movertest
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/rand"
 	"crypto/sha512"
@@ -32,6 +33,7 @@ type Rig struct {
 	Source      string // directory: the sending DTN's export
 	Destination string // directory: the receiving DTN's export
 	Address     string // of the receiving DTN's data plane
+	Nobody      string // an address where nobody listens; empty: one for host:port
 	From, Site  string // the sending and the receiving site
 
 	Sign    func(mover.Ticket) (string, error) // as the agent of Site
@@ -570,7 +572,7 @@ func cancelledBefore(t *testing.T, r *Rig) {
 
 func nobody(t *testing.T, r *Rig) {
 	req := r.stage(t, "nobody", block)
-	req.Destination.Address = "127.0.0.1:1"
+	req.Destination.Address = cmp.Or(r.Nobody, "127.0.0.1:1")
 	want(t, r.move(t, req), mover.CodeOther)
 }
 

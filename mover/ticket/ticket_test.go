@@ -233,3 +233,20 @@ func FuzzVerify(f *testing.F) {
 		}
 	})
 }
+
+// TestASenderVerifiesWhicheverSiteATicketIsFor holds that the site a ticket names is the
+// one whose agent has to have signed it.
+func TestASenderVerifiesWhicheverSiteATicketIsFor(t *testing.T) {
+	ca, now := newCA(t), time.Now()
+	want := valid(now)
+	for site, ok := range map[string]bool{"B": true, "C": false} {
+		token, err := Sign(issue(t, ca, site, pki.Agent), want)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := VerifyAny(ca.Pool(), token, now)
+		if ok && (err != nil || got != want) || !ok && mover.CodeOf(err) != mover.CodeTicket {
+			t.Errorf("signed by the agent of %s: got %v, %v", site, got, err)
+		}
+	}
+}

@@ -1,0 +1,125 @@
+package gridftp
+
+import (
+	"cmp"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"net/url"
+	"path"
+	"regexp"
+	"strings"
+
+	"github.com/glance-dtn/glance-dtn/mover"
+)
+
+// answers is the folder of an export where its Inbox answers senders.
+const answers = "answers"
+
+// offer asks an Inbox to take a file. The sender puts it into the inbox before the data.
+type offer struct {
+	Session string     `json:"session"`
+	From    string     `json:"from"` // the sender's site
+	File    mover.File `json:"file"`
+	Ticket  string     `json:"ticket"`
+}
+
+// manifest says that the data beside it is complete. The sender writes it last.
+type manifest struct {
+	Session string     `json:"session"`
+	Job     string     `json:"job"` // the transfer's key, for a person who looks
+	File    mover.File `json:"file"`
+}
+
+// answer is what an Inbox tells the sender of a session.
+type answer struct {
+	State string     `json:"state"`
+	Have  int64      `json:"have"` // bytes that lie there; while proving, bytes read
+	Code  mover.Code `json:"code,omitempty"`
+	Error string     `json:"error,omitempty"`
+}
+
+// The states of an answer.
+const (
+	answerOpen    = "open"    // send the data
+	answerProving = "proving" // the data is being hashed
+	answerArrived = "arrived" // proven, synced, under its final name
+	answerRefused = "refused"
+)
+
+func (a answer) err() error {
+	if a.State != answerRefused {
+		return nil
+	}
+	return mover.Coded(cmp.Or(a.Code, mover.CodeOther), errors.New(a.Error))
+}
+
+// Names in the export, of a file in the inbox.
+func offerName(name string) string    { return hidden(name, ".offer") }
+func partName(name string) string     { return hidden(name, ".part") }
+func manifestName(name string) string { return hidden(name, ".manifest") }
+
+func hidden(name, suffix string) string {
+	dir, base := path.Split(name)
+	return dir + "." + base + suffix
+}
+
+func answerName(session string) string { return answers + "/" + session + ".json" }
+
+var plain = regexp.MustCompile(`^[A-Za-z0-9_-][A-Za-z0-9._-]{0,199}$`)
+
+// checkName reports a name that is not a plain one in box. globus-url-copy takes some
+// characters for wildcards, so that no more are allowed than are needed.
+func checkName(box, name string) error {
+	err := mover.CheckName(box, name)
+	if err == nil && !plain.MatchString(path.Base(name)) {
+		err = fmt.Errorf("%q is not a name that GridFTP can move: letters, digits and . _ - only", name)
+	}
+	return mover.Coded(mover.CodeName, err)
+}
+
+// usable reports a ticket that a sender of a site cannot use for f.
+func usable(t mover.Ticket, site string, f mover.File) error {
+	switch {
+	case t.From != site:
+		return fmt.Errorf("ticket: it lets site %q send, the sender is of site %q", t.From, site)
+	case t.File.Size != f.Size || t.File.Digest != f.Digest:
+		return fmt.Errorf("ticket: it is for %v of %d bytes, the sender has %v of %d", t.File.Digest, t.File.Size, f.Digest, f.Size)
+	}
+	return nil
+}
+
+// hashName is a file's name that follows from the parts, which may hold anything.
+func hashName(parts ...string) string {
+	h := sha256.Sum256([]byte(strings.Join(parts, "\x00")))
+	return hex.EncodeToString(h[:16])
+}
+
+// exportURL is an export as a GridFTP server shows it.
+type exportURL struct{ scheme, host, path string }
+
+var urlPath = regexp.MustCompile(`^(/[A-Za-z0-9_-][A-Za-z0-9._-]*)+$`)
+
+// parseURL reads the URL of an export: gsiftp, or ftp where nothing has to be protected.
+func parseURL(s string) (exportURL, error) {
+	u, err := url.Parse(s)
+	if err != nil || u.Scheme != "gsiftp" && u.Scheme != "ftp" || u.Hostname() == "" ||
+		u.User != nil || u.RawQuery != "" || u.ForceQuery || u.Fragment != "" || strings.ContainsAny(u.Host, "%*?\\\"' ") {
+		return exportURL{}, fmt.Errorf("%q is not the URL of an export, such as gsiftp://dtn-a.example.org:2811/export/glance", s)
+	}
+	p := strings.TrimSuffix(u.Path, "/")
+	if !urlPath.MatchString(p) {
+		return exportURL{}, fmt.Errorf("the path of %q is not the export as its GridFTP server shows it: plain names of letters, digits and . _ - only", s)
+	}
+	return exportURL{u.Scheme, u.Host, p}, nil
+}
+
+// CheckURL reports what is wrong with the URL of an export.
+func CheckURL(s string) error {
+	_, err := parseURL(s)
+	return err
+}
+
+// file returns the URL of a file of the export, whose name is plain.
+func (u exportURL) file(name string) string { return u.scheme + "://" + u.host + u.path + "/" + name }
