@@ -63,7 +63,7 @@ func CheckName(box, name string) error {
 // Destination is where a transfer goes: a DTN's data address and the right to
 // write one file there.
 type Destination struct {
-	Address string `json:"address" doc:"host:port of the destination DTN's data plane"`
+	Address string `json:"address" doc:"host:port of the destination DTN's data plane, or the URL of its export on a GridFTP server"`
 	Ticket  string `json:"ticket" doc:"signed by the destination's agent; names file, size, digest and who may send"`
 }
 
@@ -72,7 +72,7 @@ type Destination struct {
 // with the same Request is the same transfer, however often it is submitted.
 type Request struct {
 	Key         string      `json:"key" minLength:"1" maxLength:"128" pattern:"^[A-Za-z0-9._-]+$"`
-	Engine      string      `json:"engine,omitempty" doc:"empty: stream"`
+	Engine      string      `json:"engine,omitempty" doc:"empty: the one that the destination's address is for"`
 	Source      File        `json:"source"`
 	Destination Destination `json:"destination"`
 	PCP         PCP         `json:"pcp,omitzero"`

@@ -98,7 +98,7 @@ func runDTN(ctx context.Context, conf config.DTN, file string, log *slog.Logger)
 	}
 	server, err := dtn.New(dtn.Options{
 		Site: conf.Site, Version: versionText(), Address: conf.Address, Marker: marker.ID,
-		Engines: map[string]mover.Engine{dtn.DefaultEngine: &stream.Engine{
+		Engines: map[string]mover.Engine{mover.Stream: &stream.Engine{
 			Root: export,
 			TLS:  func() *tls.Config { return ring.ClientTLS(pki.Identity{Role: pki.DTN}) },
 		}},

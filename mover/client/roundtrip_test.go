@@ -150,7 +150,7 @@ func (s *site) serve(t *testing.T, addr string) {
 	log := slog.New(slog.DiscardHandler)
 	server, err := dtn.New(dtn.Options{
 		Site: "A", Version: "v1", Address: "dtn-a.example.org:7444",
-		Engines:  map[string]mover.Engine{dtn.DefaultEngine: engine{s.release}},
+		Engines:  map[string]mover.Engine{mover.Stream: engine{s.release}},
 		Arrivals: s.inbox, Export: s.export, State: s.state,
 		Transfers: 4, Keep: time.Hour,
 		Log: log,

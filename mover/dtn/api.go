@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"net/http"
 	"reflect"
 	"slices"
@@ -142,7 +141,7 @@ func serveOpenAPI(mux *http.ServeMux, api huma.API) {
 func (s *Server) submit(_ context.Context, in *submitInput) (*submitOutput, error) {
 	r := in.Body
 	if r.Engine == "" {
-		r.Engine = DefaultEngine
+		r.Engine = mover.EngineFor(r.Destination.Address)
 	}
 	if err := s.checkRequest(r); err != nil {
 		return nil, err
@@ -177,11 +176,13 @@ func (s *Server) checkRequest(r mover.Request) error {
 		fault("body.source.name", err)
 	}
 	fault("body.source.digest", r.Source.Digest.Validate())
-	if host, port, err := net.SplitHostPort(r.Destination.Address); err != nil || host == "" || port == "" {
-		fault("body.destination.address", fmt.Errorf("%q is not host:port", r.Destination.Address))
-	}
+	fault("body.destination.address", mover.CheckAddress(r.Destination.Address))
 	if _, ok := s.opt.Engines[r.Engine]; !ok {
-		fault("body.engine", fmt.Errorf("no engine %q; this DTN has: %s", r.Engine, strings.Join(s.engineNames(), ", ")))
+		advice := ""
+		if r.Engine == mover.GridFTP {
+			advice = "; that site takes files by GridFTP: set gridftp.url in this DTN's configuration"
+		}
+		fault("body.engine", fmt.Errorf("no engine %q; this DTN has: %s%s", r.Engine, strings.Join(s.engineNames(), ", "), advice))
 	}
 	if len(faults) == 0 {
 		return nil

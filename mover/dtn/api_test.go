@@ -104,6 +104,10 @@ func TestWrongRequestsAreRefused(t *testing.T) {
 		{"no digest", with(func(r *mover.Request) { r.Source.Digest.Algo = "" }), 422, mover.ProblemInvalid, "", "body.source.digest"},
 		{"no port", with(func(r *mover.Request) { r.Destination.Address = "host" }), 422, mover.ProblemInvalid, "", "host:port"},
 		{"no host", with(func(r *mover.Request) { r.Destination.Address = ":1" }), 422, mover.ProblemInvalid, "", "host:port"},
+		{"a GridFTP server, without that engine", with(func(r *mover.Request) {
+			r.Engine, r.Destination.Address = "", "gsiftp://dtn-b/export"
+		}), 422, mover.ProblemInvalid, "", "set gridftp.url"},
+		{"no URL of an export", with(func(r *mover.Request) { r.Destination.Address = "gsiftp://dtn-b/a/../b" }), 422, mover.ProblemInvalid, "", "path of an export"},
 		{"no such engine", with(func(r *mover.Request) { r.Engine = "pigeon" }), 422, mover.ProblemInvalid, "", "this DTN has: stream"},
 	} {
 		t.Run(c.what, func(t *testing.T) {

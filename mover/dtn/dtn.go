@@ -23,9 +23,6 @@ import (
 	"github.com/glance-dtn/glance-dtn/mover"
 )
 
-// DefaultEngine is what an empty Request.Engine means.
-const DefaultEngine = "stream"
-
 // DefaultKeep is how long finished transfers are remembered when nobody says otherwise.
 const DefaultKeep = 7 * 24 * time.Hour
 

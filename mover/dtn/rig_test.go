@@ -32,7 +32,7 @@ const secret = "ticket-that-nobody-may-see"
 func request(key string) mover.Request {
 	return mover.Request{
 		Key:         key,
-		Engine:      DefaultEngine,
+		Engine:      mover.Stream,
 		Source:      mover.File{Name: "outbox/" + key, Size: 1000, Digest: digest.Digest{Algo: "md5", Value: strings.Repeat("ab", 16)}},
 		Destination: mover.Destination{Address: "dtn-b.example.org:7444", Ticket: secret},
 	}
@@ -177,7 +177,7 @@ func newRig(t *testing.T) *rig {
 	}
 	r.opt = Options{
 		Site: "A", Version: "test", Address: "dtn-a.example.org:7444", Marker: "one",
-		Engines:   map[string]mover.Engine{DefaultEngine: r.engine},
+		Engines:   map[string]mover.Engine{mover.Stream: r.engine},
 		Arrivals:  r.arrivals,
 		Export:    openRoot(t, t.TempDir()),
 		State:     openRoot(t, t.TempDir()),

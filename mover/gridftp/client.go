@@ -40,27 +40,26 @@ type Client struct {
 const (
 	maxLine   = 4 << 10
 	maxError  = 40       // lines of its last words
-	maxAnswer = 64 << 10 // of a small file
+	maxAnswer = 64 << 20 // of a small file: of an answer with the digests of 1 TiB
 	small     = time.Minute
 	grace     = 5 * time.Second // to say goodbye to the servers
 )
 
 // transfer is a range of one file from server to server.
 type transfer struct {
-	from, to       string
-	offset, length int64
-	parallelism    int
-	buffer         int64
-	stall          time.Duration
+	from, to    string
+	span        span
+	parallelism int
+	buffer      int64
+	stall       time.Duration
 }
 
 // args are the transfer's arguments. MODE E, the only one with parallel streams and
-// restart markers, is what -fast asks for. The file already has its length at the
-// destination after the first stream's last block, so a range is always named.
+// restart markers, is what -fast asks for. With -off the file is not truncated first.
 func (c *Client) args(t transfer) []string {
-	a := []string{"-fast", "-p", strconv.Itoa(t.parallelism), "-st", strconv.Itoa(int(t.stall.Seconds()))}
-	if t.offset > 0 {
-		a = append(a, "-off", strconv.FormatInt(t.offset, 10), "-len", strconv.FormatInt(t.length, 10))
+	a := []string{
+		"-fast", "-p", strconv.Itoa(t.parallelism), "-st", strconv.Itoa(int(t.stall.Seconds())),
+		"-off", strconv.FormatInt(t.span.offset, 10), "-len", strconv.FormatInt(t.span.length, 10),
 	}
 	if t.buffer > 0 {
 		a = append(a, "-tcp-bs", strconv.FormatInt(t.buffer, 10))
@@ -68,23 +67,15 @@ func (c *Client) args(t transfer) []string {
 	return append(a, t.from, t.to)
 }
 
-// copy has the range moved. marked is told what the receiving server has written from
-// the start of the file without a gap; its error ends the transfer.
-func (c *Client) copy(ctx context.Context, t transfer, marked func(whole int64) error) error {
-	ctx, stop := context.WithCancelCause(ctx)
-	defer stop(nil)
+// copy has the span moved. marked is told how much of it, from its start without a gap,
+// the receiving server says to have.
+func (c *Client) copy(ctx context.Context, t transfer, marked func(whole int64)) error {
 	m := markers{at: t.to}
-	err := c.explained(t.from, t.to)(c.run(ctx, nil, func(line, from string) {
+	return c.explained(t.from, t.to)(c.run(ctx, nil, func(line, from string) {
 		if whole, ok := m.take(line, from); ok {
-			if err := marked(t.offset + whole); err != nil {
-				stop(err)
-			}
+			marked(whole)
 		}
 	}, c.args(t)...))
-	if err != nil && ctx.Err() != nil {
-		return context.Cause(ctx)
-	}
-	return err
 }
 
 // get returns a small file; fs.ErrNotExist.
@@ -233,8 +224,8 @@ func match(r *regexp.Regexp, line string, m *[]string) bool {
 	return *m != nil
 }
 
-// markers follow the restart markers of the server at a URL. They are about the range
-// that moves, not about the file.
+// markers follow the restart markers of the server at a URL. They are about the span that
+// moves, not about the file.
 type markers struct {
 	at     string
 	ranges [][2]int64 // from, to; in order, apart from each other

@@ -6,11 +6,11 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"net/url"
 	"path"
 	"regexp"
 	"strings"
 
+	"github.com/glance-dtn/glance-dtn/internal/digest"
 	"github.com/glance-dtn/glance-dtn/mover"
 )
 
@@ -34,16 +34,17 @@ type manifest struct {
 
 // answer is what an Inbox tells the sender of a session.
 type answer struct {
-	State string     `json:"state"`
-	Have  int64      `json:"have"` // bytes that lie there; while proving, bytes read
-	Code  mover.Code `json:"code,omitempty"`
-	Error string     `json:"error,omitempty"`
+	State string         `json:"state"`
+	Have  int64          `json:"have"`           // bytes that were read
+	Sums  []digest.Block `json:"sums,omitempty"` // of the blocks that lie there
+	Code  mover.Code     `json:"code,omitempty"`
+	Error string         `json:"error,omitempty"`
 }
 
 // The states of an answer.
 const (
 	answerOpen    = "open"    // send the data
-	answerProving = "proving" // the data is being hashed
+	answerProving = "proving" // what lies there is being read
 	answerArrived = "arrived" // proven, synced, under its final name
 	answerRefused = "refused"
 )
@@ -95,31 +96,3 @@ func hashName(parts ...string) string {
 	h := sha256.Sum256([]byte(strings.Join(parts, "\x00")))
 	return hex.EncodeToString(h[:16])
 }
-
-// exportURL is an export as a GridFTP server shows it.
-type exportURL struct{ scheme, host, path string }
-
-var urlPath = regexp.MustCompile(`^(/[A-Za-z0-9_-][A-Za-z0-9._-]*)+$`)
-
-// parseURL reads the URL of an export: gsiftp, or ftp where nothing has to be protected.
-func parseURL(s string) (exportURL, error) {
-	u, err := url.Parse(s)
-	if err != nil || u.Scheme != "gsiftp" && u.Scheme != "ftp" || u.Hostname() == "" ||
-		u.User != nil || u.RawQuery != "" || u.ForceQuery || u.Fragment != "" || strings.ContainsAny(u.Host, "%*?\\\"' ") {
-		return exportURL{}, fmt.Errorf("%q is not the URL of an export, such as gsiftp://dtn-a.example.org:2811/export/glance", s)
-	}
-	p := strings.TrimSuffix(u.Path, "/")
-	if !urlPath.MatchString(p) {
-		return exportURL{}, fmt.Errorf("the path of %q is not the export as its GridFTP server shows it: plain names of letters, digits and . _ - only", s)
-	}
-	return exportURL{u.Scheme, u.Host, p}, nil
-}
-
-// CheckURL reports what is wrong with the URL of an export.
-func CheckURL(s string) error {
-	_, err := parseURL(s)
-	return err
-}
-
-// file returns the URL of a file of the export, whose name is plain.
-func (u exportURL) file(name string) string { return u.scheme + "://" + u.host + u.path + "/" + name }

@@ -17,13 +17,14 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path"
 	"syscall"
 	"time"
 
-	"github.com/glance-dtn/glance-dtn/internal/durable"
+	"github.com/glance-dtn/glance-dtn/internal/digest"
 	"github.com/glance-dtn/glance-dtn/mover"
 )
 
@@ -41,14 +42,13 @@ const (
 	wantEvery = 15 * time.Second
 )
 
-// Engine sends staged files by third-party transfers. It implements mover.Engine. What
-// is known to be at the destination, by the server's restart markers, outlives this
-// process. Its fields are not changed once Move was called.
+// Engine sends staged files by third-party transfers. It implements mover.Engine. It
+// keeps no state: what lies at the destination, its Inbox tells. Its fields are not
+// changed once Move was called.
 type Engine struct {
 	Client Client
 	Site   string   // of this DTN
 	Export *os.Root // its export
-	State  *os.Root // of this Engine alone
 
 	// URL is the export as this DTN's GridFTP server shows it.
 	URL string
@@ -89,7 +89,7 @@ func (e *Engine) move(ctx context.Context, r mover.Request, report func(moved in
 	}
 	s := &session{
 		engine: e, request: r, file: t.File, id: rand.Text(),
-		source: from.file(r.Source.Name), export: to,
+		source: from.File(r.Source.Name), export: to,
 		patience: cmp.Or(e.Stall, DefaultStall), poll: cmp.Or(e.Poll, DefaultPoll),
 	}
 	return s.run(ctx, report)
@@ -132,15 +132,15 @@ func (e *Engine) checkTicket(r mover.Request) (mover.Ticket, error) {
 
 // urls returns this DTN's export and the other's. A site decides by its own URL whether
 // its files may go unprotected: an address of another scheme is refused.
-func (e *Engine) urls(address string) (from, to exportURL, err error) {
-	if from, err = parseURL(e.URL); err != nil {
+func (e *Engine) urls(address string) (from, to mover.ExportURL, err error) {
+	if from, err = mover.ParseExportURL(e.URL); err != nil {
 		return from, to, err
 	}
-	if to, err = parseURL(address); err != nil {
+	if to, err = mover.ParseExportURL(address); err != nil {
 		return from, to, mover.Coded(mover.CodeAuth, err)
 	}
-	if from.scheme != to.scheme {
-		err = mover.Coded(mover.CodeAuth, fmt.Errorf("that site takes files by %s and this DTN sends by %s (gridftp.url); use the same scheme at both", to.scheme, from.scheme))
+	if from.Scheme != to.Scheme {
+		err = mover.Coded(mover.CodeAuth, fmt.Errorf("that site takes files by %s and this DTN sends by %s (gridftp.url); use the same scheme at both", to.Scheme, from.Scheme))
 	}
 	return from, to, err
 }
@@ -151,8 +151,8 @@ type session struct {
 	request  mover.Request
 	file     mover.File // as it is to be called at the destination
 	id       string
-	source   string    // URL of the staged file
-	export   exportURL // of the destination
+	source   string          // URL of the staged file
+	export   mover.ExportURL // of the destination
 	patience time.Duration
 	poll     time.Duration
 }
@@ -163,7 +163,7 @@ func (s *session) run(ctx context.Context, report func(moved int64)) error {
 		return err
 	}
 	if a.State == answerOpen {
-		if err := s.send(ctx, a.Have, report); err != nil {
+		if err := s.send(ctx, a.Sums, report); err != nil {
 			return err
 		}
 		if a, err = s.deliver(ctx); err != nil {
@@ -171,10 +171,10 @@ func (s *session) run(ctx context.Context, report func(moved int64)) error {
 		}
 	}
 	if err := a.err(); err != nil {
-		return errors.Join(err, s.forget())
+		return err
 	}
 	report(s.file.Size)
-	return s.forget()
+	return nil
 }
 
 // offer asks the receiver to take the file, and returns its answer.
@@ -200,7 +200,7 @@ func (s *session) deliver(ctx context.Context) (answer, error) {
 
 // await asks for the receiver's answer until it has come to the state, or to an end.
 func (s *session) await(ctx context.Context, until string) (answer, error) {
-	var last answer
+	have := int64(-1)
 	since := time.Now()
 	for wait := s.poll; ; wait = min(2*wait, pollMax) {
 		if err := sleep(ctx, wait); err != nil {
@@ -212,8 +212,8 @@ func (s *session) await(ctx context.Context, until string) (answer, error) {
 			return answer{}, err
 		case err == nil && (a.State == until || a.State == answerArrived || a.State == answerRefused):
 			return a, nil
-		case err == nil && a != last:
-			last, since = a, time.Now()
+		case err == nil && a.Have != have:
+			have, since = a.Have, time.Now()
 		}
 		if time.Since(since) > s.patience {
 			return answer{}, fmt.Errorf("nobody took up %s for %v: does glance-dtn dtn run at the receiving site, with gridftp.url for this export, and does it see what the GridFTP server writes?", offerName(s.file.Name), s.patience)
@@ -223,7 +223,7 @@ func (s *session) await(ctx context.Context, until string) (answer, error) {
 
 // answered returns the receiver's answer; fs.ErrNotExist when there is none yet.
 func (s *session) answered(ctx context.Context) (a answer, err error) {
-	data, err := s.engine.Client.get(ctx, s.export.file(answerName(s.id)))
+	data, err := s.engine.Client.get(ctx, s.export.File(answerName(s.id)))
 	if err != nil {
 		return a, err
 	}
@@ -238,17 +238,22 @@ func (s *session) put(ctx context.Context, name string, v any) error {
 	if err != nil {
 		return err
 	}
-	return s.engine.Client.put(ctx, append(data, '\n'), s.export.file(name))
+	return s.engine.Client.put(ctx, append(data, '\n'), s.export.File(name))
 }
 
-// send has the data moved from where an earlier attempt ended. have is the size of what
-// the receiver holds: what was known to be there and is not any more comes again.
-func (s *session) send(ctx context.Context, have int64, report func(moved int64)) error {
-	done := min(s.known(), have, s.file.Size)
-	report(done)
-	if done == s.file.Size && done > 0 {
-		return nil
+// send has the data moved, but for the blocks that lie there already. Restart markers do
+// not tell which these are: Debian's server 13.24 counts blocks that it has yet to write
+// and loses when the transfer breaks off. So the receiver's own checksums do.
+func (s *session) send(ctx context.Context, there []digest.Block, report func(moved int64)) error {
+	missing, err := s.missing(there)
+	if err != nil {
+		return err
 	}
+	done := s.file.Size
+	for _, r := range missing {
+		done -= r.length
+	}
+	report(done)
 	ctx, stop := context.WithCancelCause(ctx)
 	watched := make(chan struct{})
 	go func() {
@@ -256,25 +261,75 @@ func (s *session) send(ctx context.Context, have int64, report func(moved int64)
 		s.wanted(ctx, stop)
 	}()
 	defer func() { stop(nil); <-watched }()
-	err := s.engine.Client.copy(ctx, transfer{
-		from: s.source, to: s.export.file(partName(s.file.Name)),
-		offset: done, length: s.file.Size - done,
-		parallelism: clamp(s.request.PCP.Parallelism, DefaultParallelism, mover.MaxParallelism),
-		buffer:      s.engine.Buffer, stall: s.patience,
-	}, func(whole int64) error {
-		if err := s.note(whole); err != nil {
+	for _, r := range missing {
+		err := s.engine.Client.copy(ctx, transfer{
+			from: s.source, to: s.export.File(partName(s.file.Name)), span: r,
+			parallelism: clamp(s.request.PCP.Parallelism, DefaultParallelism, mover.MaxParallelism),
+			buffer:      s.engine.Buffer, stall: s.patience,
+		}, func(whole int64) { report(done + min(whole, r.length)) })
+		if gone := s.engine.checkSource(s.request.Source); gone != nil {
+			return gone // its server sends what is there without a word
+		}
+		if err != nil {
 			return err
 		}
-		report(whole)
-		return nil
+		done += r.length
+	}
+	return nil
+}
+
+// span is a part of a file.
+type span struct{ offset, length int64 }
+
+// maxSpans is how many parts of a file are moved one after the other; where more are
+// missing, what lies between them comes again.
+const maxSpans = 8
+
+// missing returns what the destination has not got, given the digests of its blocks.
+func (s *session) missing(there []digest.Block) ([]span, error) {
+	if len(there) == 0 {
+		return join(s.file.Size, func(int64) bool { return false }), nil
+	}
+	f, err := s.engine.Export.Open(s.request.Source.Name)
+	if errors.Is(err, fs.ErrPermission) {
+		return nil, mover.Coded(mover.CodeName, fmt.Errorf("the DTN's user may not read the staged file: put it into the group that owns it, or set transfer.stage: copy in the agent's configuration: %w", err))
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	buf := make([]byte, mover.BlockSize)
+	var fault error
+	spans := join(s.file.Size, func(off int64) bool {
+		i := off / mover.BlockSize
+		if i >= int64(len(there)) || fault != nil {
+			return false
+		}
+		n, err := f.ReadAt(buf[:min(mover.BlockSize, s.file.Size-off)], off)
+		if err != nil && !errors.Is(err, io.EOF) {
+			fault = err
+		}
+		return digest.OfBlock(buf[:n]) == there[i]
 	})
-	if gone := s.engine.checkSource(s.request.Source); gone != nil {
-		return gone // its server sends what is there without a word
+	return spans, fault
+}
+
+// join returns the spans of a file of a size whose blocks are not there.
+func join(size int64, there func(off int64) bool) []span {
+	var spans []span
+	for off := int64(0); off < size; off += mover.BlockSize {
+		if there(off) {
+			continue
+		}
+		n := min(mover.BlockSize, size-off)
+		last := len(spans) - 1
+		if last >= 0 && (spans[last].offset+spans[last].length == off || len(spans) == maxSpans) {
+			spans[last].length = off + n - spans[last].offset
+		} else {
+			spans = append(spans, span{off, n})
+		}
 	}
-	if err != nil && ctx.Err() != nil {
-		return context.Cause(ctx)
-	}
-	return err
+	return spans
 }
 
 // wanted stops the transfer when the receiver does not want the file any more.
@@ -304,51 +359,6 @@ func sleep(ctx context.Context, d time.Duration) error {
 	case <-t.C:
 		return nil
 	}
-}
-
-// progress is what is known to be at a destination: bytes from the start without a gap.
-type progress struct {
-	Whole int64 `json:"whole"`
-}
-
-// journal names the file that holds it. Another content or destination is another file.
-func (s *session) journal() string {
-	return hashName(s.export.file(s.file.Name), s.file.Digest.String()) + ".progress"
-}
-
-func (s *session) known() int64 {
-	data, err := s.engine.State.ReadFile(s.journal())
-	var p progress
-	if err != nil || json.Unmarshal(data, &p) != nil || p.Whole < 0 {
-		return 0 // it all comes again
-	}
-	return p.Whole
-}
-
-func (s *session) note(whole int64) error {
-	data, err := json.Marshal(progress{whole})
-	if err == nil {
-		err = durable.WriteFile(s.engine.State, s.journal(), data, 0o600)
-	}
-	if err != nil {
-		return fmt.Errorf("note the progress: %w", err)
-	}
-	return nil
-}
-
-func (s *session) forget() error {
-	if err := s.engine.State.Remove(s.journal()); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("forget the progress: %w", err)
-	}
-	return nil
-}
-
-// keepProgress is how long the progress of a transfer that nobody takes up again is kept.
-const keepProgress = 7 * 24 * time.Hour
-
-// Sweep removes what transfers left behind that nobody has taken up for a week.
-func (e *Engine) Sweep(now time.Time) error {
-	return removeOlder(e.State, ".", now.Add(-keepProgress))
 }
 
 // removeOlder removes the plain files of a directory that were written before a time.

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"hash"
 	"io"
 	"io/fs"
 	"log/slog"
@@ -216,7 +217,7 @@ func (b *Inbox) look(ctx context.Context, work *sync.WaitGroup) error {
 			continue
 		}
 		if base, ok := strings.CutSuffix(base, ".offer"); ok {
-			err = errors.Join(err, b.takeOffer(mover.Inbox+"/"+base))
+			err = errors.Join(err, b.takeOffer(ctx, work, mover.Inbox+"/"+base))
 		} else if base, ok := strings.CutSuffix(base, ".manifest"); ok {
 			err = errors.Join(err, b.takeManifest(ctx, work, mover.Inbox+"/"+base))
 		} else if base, ok := strings.CutSuffix(base, ".part"); ok {
@@ -290,21 +291,21 @@ func (b *Inbox) message(name string, v any) (bool, error) {
 }
 
 // takeOffer admits the file of an offer, or refuses it.
-func (b *Inbox) takeOffer(name string) error {
+func (b *Inbox) takeOffer(ctx context.Context, work *sync.WaitGroup, name string) error {
+	b.admin.Lock()
+	defer b.admin.Unlock()
 	var o offer
 	if ok, err := b.message(offerName(name), &o); !ok {
 		return err
 	}
-	b.admin.Lock()
-	defer b.admin.Unlock()
 	have, done, err := b.admit(name, o)
-	a := answer{State: answerOpen, Have: have}
+	a := answer{State: answerOpen}
 	switch {
 	case err != nil:
 		a = answer{State: answerRefused, Code: mover.CodeOf(err), Error: err.Error()}
 		b.log.Warn("sender refused", "site", o.From, "file", name, "err", err)
 	case done:
-		a = answer{State: answerArrived, Have: have}
+		a = answer{State: answerArrived}
 	default:
 		b.log.Info("file arrives", "site", o.From, "file", name, "bytes", o.File.Size)
 	}
@@ -312,7 +313,69 @@ func (b *Inbox) takeOffer(name string) error {
 	if err := durable.Remove(b.export, offerName(name)); err != nil {
 		return err
 	}
+	if a.State == answerOpen && have > 0 {
+		work.Go(func() { b.survey(ctx, b.lookup(name), o.Session) })
+		return nil
+	}
 	return b.answer(o.Session, a)
+}
+
+// survey tells a sender what lies there of an arrival. What cannot be read comes again.
+func (b *Inbox) survey(ctx context.Context, a *arrival, session string) {
+	sums, _, err := b.read(ctx, a, session, partName(a.File.Name), nil)
+	if ctx.Err() != nil {
+		return
+	}
+	if err != nil {
+		b.log.Warn("what came of a file cannot be read; it comes again", "file", a.File.Name, "err", err)
+	}
+	b.admin.Lock()
+	defer b.admin.Unlock()
+	if b.isGone(a, session) {
+		return
+	}
+	if err := b.answer(session, answer{State: answerOpen, Sums: sums}); err != nil {
+		b.log.Error("a sender cannot be answered", "file", a.File.Name, "err", err)
+	}
+}
+
+// read reads a file of an arrival and returns the digests of its blocks and its size,
+// feeding h too, and tells the sender now and then how far it is.
+func (b *Inbox) read(ctx context.Context, a *arrival, session, name string, h hash.Hash) (sums []digest.Block, size int64, err error) {
+	f, info, err := b.open(name)
+	if err != nil {
+		return nil, 0, err
+	}
+	defer f.Close()
+	buf := make([]byte, mover.BlockSize)
+	told := time.Now()
+	for size < info.Size() {
+		n, err := io.ReadFull(f, buf[:min(mover.BlockSize, info.Size()-size)])
+		if err != nil {
+			return sums, size, fmt.Errorf("read %s back: %w", name, err)
+		}
+		if h != nil {
+			h.Write(buf[:n])
+		}
+		sums = append(sums, digest.OfBlock(buf[:n]))
+		size += int64(n)
+		if ctx.Err() != nil || b.isGone(a, session) {
+			return nil, 0, cmp.Or(context.Cause(ctx), errGone)
+		}
+		if time.Since(told) > tellEvery {
+			told = time.Now()
+			if err := b.answer(session, answer{State: answerProving, Have: size}); err != nil {
+				return nil, 0, err
+			}
+		}
+	}
+	if h == nil {
+		return sums, size, nil
+	}
+	if err := f.Sync(); err != nil { // what it has of the file, nobody knows
+		return nil, 0, mover.Coded(mover.CodeContent, fmt.Errorf("the disk did not take the file: %w", err))
+	}
+	return sums, size, nil
 }
 
 // answer tells the sender of a session. A session that has no plain name has no answer.
@@ -510,8 +573,7 @@ func (b *Inbox) isProving(name string) bool {
 	return b.proving[name]
 }
 
-// conclude proves a file, gives it its name and answers its sender. What a fault of this
-// host keeps from being proven stays, and is tried again.
+// conclude proves a file, gives it its name and answers its sender.
 func (b *Inbox) conclude(ctx context.Context, a *arrival, session string) {
 	name := a.File.Name
 	sums, err := b.prove(ctx, a, session)
@@ -531,24 +593,27 @@ func (b *Inbox) conclude(ctx context.Context, a *arrival, session string) {
 	case err == nil:
 		err = durable.Remove(b.export, manifestName(name))
 		b.log.Info("file arrived", "file", name, "bytes", a.File.Size)
-	case mover.CodeOf(err) == mover.CodeOther:
-		b.mu.Lock()
-		again := a.lastErr != err.Error()
-		a.lastErr = err.Error()
-		b.tell()
-		b.mu.Unlock()
-		if again {
-			b.log.Error("a file cannot be proven; it is tried again", "file", name, "err", err)
-		}
-		return
 	default:
 		b.log.Warn("file refused", "file", name, "err", err)
 		reply = answer{State: answerRefused, Code: mover.CodeOf(err), Error: err.Error()}
-		err = b.discard(a)
+		err = b.reject(a, err)
 	}
 	if err = errors.Join(err, b.answer(session, reply)); err != nil {
 		b.log.Error("a sender cannot be answered", "file", name, "err", err)
 	}
+}
+
+// reject removes a file that is wrong. One that a fault of this host keeps from being
+// proven stays, and its sender may offer it again. The caller holds admin.
+func (b *Inbox) reject(a *arrival, cause error) error {
+	if mover.CodeOf(cause) != mover.CodeOther {
+		return b.discard(a)
+	}
+	b.mu.Lock()
+	a.lastErr = cause.Error()
+	b.tell()
+	b.mu.Unlock()
+	return durable.Remove(b.export, manifestName(a.File.Name))
 }
 
 // prove reads the part, or after a crash the file, and compares its digest.
@@ -556,53 +621,24 @@ func (b *Inbox) prove(ctx context.Context, a *arrival, session string) ([]digest
 	name := partName(a.File.Name)
 	if _, err := b.export.Lstat(name); errors.Is(err, fs.ErrNotExist) {
 		name = a.File.Name
-		if a.File.Size == 0 { // a server makes no empty file
+		if a.File.Size == 0 { // of it nothing is sent
 			return nil, b.export.WriteFile(partName(name), nil, 0o640)
 		}
-	}
-	f, info, err := b.open(name)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, mover.Coded(mover.CodeContent, fmt.Errorf("the manifest came without the data: %w", err))
-	}
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	if info.Size() != a.File.Size {
-		return nil, mover.Coded(mover.CodeContent, fmt.Errorf("%d bytes came instead of %d", info.Size(), a.File.Size))
 	}
 	h, err := digest.New(a.File.Digest.Algo)
 	if err != nil {
 		return nil, mover.Coded(mover.CodeTicket, err)
 	}
-	var sums []digest.Block
-	buf := make([]byte, mover.BlockSize)
-	told := time.Now()
-	for read := int64(0); read < a.File.Size; {
-		n, err := io.ReadFull(f, buf[:min(mover.BlockSize, a.File.Size-read)])
-		if err != nil {
-			return nil, fmt.Errorf("read it back: %w", err)
-		}
-		h.Write(buf[:n])
-		sums = append(sums, digest.OfBlock(buf[:n]))
-		read += int64(n)
-		if ctx.Err() != nil || b.isGone(a, session) {
-			return nil, cmp.Or(context.Cause(ctx), errGone)
-		}
-		if time.Since(told) > tellEvery {
-			told = time.Now()
-			if err := b.answer(session, answer{State: answerProving, Have: read}); err != nil {
-				return nil, err
-			}
-		}
+	sums, size, err := b.read(ctx, a, session, name, h)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, mover.Coded(mover.CodeContent, fmt.Errorf("the manifest came without the data: %w", err))
+	case err != nil:
+		return nil, err
+	case size != a.File.Size:
+		return nil, mover.Coded(mover.CodeContent, fmt.Errorf("%d bytes came instead of %d", size, a.File.Size))
 	}
-	if err := digest.Check(a.File.Digest, digest.Of(a.File.Digest.Algo, h)); err != nil {
-		return nil, mover.Coded(mover.CodeContent, err)
-	}
-	if err := f.Sync(); err != nil {
-		return nil, mover.Coded(mover.CodeContent, fmt.Errorf("the disk did not take the file: %w", err))
-	}
-	return sums, nil
+	return sums, mover.Coded(mover.CodeContent, digest.Check(a.File.Digest, digest.Of(a.File.Digest.Algo, h)))
 }
 
 var errGone = errors.New("the arrival was removed at the destination")

@@ -294,7 +294,7 @@ type rig struct {
 func newRig(t *testing.T, g *grid) *rig {
 	t.Helper()
 	dir := t.TempDir()
-	for _, d := range []string{"a/outbox", "b/inbox", "state", "engine"} {
+	for _, d := range []string{"a/outbox", "b/inbox", "state"} {
 		if err := os.MkdirAll(filepath.Join(dir, d), 0o755); err != nil {
 			t.Fatal(err)
 		}
@@ -322,7 +322,7 @@ func newRig(t *testing.T, g *grid) *rig {
 	nobody.port = 1
 	r.Rig = movertest.Rig{
 		Engine: &Engine{
-			Client: r.client, Site: "A", Export: openRoot(t, dir+"/a"), State: openRoot(t, dir+"/engine"), URL: r.a.url(dir + "/a"),
+			Client: r.client, Site: "A", Export: openRoot(t, dir+"/a"), URL: r.a.url(dir + "/a"),
 			Ticket: func(token string) (mover.Ticket, error) { return ticket.VerifyAny(ca.Pool(), token, time.Now()) },
 			Poll:   10 * time.Millisecond,
 		},
@@ -399,15 +399,17 @@ func sent(t *testing.T) int64 {
 	return 0
 }
 
-// TestSuite runs the suite that every engine passes between two real servers.
+// TestSuite runs the suite that every engine passes between two real servers, which know
+// the engine by its certificate and encrypt what they send each other.
 func TestSuite(t *testing.T) {
 	needReal(t)
+	g := newGrid(t)
 	movertest.Run(t, func(t *testing.T) movertest.Rig {
 		rate := slow
 		if strings.Contains(t.Name(), "several_hundred") {
 			rate = "" // it asks for no pace, and is large
 		}
 		setRate(t, rate)
-		return newRig(t, nil).Rig
+		return newRig(t, g).Rig
 	})
 }
