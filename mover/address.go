@@ -48,7 +48,7 @@ var (
 func ParseExportURL(s string) (ExportURL, error) {
 	u, err := url.Parse(s)
 	if err != nil || u.User != nil {
-		return ExportURL{}, errors.New("is not the URL of an export; a user or a password has no place in it")
+		return ExportURL{}, errors.New("this is not the URL of an export; a user or a password has no place in it")
 	}
 	if u.Scheme != "gsiftp" && u.Scheme != "ftp" || !urlHost.MatchString(u.Host) || u.RawQuery != "" || u.ForceQuery || u.Fragment != "" {
 		return ExportURL{}, fmt.Errorf("%q is not the URL of an export, such as gsiftp://dtn-a.example.org:2811/export/glance", s)

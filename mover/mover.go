@@ -239,7 +239,7 @@ type Capabilities struct {
 	Site    string   `json:"site"`
 	Version string   `json:"version"`
 	Engines []string `json:"engines"`
-	Address string   `json:"address" doc:"data plane, as other sites reach it"`
+	Address string   `json:"address" doc:"data plane, or export on a GridFTP server, as other sites reach it"`
 	Free    int64    `json:"free" doc:"bytes free on the export for new arrivals, promised space already taken off"`
 	Total   int64    `json:"total" doc:"size of the export's filesystem, bytes"`
 	Ack     Ack      `json:"ack" enum:"sync,async,unknown" doc:"when this machine's NFS server acknowledges what is written to the export: sync, when the disk has it; async, before"`

@@ -250,8 +250,12 @@ type DTN struct {
 	Listen string `mapstructure:"listen"`
 	// Data is host:port of the data plane for other sites' DTNs, with mutual TLS. The default is ":7444".
 	Data string `mapstructure:"data"`
-	// Address is host:port by which other sites' DTNs reach Data. Required.
+	// Address is host:port by which other sites' DTNs reach Data. Required, unless
+	// gridftp.url is set: without it files arrive by GridFTP, and Data is not opened.
 	Address string `mapstructure:"address"`
+	// GridFTP sends files to the DTNs that take them by GridFTP, and takes them itself
+	// where Address is not set. The default is none.
+	GridFTP GridFTP `mapstructure:"gridftp"`
 	// State is the directory where transfers and arrivals are kept. The default is /var/lib/glance-dtn/dtn.
 	State string `mapstructure:"state"`
 	// TLS names the certificates. The DTN's carries the URI
@@ -264,6 +268,29 @@ type DTN struct {
 	Transfers int `mapstructure:"transfers"`
 	// Reserve is the space on the export that is never given to arrivals. The default is 1GiB.
 	Reserve Size `mapstructure:"reserve"`
+}
+
+// GridFTP is how files move between GridFTP servers. This site's server shows the export;
+// it may run on another host than the DTN daemon, which starts globus-url-copy.
+type GridFTP struct {
+	// URL is the export as the site's GridFTP server shows it to other sites' servers:
+	// gsiftp://host:port/path, or ftp://host:port/path, which protects nothing.
+	URL string `mapstructure:"url"`
+	// Cert and Key are the certificate for GridFTP servers and its private key, in PEM.
+	// GSI wants RSA keys, those of the authorities included.
+	Cert string `mapstructure:"cert"`
+	Key  string `mapstructure:"key"`
+	// Proxy is a file with a proxy certificate, instead of Cert and Key.
+	Proxy string `mapstructure:"proxy"`
+	// CertDir holds the trusted authorities under their hashes, with their signing
+	// policies. The default is /etc/grid-security/certificates.
+	CertDir string `mapstructure:"cert_dir"`
+	// Protection of the data on its way: private, encrypted; safe, it cannot be changed;
+	// or clear, only the ends prove who they are. The default is private.
+	Protection string `mapstructure:"protection"`
+	// Buffer is the size of the TCP buffers of data connections, at most 1GiB. The default
+	// is 0: the systems of the servers choose.
+	Buffer Size `mapstructure:"buffer"`
 }
 
 // DefaultAgent is the configuration of an empty agent.yaml. What is required is empty.
@@ -301,6 +328,7 @@ func DefaultDTN() DTN {
 		Metrics:   "127.0.0.1:9443",
 		Transfers: 4,
 		Reserve:   1 << 30,
+		GridFTP:   GridFTP{CertDir: "/etc/grid-security/certificates", Protection: "private"},
 	}
 }
 
@@ -330,7 +358,8 @@ func LoadAgent(path string, env func(string) string) (Agent, error) {
 func LoadDTN(path string, env func(string) string) (DTN, error) {
 	d := DefaultDTN()
 	err := load(path, env, &d, func(dir string, f *faults) {
-		resolve(dir, &d.Export, &d.State, &d.TLS.CA, &d.TLS.Cert, &d.TLS.Key)
+		resolve(dir, &d.Export, &d.State, &d.TLS.CA, &d.TLS.Cert, &d.TLS.Key,
+			&d.GridFTP.Cert, &d.GridFTP.Key, &d.GridFTP.Proxy, &d.GridFTP.CertDir)
 		d.validate(f)
 	})
 	return d, err

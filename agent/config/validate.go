@@ -125,15 +125,42 @@ func (d DTN) validate(f *faults) {
 	if d.Listen == d.Data && !strings.HasSuffix(d.Data, ":0") {
 		f.add("data", "is the same as listen; it needs a port of its own")
 	}
-	if host, port, err := net.SplitHostPort(d.Address); err != nil || host == "" || !isPort(port) || port == "0" {
+	if host, port, err := net.SplitHostPort(d.Address); (d.Address != "" || d.GridFTP.URL == "") && (err != nil || host == "" || !isPort(port) || port == "0") {
 		f.add("address", "must be host:port by which other sites reach the data plane, such as dtn-a.example.org:7444")
 	}
+	d.GridFTP.validate(f)
 	f.required("state", d.State, "a directory")
 	d.TLS.validate(f)
 	f.metrics(d.Metrics)
 	f.within("transfers", d.Transfers, 1, 64)
 	if d.Reserve < 0 {
 		f.add("reserve", "must not be negative")
+	}
+}
+
+func (g GridFTP) validate(f *faults) {
+	f.oneOf("gridftp.protection", g.Protection, "private", "safe", "clear")
+	if g.Buffer < 0 || g.Buffer > 1<<30 {
+		f.add("gridftp.buffer", "must be between 0 and 1GiB; 0 means that the servers' systems choose")
+	}
+	if (g.Cert == "") != (g.Key == "") {
+		f.add("gridftp.cert", "and gridftp.key are given together or not at all")
+	}
+	if g.Cert != "" && g.Proxy != "" {
+		f.add("gridftp.proxy", "contradicts gridftp.cert: leave one of them out")
+	}
+	if g.URL == "" {
+		if g.Cert != "" || g.Proxy != "" || g.Buffer != 0 {
+			f.add("gridftp.url", "is missing: the export as this site's GridFTP server shows it")
+		}
+		return
+	}
+	u, err := mover.ParseExportURL(g.URL)
+	switch {
+	case err != nil:
+		f.add("gridftp.url", "%w", err)
+	case u.Scheme == "gsiftp" && g.Cert == "" && g.Proxy == "":
+		f.add("gridftp.cert", "is missing: a certificate that GridFTP servers know, or gridftp.proxy")
 	}
 }
 

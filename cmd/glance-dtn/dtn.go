@@ -24,6 +24,7 @@ import (
 	"github.com/glance-dtn/glance-dtn/internal/pki"
 	"github.com/glance-dtn/glance-dtn/mover"
 	"github.com/glance-dtn/glance-dtn/mover/dtn"
+	"github.com/glance-dtn/glance-dtn/mover/gridftp"
 	"github.com/glance-dtn/glance-dtn/mover/stream"
 	"github.com/glance-dtn/glance-dtn/mover/ticket"
 	"github.com/glance-dtn/glance-dtn/nfs"
@@ -69,7 +70,7 @@ func runDTN(ctx context.Context, conf config.DTN, file string, log *slog.Logger)
 		return err
 	}
 	defer func() { err = errors.Join(err, lock.Close()) }()
-	transfers, arrivals, err := openState(conf.State)
+	transfers, arrivals, err := openState(conf)
 	if err != nil {
 		return err
 	}
@@ -82,27 +83,22 @@ func runDTN(ctx context.Context, conf config.DTN, file string, log *slog.Logger)
 		return err
 	}
 
-	receiver, err := stream.NewReceiver(export, arrivals, stream.ReceiverOptions{
-		TLS: ring.ServerTLS(nil),
-		Check: func(token, from string) (mover.Ticket, error) {
-			return ticket.Verify(ring.Roots(), conf.Site, token, time.Now())
-		},
-		Free: func() (int64, error) {
-			free, _, err := dtn.Space(export)
-			return free - int64(conf.Reserve), err
-		},
-		Log: log,
-	})
+	var open listeners
+	defer func() { open.Close() }()
+	land, err := landingOf(conf, export, arrivals, ring, &open, log)
 	if err != nil {
 		return err
 	}
+	engines := map[string]mover.Engine{mover.Stream: &stream.Engine{
+		Root: export,
+		TLS:  func() *tls.Config { return ring.ClientTLS(pki.Identity{Role: pki.DTN}) },
+	}}
+	if conf.GridFTP.URL != "" {
+		engines[mover.GridFTP] = gridEngine(conf, export, ring)
+	}
 	server, err := dtn.New(dtn.Options{
-		Site: conf.Site, Version: versionText(), Address: conf.Address, Marker: marker.ID,
-		Engines: map[string]mover.Engine{mover.Stream: &stream.Engine{
-			Root: export,
-			TLS:  func() *tls.Config { return ring.ClientTLS(pki.Identity{Role: pki.DTN}) },
-		}},
-		Arrivals: receiver, Export: export, State: transfers,
+		Site: conf.Site, Version: versionText(), Address: land.address, Marker: marker.ID,
+		Engines: engines, Arrivals: land.arrivals, Export: export, State: transfers,
 		Transfers: conf.Transfers, Reserve: int64(conf.Reserve), Keep: dtn.DefaultKeep,
 		Ack: acknowledges(conf.Export, log),
 		Log: log,
@@ -111,22 +107,19 @@ func runDTN(ctx context.Context, conf config.DTN, file string, log *slog.Logger)
 		return err
 	}
 
-	var open listeners
-	defer func() { open.Close() }()
-	data, err := open.open("data", conf.Data)
-	if err != nil {
-		return err
-	}
 	api, err := open.open("listen", conf.Listen)
 	if err != nil {
 		return err
 	}
-	started := log.With("listen", api.Addr().String(), "data", data.Addr().String())
+	started := log.With("listen", api.Addr().String(), "data", land.data)
 	parts := []part{
 		server.Run,
-		func(ctx context.Context) error { return receiver.Serve(ctx, data) },
+		land.run,
 		httpServer(dtn.NewHTTPServer(ctx, server.Handler(), nil, log), tls.NewListener(api, ring.ServerTLS(nil))),
 		reloading(log, func() error { return needsRestart(file, conf) }),
+	}
+	if conf.GridFTP.URL != "" {
+		parts = append(parts, checkGrid(conf.GridFTP, log))
 	}
 	if conf.Metrics != "" {
 		l, err := open.open("metrics", conf.Metrics)
@@ -138,6 +131,46 @@ func runDTN(ctx context.Context, conf config.DTN, file string, log *slog.Logger)
 	}
 	started.Info("DTN started", "site", conf.Site, "version", versionText(), "export", conf.Export)
 	return serve(ctx, log, func(context.Context) error { return nil }, parts...)
+}
+
+// landing is how files of other sites arrive: over the data plane of this DTN, or, where
+// it has no address, by way of a GridFTP server.
+type landing struct {
+	arrivals dtn.Arrivals
+	run      part
+	address  string // for other sites
+	data     string // for the log
+}
+
+func landingOf(conf config.DTN, export, state *os.Root, ring *pki.Keyring, open *listeners, log *slog.Logger) (landing, error) {
+	free := func() (int64, error) {
+		free, _, err := dtn.Space(export)
+		return free - int64(conf.Reserve), err
+	}
+	check := func(token string) (mover.Ticket, error) {
+		return ticket.Verify(ring.Roots(), conf.Site, token, time.Now())
+	}
+	if conf.Address == "" {
+		inbox, err := gridftp.NewInbox(export, state, gridftp.InboxOptions{Check: check, Free: free, Log: log})
+		if err != nil {
+			return landing{}, err
+		}
+		return landing{inbox, inbox.Run, conf.GridFTP.URL, conf.GridFTP.URL}, nil
+	}
+	receiver, err := stream.NewReceiver(export, state, stream.ReceiverOptions{
+		TLS:   ring.ServerTLS(nil),
+		Check: func(token, _ string) (mover.Ticket, error) { return check(token) },
+		Free:  free, Log: log,
+	})
+	if err != nil {
+		return landing{}, err
+	}
+	data, err := open.open("data", conf.Data)
+	if err != nil {
+		return landing{}, err
+	}
+	serve := func(ctx context.Context) error { return receiver.Serve(ctx, data) }
+	return landing{receiver, serve, conf.Address, data.Addr().String()}, nil
 }
 
 // etab is the table of exports in force, for whoever may not run exportfs(8), which
@@ -185,9 +218,14 @@ func lockState(dir string) (io.Closer, error) {
 	return lock, nil
 }
 
-// openState opens the DTN's own directories, and makes them at the first start.
-func openState(dir string) (transfers, arrivals *os.Root, err error) {
-	root, err := os.OpenRoot(dir)
+// openState opens the DTN's own directories, and makes them at the first start. Either
+// way of arriving has a record of its own.
+func openState(conf config.DTN) (transfers, arrivals *os.Root, err error) {
+	box := "arrivals"
+	if conf.Address == "" {
+		box = "gridftp"
+	}
+	root, err := os.OpenRoot(conf.State)
 	if err != nil {
 		return nil, nil, fmt.Errorf("state: %w", err)
 	}
@@ -201,7 +239,7 @@ func openState(dir string) (transfers, arrivals *os.Root, err error) {
 	if transfers, err = sub("transfers"); err != nil {
 		return nil, nil, err
 	}
-	if arrivals, err = sub("arrivals"); err != nil {
+	if arrivals, err = sub(box); err != nil {
 		return nil, nil, errors.Join(err, transfers.Close())
 	}
 	return transfers, arrivals, nil

@@ -82,7 +82,7 @@ Exit codes: 0 done, 1 failed, 2 usage, 3 partly done, 4 needs a person, 130 inte
 	)
 	for group, cmds := range map[string][]*cobra.Command{
 		"images":  {c.push(), c.pull(), c.replicate(), c.compare(), c.status(), c.jobs(), c.cancel(), c.retry()},
-		"daemons": {c.agent(), c.dtn(), c.tune(), c.pki()},
+		"daemons": {c.agent(), c.dtn(), c.probe(), c.tune(), c.pki()},
 		"":        {c.man(), c.version()},
 	} {
 		for _, cmd := range cmds {

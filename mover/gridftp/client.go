@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"os/exec"
 	"regexp"
 	"runtime"
@@ -266,20 +265,4 @@ func (m *markers) add(a, b int64) {
 		}
 	}
 	m.ranges = joined
-}
-
-// Check reports whether program can be run at all.
-func (c *Client) Check() error {
-	if _, err := exec.LookPath(cmp.Or(c.Program, "globus-url-copy")); err != nil {
-		return fmt.Errorf("%w; install it (Debian: globus-gass-copy-progs)", err)
-	}
-	for _, f := range []string{c.Cert, c.Key, c.Proxy} {
-		if f == "" {
-			continue
-		}
-		if _, err := os.Stat(f); err != nil {
-			return err
-		}
-	}
-	return nil
 }
