@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"io/fs"
+	"slices"
 	"strings"
 
 	"github.com/glance-dtn/glance-dtn/mover"
@@ -32,6 +33,12 @@ type trouble struct {
 	advice string
 }
 
+// What every refusal of its kind begins with; the reason comes last.
+const (
+	anyGSS   = "GSS failure"
+	anyLogin = "530 "
+)
+
 // Where both ends have the same trouble, it is told apart by the end that had it.
 var (
 	authTroubles = []trouble{
@@ -44,8 +51,8 @@ var (
 		{"signing algorithm used by the certificate cannot", mover.CodeAuth, "GSI delegates with RSA alone: gridftp.cert and its CA need RSA keys of 2048 bits or more, which glance-dtn pki does not make"},
 		{"Valid credentials could not be found", mover.CodeAuth, "set gridftp.cert and gridftp.key, or gridftp.proxy, to files that the DTN's user may read"},
 		{"Login incorrect", mover.CodeAuth, "that server does not let this DTN in"},
-		{"GSS failure", mover.CodeAuth, "see gridftp.cert, gridftp.cert_dir, and the clocks of both hosts"},
-		{"530 ", mover.CodeAuth, "that server does not let this DTN in"},
+		{anyGSS, mover.CodeAuth, "see gridftp.cert, gridftp.cert_dir, and the clocks of both hosts"},
+		{anyLogin, mover.CodeAuth, "that server does not let this DTN in"},
 	}
 	sourceTroubles = []trouble{
 		{"No such file or directory", mover.CodeSource, "it is not staged, or gridftp.url is not this export"},
@@ -82,6 +89,9 @@ func (f *fault) explain(source, target string) error {
 	for _, list := range lists {
 		for _, t := range list {
 			if line, ok := f.said(t.says); ok {
+				if t.says == anyLogin || t.says == anyGSS {
+					line = f.lastSaid()
+				}
 				return mover.Coded(t.code, fmt.Errorf("%s: %s; %s", f.url, line, t.advice))
 			}
 		}
@@ -93,13 +103,28 @@ func (f *fault) explain(source, target string) error {
 func (f *fault) said(words string) (string, bool) {
 	for _, line := range f.words {
 		if strings.Contains(line, words) {
-			for len(line) > 4 && strings.Trim(line[:3], "0123456789") == "" && (line[3] == '-' || line[3] == ' ') {
-				line = line[4:]
-			}
-			return strings.TrimSpace(line), true
+			return uncoded(line), true
 		}
 	}
 	return "", false
+}
+
+// lastSaid returns the last line that says something.
+func (f *fault) lastSaid() string {
+	for _, line := range slices.Backward(f.words) {
+		if line = uncoded(line); line != "" && line != "End." {
+			return line
+		}
+	}
+	return ""
+}
+
+// uncoded returns a line without the codes of FTP that it begins with.
+func uncoded(line string) string {
+	for len(line) >= 4 && strings.Trim(line[:3], "0123456789") == "" && (line[3] == '-' || line[3] == ' ') {
+		line = line[4:]
+	}
+	return strings.TrimSpace(line)
 }
 
 // missing turns the fault of a file that is not there into fs.ErrNotExist.

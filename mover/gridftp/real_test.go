@@ -1,17 +1,17 @@
 package gridftp
 
 import (
-	"context"
+	"bytes"
 	"crypto/rand"
 	"crypto/rsa"
 	"crypto/sha1"
+	"crypto/sha512"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/asn1"
 	"encoding/pem"
 	"errors"
 	"fmt"
-	"math"
 	"math/big"
 	"net"
 	"os"
@@ -20,18 +20,15 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
-	"sync"
-	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
 
 	"go.uber.org/goleak"
 
-	"github.com/glance-dtn/glance-dtn/internal/pki"
+	"github.com/glance-dtn/glance-dtn/internal/digest"
 	"github.com/glance-dtn/glance-dtn/mover"
 	"github.com/glance-dtn/glance-dtn/mover/movertest"
-	"github.com/glance-dtn/glance-dtn/mover/ticket"
 )
 
 // Debian's globus-gridftp-server and globus-url-copy run where GLANCE_DTN_REAL is set: the
@@ -44,6 +41,9 @@ var inside = os.Getenv(insideVariable) != ""
 func TestMain(m *testing.M) {
 	if !inside && os.Getenv("GLANCE_DTN_REAL") != "" && os.Geteuid() == 0 {
 		os.Exit(again())
+	}
+	if filepath.Base(os.Args[0]) == fakeName {
+		os.Exit(fakeCopy(os.Args[1:]))
 	}
 	if inside {
 		if err := enter(); err != nil {
@@ -276,111 +276,33 @@ func (s *server) url(dir string) string {
 	return fmt.Sprintf("%s://localhost:%d%s", s.scheme, s.port, dir)
 }
 
-// rig is an engine, and an inbox behind a server.
-type rig struct {
-	movertest.Rig
-	a, b   *server
-	client Client
-	export *os.Root
-	state  *os.Root
-	opts   InboxOptions
-	free   atomic.Int64
-
-	mu    sync.Mutex // guards what follows
-	inbox *Inbox
-	stop  func()
+// realRig is a rig between two real servers.
+type realRig struct {
+	*rig
+	a, b *server
 }
 
-func newRig(t *testing.T, g *grid) *rig {
+func newRig(t *testing.T, g *grid) *realRig {
 	t.Helper()
 	dir := t.TempDir()
-	for _, d := range []string{"a/outbox", "b/inbox", "state"} {
-		if err := os.MkdirAll(filepath.Join(dir, d), 0o755); err != nil {
-			t.Fatal(err)
-		}
-	}
-	ca, err := pki.NewCA("test", time.Hour)
-	if err != nil {
-		t.Fatal(err)
-	}
-	agent, err := ca.Issue(pki.Identity{Site: "B", Role: pki.Agent}, []string{"localhost"}, time.Hour)
-	if err != nil {
-		t.Fatal(err)
-	}
-	r := &rig{a: serve(t, g, "A"), b: serve(t, g, "A"), export: openRoot(t, dir+"/b"), state: openRoot(t, dir+"/state")}
-	r.free.Store(math.MaxInt64)
+	a, b := serve(t, g, "A"), serve(t, g, "A")
+	var client Client
 	if g != nil {
-		r.client.Cert, r.client.Key = g.issue(t, "A", time.Now().Add(time.Hour))
-		r.client.CertDir = g.dir
+		client.Cert, client.Key = g.issue(t, "A", time.Now().Add(time.Hour))
+		client.CertDir = g.dir
 	}
-	r.opts = InboxOptions{
-		Check: func(token string) (mover.Ticket, error) { return ticket.Verify(ca.Pool(), "B", token, time.Now()) },
-		Free:  func() (int64, error) { return r.free.Load(), nil },
-		Every: 10 * time.Millisecond,
-	}
-	nobody := *r.b
+	nobody := *b
 	nobody.port = 1
-	r.Rig = movertest.Rig{
-		Engine: &Engine{
-			Client: r.client, Site: "A", Export: openRoot(t, dir+"/a"), URL: r.a.url(dir + "/a"),
-			Ticket: func(token string) (mover.Ticket, error) { return ticket.VerifyAny(ca.Pool(), token, time.Now()) },
-			Poll:   10 * time.Millisecond,
-		},
-		Source: dir + "/a", Destination: dir + "/b", Address: r.b.url(dir + "/b"), Nobody: nobody.url(dir + "/b"), From: "A", Site: "B",
-		Sign: func(tk mover.Ticket) (string, error) { return ticket.Sign(agent, tk) },
-		Sent: func() int64 { return sent(t) },
-		Cut:  r.b.cut,
-		Restart: func(t *testing.T) {
-			r.b.kill()
-			r.stopInbox()
-			r.b.start(t)
-			r.startInbox(t)
-		},
-		Free: r.free.Store,
-		Drop: func(name string) error { return r.now().Drop(name) },
-		Own:  []string{"github.com/glance-dtn/glance-dtn/mover/gridftp.(*Inbox).Run"},
+	r := &realRig{assemble(t, dir, client, a.url(dir+"/a"), b.url(dir+"/b"), nobody.url(dir+"/b")), a, b}
+	r.Sent = func() int64 { return sent(t) }
+	r.Cut = b.cut
+	r.Restart = func(t *testing.T) {
+		b.kill()
+		r.stopInbox()
+		b.start(t)
+		r.startInbox(t)
 	}
-	r.startInbox(t)
-	t.Cleanup(r.stopInbox)
 	return r
-}
-
-func openRoot(t *testing.T, dir string) *os.Root {
-	t.Helper()
-	root, err := os.OpenRoot(dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { root.Close() })
-	return root
-}
-
-func (r *rig) now() *Inbox {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.inbox
-}
-
-func (r *rig) startInbox(t *testing.T) {
-	t.Helper()
-	b, err := NewInbox(r.export, r.state, r.opts)
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(context.Background())
-	ended := make(chan error, 1)
-	go func() { ended <- b.Run(ctx) }()
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.inbox = b
-	r.stop = sync.OnceFunc(func() { cancel(); <-ended })
-}
-
-func (r *rig) stopInbox() {
-	r.mu.Lock()
-	stop := r.stop
-	r.mu.Unlock()
-	stop()
 }
 
 // sent is what has gone through the namespace's only interface.
@@ -399,17 +321,140 @@ func sent(t *testing.T) int64 {
 	return 0
 }
 
-// TestSuite runs the suite that every engine passes between two real servers, which know
-// the engine by its certificate and encrypt what they send each other.
+// TestSuite runs the suite that every engine passes between two real servers.
 func TestSuite(t *testing.T) {
 	needReal(t)
-	g := newGrid(t)
 	movertest.Run(t, func(t *testing.T) movertest.Rig {
 		rate := slow
 		if strings.Contains(t.Name(), "several_hundred") {
 			rate = "" // it asks for no pace, and is large
 		}
 		setRate(t, rate)
-		return newRig(t, g).Rig
+		return newRig(t, nil).rig.Rig
 	})
 }
+
+// moves stages a file and has it moved.
+func (r *realRig) moves(t *testing.T) error {
+	t.Helper()
+	content := []byte(rand.Text())
+	h := sha512.New()
+	h.Write(content)
+	f := mover.File{Name: mover.Outbox + "/image", Size: int64(len(content)), Digest: digest.Of("sha512", h)}
+	write(t, filepath.Join(r.Source, f.Name), content)
+	in := f
+	in.Name = mover.Inbox + "/delivery"
+	token, err := r.Sign(mover.Ticket{ID: rand.Text(), Site: "B", From: "A", File: in, Expires: time.Now().Add(time.Hour)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	req := mover.Request{Key: "job.1", Source: f, Destination: mover.Destination{Address: r.Address, Ticket: token}}
+	err = r.Engine.Move(t.Context(), req, func(int64) {})
+	if err == nil {
+		got, rerr := os.ReadFile(filepath.Join(r.Destination, in.Name))
+		if rerr != nil || !bytes.Equal(got, content) {
+			t.Errorf("%q arrived (%v), want %q", got, rerr, content)
+		}
+	}
+	return err
+}
+
+// TestServersThatKnowUsByCertificate moves files with GSI: as it should be, and with each
+// thing wrong that operators get wrong.
+func TestServersThatKnowUsByCertificate(t *testing.T) {
+	needReal(t)
+	setRate(t, "")
+	g := newGrid(t)
+	for _, p := range []Protection{Clear, Safe, Private} {
+		t.Run(string(p), func(t *testing.T) {
+			r := newRig(t, g)
+			r.engine().Client.Protection = p
+			if err := r.moves(t); err != nil {
+				t.Error(err)
+			}
+			if err := r.engine().Client.Check(t.Context(), r.Address); err != nil {
+				t.Errorf("Check: %v", err)
+			}
+		})
+	}
+	for name, c := range map[string]struct {
+		spoil func(t *testing.T, r *realRig)
+		says  string
+	}{
+		"a stranger's certificate": {func(t *testing.T, r *realRig) {
+			r.engine().Client.Cert, r.engine().Client.Key = newGrid(t).issue(t, "A", time.Now().Add(time.Hour))
+		}, "CA"},
+		"a certificate that has expired": {func(t *testing.T, r *realRig) {
+			r.engine().Client.Cert, r.engine().Client.Key = g.issue(t, "A", time.Now().Add(-time.Minute))
+		}, "expired"},
+		"a subject that is not mapped": {func(t *testing.T, r *realRig) {
+			r.engine().Client.Cert, r.engine().Client.Key = g.issue(t, "Mallory", time.Now().Add(time.Hour))
+		}, "grid-mapfile"},
+		"no certificate": {func(t *testing.T, r *realRig) {
+			r.engine().Client.Cert, r.engine().Client.Key = "/nonexistent", "/nonexistent"
+		}, "gridftp.cert"},
+		"no authorities": {func(t *testing.T, r *realRig) { r.engine().Client.CertDir = t.TempDir() }, "gridftp.cert_dir"},
+		"a site that takes files unprotected": {func(t *testing.T, r *realRig) {
+			r.Address = strings.Replace(r.Address, "gsiftp", "ftp", 1)
+		}, "the same scheme"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t, g)
+			c.spoil(t, r)
+			err := r.moves(t)
+			if mover.CodeOf(err) != mover.CodeAuth || !strings.Contains(err.Error(), c.says) {
+				t.Errorf("got %v (code %s), want code %s and a word about %q", err, mover.CodeOf(err), mover.CodeAuth, c.says)
+			}
+		})
+	}
+}
+
+// TestAFullDisk holds that a server that can write no more is told from other faults.
+func TestAFullDisk(t *testing.T) {
+	needReal(t)
+	setRate(t, "")
+	r := newRig(t, nil)
+	inbox := filepath.Join(r.Destination, mover.Inbox)
+	if err := syscall.Mount("none", inbox, "tmpfs", 0, "size=1m"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = syscall.Unmount(inbox, syscall.MNT_DETACH) })
+	err := r.engine().Client.copy(t.Context(), transfer{
+		from: r.a.url(r.Source + "/outbox/big"), to: r.Address + "/inbox/.big.part",
+		span: span{0, 4 << 20}, parallelism: 2, stall: time.Minute,
+	}, func(int64) {})
+	if mover.CodeOf(err) != mover.CodeSource {
+		t.Errorf("a source that is missing: got %v (code %s), want code %s", err, mover.CodeOf(err), mover.CodeSource)
+	}
+	write(t, r.Source+"/outbox/big", make([]byte, 4<<20))
+	err = r.engine().Client.copy(t.Context(), transfer{
+		from: r.a.url(r.Source + "/outbox/big"), to: r.Address + "/inbox/.big.part",
+		span: span{0, 4 << 20}, parallelism: 2, stall: time.Minute,
+	}, func(int64) {})
+	if mover.CodeOf(err) != mover.CodeSpace {
+		t.Errorf("got %v (code %s), want code %s", err, mover.CodeOf(err), mover.CodeSpace)
+	}
+}
+
+// TestChecks holds what an operator is told of a server that cannot be used.
+func TestChecks(t *testing.T) {
+	needReal(t)
+	setRate(t, "")
+	r := newRig(t, nil)
+	c := &r.engine().Client
+	if err := c.Check(t.Context(), r.Address); err != nil {
+		t.Errorf("a good one: %v", err)
+	}
+	for url, says := range map[string]string{
+		r.Nobody:                   "is globus-gridftp-server running there",
+		r.Address + "/elsewhere":   "not the receiving site's export",
+		"ftp://nosuch.invalid/x":   "no GridFTP server can be reached",
+		"ftp://localhost/x/../etc": "path of an export",
+	} {
+		if err := c.Check(t.Context(), url); err == nil || !strings.Contains(err.Error(), says) {
+			t.Errorf("%s: got %v, want a word about %q", url, err, says)
+		}
+	}
+}
+
+func (r *realRig) engine() *Engine { return r.Engine.(*Engine) }

@@ -1,0 +1,108 @@
+package gridftp
+
+import (
+	"context"
+	"math"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/glance-dtn/glance-dtn/internal/pki"
+	"github.com/glance-dtn/glance-dtn/mover"
+	"github.com/glance-dtn/glance-dtn/mover/movertest"
+	"github.com/glance-dtn/glance-dtn/mover/ticket"
+)
+
+// rig is an engine, and an inbox behind a server.
+type rig struct {
+	movertest.Rig
+	export *os.Root
+	state  *os.Root
+	opts   InboxOptions
+	free   atomic.Int64
+
+	mu    sync.Mutex // guards what follows
+	inbox *Inbox
+	stop  func()
+}
+
+// assemble makes one in a directory, whose a and b are the exports that the URLs show.
+func assemble(t *testing.T, dir string, client Client, a, b, nobody string) *rig {
+	t.Helper()
+	for _, d := range []string{"a/outbox", "b/inbox", "state"} {
+		if err := os.MkdirAll(filepath.Join(dir, d), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ca, err := pki.NewCA("test", time.Hour)
+	if err != nil {
+		t.Fatal(err)
+	}
+	agent, err := ca.Issue(pki.Identity{Site: "B", Role: pki.Agent}, []string{"localhost"}, time.Hour)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := &rig{export: openRoot(t, dir+"/b"), state: openRoot(t, dir+"/state")}
+	r.free.Store(math.MaxInt64)
+	r.opts = InboxOptions{
+		Check: func(token string) (mover.Ticket, error) { return ticket.Verify(ca.Pool(), "B", token, time.Now()) },
+		Free:  func() (int64, error) { return r.free.Load(), nil },
+		Every: 10 * time.Millisecond,
+	}
+	r.Rig = movertest.Rig{
+		Engine: &Engine{
+			Client: client, Site: "A", Export: openRoot(t, dir+"/a"), URL: a,
+			Ticket: func(token string) (mover.Ticket, error) { return ticket.VerifyAny(ca.Pool(), token, time.Now()) },
+			Poll:   10 * time.Millisecond,
+		},
+		Source: dir + "/a", Destination: dir + "/b", Address: b, Nobody: nobody, From: "A", Site: "B",
+		Sign: func(tk mover.Ticket) (string, error) { return ticket.Sign(agent, tk) },
+		Free: r.free.Store,
+		Drop: func(name string) error { return r.now().Drop(name) },
+		Own:  []string{"github.com/glance-dtn/glance-dtn/mover/gridftp.(*Inbox).Run"},
+	}
+	r.startInbox(t)
+	t.Cleanup(r.stopInbox)
+	return r
+}
+
+func openRoot(t *testing.T, dir string) *os.Root {
+	t.Helper()
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { root.Close() })
+	return root
+}
+
+func (r *rig) now() *Inbox {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.inbox
+}
+
+func (r *rig) startInbox(t *testing.T) {
+	t.Helper()
+	b, err := NewInbox(r.export, r.state, r.opts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() { ended <- b.Run(ctx) }()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.inbox = b
+	r.stop = sync.OnceFunc(func() { cancel(); <-ended })
+}
+
+func (r *rig) stopInbox() {
+	r.mu.Lock()
+	stop := r.stop
+	r.mu.Unlock()
+	stop()
+}
