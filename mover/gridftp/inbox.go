@@ -823,7 +823,7 @@ func (b *Inbox) Blocks(name string, from int64) (mover.Blocks, error) {
 	}
 	first := min(max(from, 0), int64(len(a.sums)))
 	last := min(first+blocksAtOnce, int64(len(a.sums)))
-	return mover.Blocks{Sums: slices.Concat([]digest.Block{}, a.sums[first:last])}, nil
+	return mover.Blocks{Sums: append([]digest.Block{}, a.sums[first:last]...)}, nil
 }
 
 // Promised is the space that the files under way will still take.
