@@ -4,7 +4,8 @@ PREFIX  ?= /usr/local
 SCRIPTS := deploy/sandbox/sandbox deploy/demo/demo deploy/kernel/init .ci/run
 SANDBOX := deploy/sandbox/sandbox
 KERNEL  := user-mode-linux nfs-kernel-server nfs-common rpcbind kmod iproute2 e2fsprogs xfsprogs ethtool systemd
-RACE    := ./agent ./agent/api ./glance/store ./mover/client ./mover/dtn ./mover/localcopy ./nfs/guard
+GRIDFTP := globus-gridftp-server-progs globus-gass-copy-progs iproute2
+RACE    := ./agent ./agent/api ./glance/store ./mover/client ./mover/dtn ./mover/gridftp ./mover/localcopy ./nfs/guard
 
 export CGO_ENABLED = 0
 
@@ -18,7 +19,7 @@ build: ## bin/glance-dtn, static, with its version
 	go build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/glance-dtn ./cmd/glance-dtn
 
 test: build test-kernel ## install what the tests need (Debian 12, root) and run all of them, real OpenStack included
-	$(SANDBOX) install etcd-server gcc libc6-dev nfs-ganesha nfs-ganesha-vfs rpcbind
+	$(SANDBOX) install etcd-server gcc libc6-dev nfs-ganesha nfs-ganesha-vfs rpcbind $(GRIDFTP)
 	GLANCE_DTN_REAL=1 GLANCE_DTN=$(CURDIR)/bin/glance-dtn go test -count=1 -timeout 15m -skip '^TestGuests$$' ./...
 	CGO_ENABLED=1 go test -race -count=1 $(RACE)
 
