@@ -21,19 +21,20 @@ import (
 // site is an inbox whose looks a test takes one by one, and the files of a sender. A
 // ticket is the JSON of what it says.
 type site struct {
-	t   *testing.T
-	dir string
+	t      *testing.T
+	export string // as the inbox sees it
+	server string // as a GridFTP server does: the same files
+	state  string
 	*Inbox
 }
 
 func newSite(t *testing.T) *site {
 	t.Helper()
-	s := &site{t: t, dir: t.TempDir()}
-	for _, d := range []string{"export/inbox", "state"} {
-		if err := os.MkdirAll(filepath.Join(s.dir, d), 0o755); err != nil {
-			t.Fatal(err)
-		}
+	dir := t.TempDir()
+	if err := os.Mkdir(filepath.Join(dir, mover.Inbox), 0o755); err != nil {
+		t.Fatal(err)
 	}
+	s := &site{t: t, export: dir, server: dir, state: t.TempDir()}
 	s.restart()
 	return s
 }
@@ -42,7 +43,7 @@ func newSite(t *testing.T) *site {
 func (s *site) restart() {
 	s.t.Helper()
 	var err error
-	s.Inbox, err = NewInbox(openRoot(s.t, s.dir+"/export"), openRoot(s.t, s.dir+"/state"), InboxOptions{
+	s.Inbox, err = NewInbox(openRoot(s.t, s.export), openRoot(s.t, s.state), InboxOptions{
 		Check: func(token string) (t mover.Ticket, err error) { return t, json.Unmarshal([]byte(token), &t) },
 	})
 	if err != nil {
@@ -69,7 +70,7 @@ func fileOf(content string) mover.File {
 
 func (s *site) writes(name, content string) {
 	s.t.Helper()
-	write(s.t, filepath.Join(s.dir, "export", name), []byte(content))
+	write(s.t, filepath.Join(s.server, name), []byte(content))
 }
 
 func (s *site) offers(session, ticketID string, f mover.File) {
@@ -93,7 +94,7 @@ func (s *site) puts(name string, v any) {
 // says checks the answer of a session, and returns it.
 func (s *site) says(session, state string, code mover.Code) (a answer) {
 	s.t.Helper()
-	data, err := os.ReadFile(filepath.Join(s.dir, "export", answerName(session)))
+	data, err := os.ReadFile(filepath.Join(s.server, answerName(session)))
 	if err == nil {
 		err = json.Unmarshal(data, &a)
 	}
@@ -105,7 +106,7 @@ func (s *site) says(session, state string, code mover.Code) (a answer) {
 
 func (s *site) has(name string, want bool) {
 	s.t.Helper()
-	if _, err := os.Lstat(filepath.Join(s.dir, "export", name)); errors.Is(err, fs.ErrNotExist) == want {
+	if _, err := os.Lstat(filepath.Join(s.server, name)); errors.Is(err, fs.ErrNotExist) == want {
 		s.t.Errorf("%s: %v, want it there: %v", name, err, want)
 	}
 }
@@ -191,7 +192,7 @@ func TestWhatIsNotWhatTheTicketSaysIsRemoved(t *testing.T) {
 func TestACrashBetweenTheNameAndTheAnswer(t *testing.T) {
 	s := newSite(t)
 	f := s.arrives("s1", "t1", "content")
-	if err := os.Remove(filepath.Join(s.dir, "export", answerName("s1"))); err != nil {
+	if err := os.Remove(filepath.Join(s.server, answerName("s1"))); err != nil {
 		t.Fatal(err)
 	}
 	s.puts(manifestName(f.Name), manifest{Session: "s1", File: f}) // it had not been removed
@@ -253,7 +254,7 @@ func TestMessagesOfStrangers(t *testing.T) {
 	s.writes("inbox/.huge.offer", strings.Repeat(" ", 2*maxMessage)+"{}")
 	s.puts("inbox/.image.manifest", manifest{Session: "never-offered", File: f})
 	s.puts("inbox/.evil.offer", offer{Session: "../../state/x", From: "A", File: f})
-	if err := os.Symlink("../secret", filepath.Join(s.dir, "export/inbox/.link.offer")); err != nil {
+	if err := os.Symlink("../secret", filepath.Join(s.server, "inbox/.link.offer")); err != nil {
 		t.Fatal(err)
 	}
 	s.looks()
@@ -263,12 +264,12 @@ func TestMessagesOfStrangers(t *testing.T) {
 	if all := s.Arrivals(); len(all) != 0 {
 		t.Errorf("%v", all)
 	}
-	if entries, err := os.ReadDir(s.dir + "/state"); err != nil || len(entries) != 2 {
+	if entries, err := os.ReadDir(s.state); err != nil || len(entries) != 2 {
 		t.Errorf("the state holds %v, %v", entries, err)
 	}
 	for _, name := range []string{"half", "huge"} { // nobody writes them any more
 		old := time.Now().Add(-2 * stale)
-		if err := os.Chtimes(filepath.Join(s.dir, "export/inbox", "."+name+".offer"), old, old); err != nil {
+		if err := os.Chtimes(filepath.Join(s.server, "inbox", "."+name+".offer"), old, old); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -278,7 +279,7 @@ func TestMessagesOfStrangers(t *testing.T) {
 
 	s.offers("s1", "t1", f) // and a link in place of the data
 	s.looks()
-	if err := os.Symlink("../secret", filepath.Join(s.dir, "export", partName(f.Name))); err != nil {
+	if err := os.Symlink("../secret", filepath.Join(s.server, partName(f.Name))); err != nil {
 		t.Fatal(err)
 	}
 	s.puts(manifestName(f.Name), manifest{Session: "s1", File: f})
@@ -291,7 +292,7 @@ func TestMessagesOfStrangers(t *testing.T) {
 func TestOldAnswersAndTicketsAreForgotten(t *testing.T) {
 	s := newSite(t)
 	s.arrives("s1", "t1", "content") // its ticket has no end, so it has expired long ago
-	name := filepath.Join(s.dir, "export", answerName("s1"))
+	name := filepath.Join(s.server, answerName("s1"))
 	old := time.Now().Add(-2 * keepAnswers)
 	if err := os.Chtimes(name, old, old); err != nil {
 		t.Fatal(err)

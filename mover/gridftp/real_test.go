@@ -39,7 +39,7 @@ const insideVariable = "GLANCE_DTN_GRIDFTP_INSIDE"
 var inside = os.Getenv(insideVariable) != ""
 
 func TestMain(m *testing.M) {
-	if !inside && os.Getenv("GLANCE_DTN_REAL") != "" && os.Geteuid() == 0 {
+	if !inside && os.Getenv("GLANCE_DTN_REAL") != "" && os.Geteuid() == 0 && !inGuest() {
 		os.Exit(again())
 	}
 	if filepath.Base(os.Args[0]) == fakeName {
@@ -52,6 +52,13 @@ func TestMain(m *testing.M) {
 		}
 	}
 	goleak.VerifyTestMain(m)
+}
+
+// inGuest reports whether this is the guest of package guest, which has a network of its own
+// and no GridFTP server.
+func inGuest() bool {
+	cpu, err := os.ReadFile("/proc/cpuinfo")
+	return err == nil && bytes.Contains(cpu, []byte("User Mode Linux"))
 }
 
 // again runs this binary in new namespaces and returns its exit code.

@@ -1,0 +1,57 @@
+package gridftp
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/glance-dtn/glance-dtn/deploy/kernel/guest"
+	"github.com/glance-dtn/glance-dtn/mover"
+)
+
+// TestKernelWhatAServerWritesIsSeenThroughNFS holds that an inbox on another host takes up at
+// its next look what a GridFTP server has written on the DTN's disk, though the mount may
+// keep what it knows for ten minutes.
+func TestKernelWhatAServerWritesIsSeenThroughNFS(t *testing.T) {
+	guest.Need(t)
+	server := guest.Here().Serve(t, "sync")
+	if err := os.Mkdir(filepath.Join(server.Dir, mover.Inbox), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for _, version := range []string{"vers=3,nolock", "vers=4.2"} {
+		t.Run(version, func(t *testing.T) {
+			source := server.Root()
+			if strings.HasPrefix(version, "vers=3") {
+				source = server.Source()
+			}
+			export := guest.Here().Mount(t, source, version+",actimeo=600")
+			s := &site{t: t, export: export, server: server.Dir, state: t.TempDir()}
+			s.restart()
+			s.looks() // and what it saw is cached
+			content := strings.Repeat("content", 300_000)
+			f := fileOf(content)
+			s.offers("s1", "t1", f)
+			s.looks()
+			s.says("s1", answerOpen, "")
+			s.writes(partName(f.Name), content[:mover.BlockSize]+"wrong")
+			s.looks() // measures it
+			s.offers("s2", "t2", f)
+			s.looks()
+			if a := s.says("s2", answerOpen, ""); len(a.Sums) != 2 {
+				t.Errorf("told %d blocks of what lies there, want 2", len(a.Sums))
+			}
+			s.writes(partName(f.Name), content)
+			s.puts(manifestName(f.Name), manifest{Session: "s2", File: f})
+			s.looks()
+			s.says("s2", answerArrived, "")
+			if got, err := os.ReadFile(filepath.Join(server.Dir, f.Name)); err != nil || string(got) != content {
+				t.Errorf("%d bytes arrived (%v), want %d", len(got), err, len(content))
+			}
+			if err := s.Drop(f.Name); err != nil {
+				t.Error(err)
+			}
+			s.has(f.Name, false)
+		})
+	}
+}
