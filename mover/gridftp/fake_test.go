@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -115,11 +116,33 @@ func fakeStall(src *os.File, dst string, length int64) {
 	}
 }
 
+// newFakeRig is a rig between two exports that the stand-in reaches.
+func newFakeRig(t *testing.T) *rig {
+	t.Helper()
+	dir := t.TempDir()
+	return assemble(t, dir, Client{Program: fake(t)}, "ftp://localhost:2"+dir+"/a", "ftp://localhost:3"+dir+"/b", "ftp://localhost:1"+dir+"/b")
+}
+
 // TestSuiteWithoutServers runs the suite with the stand-in: what the engine and the inbox
 // tell each other is the same.
 func TestSuiteWithoutServers(t *testing.T) {
-	movertest.Run(t, func(t *testing.T) movertest.Rig {
-		dir := t.TempDir()
-		return assemble(t, dir, Client{Program: fake(t)}, "ftp://localhost:2"+dir+"/a", "ftp://localhost:3"+dir+"/b", "ftp://localhost:1"+dir+"/b").Rig
-	})
+	movertest.Run(t, func(t *testing.T) movertest.Rig { return newFakeRig(t).Rig })
+}
+
+func TestAnOfferThatNobodyTakesUp(t *testing.T) {
+	r := newFakeRig(t)
+	r.stopInbox()
+	r.engine().Stall = time.Nanosecond
+	err := r.moves(t)
+	if mover.CodeOf(err) != mover.CodeOther || !strings.Contains(err.Error(), "does glance-dtn dtn run at the receiving site") {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestASiteIsReachedByTheSchemeThatThisOneSendsBy(t *testing.T) {
+	r := newFakeRig(t)
+	r.Address = strings.Replace(r.Address, "ftp://", "gsiftp://", 1)
+	if err := r.moves(t); mover.CodeOf(err) != mover.CodeAuth || !strings.Contains(err.Error(), "the same scheme") {
+		t.Errorf("got %v (code %s), want code %s", err, mover.CodeOf(err), mover.CodeAuth)
+	}
 }

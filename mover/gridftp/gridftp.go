@@ -20,8 +20,6 @@ import (
 	"io"
 	"io/fs"
 	"os"
-	"path"
-	"syscall"
 	"time"
 
 	"github.com/glance-dtn/glance-dtn/internal/digest"
@@ -359,27 +357,4 @@ func sleep(ctx context.Context, d time.Duration) error {
 	case <-t.C:
 		return nil
 	}
-}
-
-// removeOlder removes the plain files of a directory that were written before a time.
-func removeOlder(root *os.Root, dir string, before time.Time) error {
-	entries, err := fs.ReadDir(root.FS(), dir)
-	for _, d := range entries {
-		info, ierr := d.Info()
-		if ierr != nil || !info.Mode().IsRegular() || !info.ModTime().Before(before) {
-			continue
-		}
-		if rerr := root.Remove(path.Join(dir, d.Name())); !errors.Is(rerr, fs.ErrNotExist) {
-			err = errors.Join(err, rerr)
-		}
-	}
-	return err
-}
-
-// noSpace gives a full disk its code.
-func noSpace(err error) error {
-	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
-		return mover.Coded(mover.CodeSpace, fmt.Errorf("no space left at the destination: %w", err))
-	}
-	return err
 }

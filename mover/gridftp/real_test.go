@@ -5,7 +5,6 @@ import (
 	"crypto/rand"
 	"crypto/rsa"
 	"crypto/sha1"
-	"crypto/sha512"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/asn1"
@@ -26,7 +25,6 @@ import (
 
 	"go.uber.org/goleak"
 
-	"github.com/glance-dtn/glance-dtn/internal/digest"
 	"github.com/glance-dtn/glance-dtn/mover"
 	"github.com/glance-dtn/glance-dtn/mover/movertest"
 )
@@ -231,11 +229,11 @@ func serve(t *testing.T, g *grid, mapped ...string) *server {
 		s.scheme = "gsiftp"
 		cert, key := g.issue(t, "server", time.Now().Add(time.Hour))
 		gridmap := filepath.Join(t.TempDir(), "grid-mapfile")
-		lines := ""
+		var lines bytes.Buffer
 		for _, m := range mapped {
-			lines += fmt.Sprintf("%q root\n", "/CN="+m)
+			fmt.Fprintf(&lines, "%q root\n", "/CN="+m)
 		}
-		write(t, gridmap, []byte(lines))
+		write(t, gridmap, lines.Bytes())
 		s.env = append(s.env, "X509_CERT_DIR="+g.dir, "X509_USER_CERT="+cert, "X509_USER_KEY="+key, "GRIDMAP="+gridmap)
 	}
 	s.start(t)
@@ -342,31 +340,6 @@ func TestSuite(t *testing.T) {
 	})
 }
 
-// moves stages a file and has it moved.
-func (r *realRig) moves(t *testing.T) error {
-	t.Helper()
-	content := []byte(rand.Text())
-	h := sha512.New()
-	h.Write(content)
-	f := mover.File{Name: mover.Outbox + "/image", Size: int64(len(content)), Digest: digest.Of("sha512", h)}
-	write(t, filepath.Join(r.Source, f.Name), content)
-	in := f
-	in.Name = mover.Inbox + "/delivery"
-	token, err := r.Sign(mover.Ticket{ID: rand.Text(), Site: "B", From: "A", File: in, Expires: time.Now().Add(time.Hour)})
-	if err != nil {
-		t.Fatal(err)
-	}
-	req := mover.Request{Key: "job.1", Source: f, Destination: mover.Destination{Address: r.Address, Ticket: token}}
-	err = r.Engine.Move(t.Context(), req, func(int64) {})
-	if err == nil {
-		got, rerr := os.ReadFile(filepath.Join(r.Destination, in.Name))
-		if rerr != nil || !bytes.Equal(got, content) {
-			t.Errorf("%q arrived (%v), want %q", got, rerr, content)
-		}
-	}
-	return err
-}
-
 // TestServersThatKnowUsByCertificate moves files with GSI: as it should be, and with each
 // thing wrong that operators get wrong.
 func TestServersThatKnowUsByCertificate(t *testing.T) {
@@ -464,5 +437,3 @@ func TestChecks(t *testing.T) {
 		}
 	}
 }
-
-func (r *realRig) engine() *Engine { return r.Engine.(*Engine) }

@@ -1,7 +1,10 @@
 package gridftp
 
 import (
+	"bytes"
 	"context"
+	"crypto/rand"
+	"crypto/sha512"
 	"math"
 	"os"
 	"path/filepath"
@@ -10,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/glance-dtn/glance-dtn/internal/digest"
 	"github.com/glance-dtn/glance-dtn/internal/pki"
 	"github.com/glance-dtn/glance-dtn/mover"
 	"github.com/glance-dtn/glance-dtn/mover/movertest"
@@ -106,3 +110,30 @@ func (r *rig) stopInbox() {
 	r.mu.Unlock()
 	stop()
 }
+
+// moves stages a file and has it moved.
+func (r *rig) moves(t *testing.T) error {
+	t.Helper()
+	content := []byte(rand.Text())
+	h := sha512.New()
+	h.Write(content)
+	f := mover.File{Name: mover.Outbox + "/image", Size: int64(len(content)), Digest: digest.Of("sha512", h)}
+	write(t, filepath.Join(r.Source, f.Name), content)
+	in := f
+	in.Name = mover.Inbox + "/delivery"
+	token, err := r.Sign(mover.Ticket{ID: rand.Text(), Site: "B", From: "A", File: in, Expires: time.Now().Add(time.Hour)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	req := mover.Request{Key: "job.1", Source: f, Destination: mover.Destination{Address: r.Address, Ticket: token}}
+	err = r.Engine.Move(t.Context(), req, func(int64) {})
+	if err == nil {
+		got, rerr := os.ReadFile(filepath.Join(r.Destination, in.Name))
+		if rerr != nil || !bytes.Equal(got, content) {
+			t.Errorf("%q arrived (%v), want %q", got, rerr, content)
+		}
+	}
+	return err
+}
+
+func (r *rig) engine() *Engine { return r.Engine.(*Engine) }
