@@ -112,7 +112,7 @@ func needReal(t *testing.T) {
 
 // slow is a rate at which a server's restart markers, one in 5 s, tell that more than
 // half of the suite's 64 MiB is there and not yet all.
-const slow = "76mbit"
+const slow = "84mbit"
 
 func setRate(t *testing.T, rate string) {
 	t.Helper()
