@@ -54,12 +54,12 @@ func (m *Machine) serve(t testing.TB, options, mkfs string, args ...string) *Ser
 	s := &Server{Machine: m, Dir: "/srv/glance", disk: takeDisk(t)}
 	m.Run(t, mkfs, append(args, s.disk)...)
 	s.mountDisk(t)
-	t.Cleanup(func() { m.unmount(t, s.Dir) })
+	t.Cleanup(func() { m.Run(t, "umount", s.Dir) })
 	for _, fs := range [][2]string{
 		{"tmpfs", "/var/lib/nfs"}, {"tmpfs", "/etc/exports.d"}, {"nfsd", "/proc/fs/nfsd"}, {"rpc_pipefs", "/run/rpc_pipefs"},
 	} {
 		m.mount(t, fs[0], fs[1])
-		t.Cleanup(func() { m.unmount(t, fs[1]) })
+		t.Cleanup(func() { m.Run(t, "umount", fs[1]) })
 	}
 	for _, dir := range []string{"/var/lib/nfs/nfsdcld", "/run/rpcbind"} {
 		if err := os.MkdirAll(m.Path(dir), 0o755); err != nil {
@@ -186,7 +186,7 @@ func (s *Server) CutPower(t testing.TB) {
 		t.Fatalf("shut down %s: %v", s.disk, err)
 	}
 	s.Stop(t)
-	s.unmount(t, s.Dir)
+	s.Run(t, "umount", s.Dir)
 	s.mountDisk(t)
 	s.Start(t)
 }

@@ -31,7 +31,7 @@ func NewSites(t testing.TB) *Sites {
 		{s.CtrlA, "default", "10.1.1.1"}, {s.DTNA, "default", "10.1.0.254"}, {s.WAN, "10.1.1.0/24", "10.1.0.1"},
 		{s.CtrlB, "default", "10.2.1.1"}, {s.DTNB, "default", "10.2.0.254"}, {s.WAN, "10.2.1.0/24", "10.2.0.1"},
 	} {
-		route.m.ip(t, "route add "+route.to+" via "+route.via)
+		route.m.Run(t, "ip", "route", "add", route.to, "via", route.via)
 	}
 	for _, m := range []*Machine{s.DTNA, s.WAN, s.DTNB} {
 		m.Run(t, "sysctl", "-qw", "net.ipv4.ip_forward=1")
