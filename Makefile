@@ -5,12 +5,14 @@ SCRIPTS := deploy/sandbox/sandbox deploy/demo/demo deploy/kernel/init .ci/run
 SANDBOX := deploy/sandbox/sandbox
 KERNEL  := user-mode-linux nfs-kernel-server nfs-common rpcbind kmod iproute2 e2fsprogs xfsprogs ethtool systemd
 GRIDFTP := globus-gridftp-server-progs globus-gass-copy-progs iproute2
+PEERS   := $(GRIDFTP) iperf3 xrootd-server xrootd-client rclone aria2 \
+	curl lftp nginx-light rsync openssh-server openssh-client
 RACE    := ./agent ./agent/api ./glance/store ./mover/client ./mover/dtn ./mover/gridftp ./mover/localcopy ./nfs/guard
 
 export CGO_ENABLED = 0
 
 .DEFAULT_GOAL := help
-.PHONY: help build test test-kernel check format demo bench bench-nfs man completion install clean
+.PHONY: help build test test-kernel check format demo bench bench-nfs bench-movers man completion install clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
@@ -46,11 +48,15 @@ demo: ## two real sites on this machine, one image from A to B (KEEP=1 leaves th
 
 bench: build ## measure: whole jobs between the sandbox sites, and the parts
 	$(SANDBOX) install
-	GLANCE_DTN_REAL=1 GLANCE_DTN=$(CURDIR)/bin/glance-dtn go test -run '^$$' -bench . -skip '^BenchmarkGuests$$' -benchtime 1x -timeout 30m ./...
+	GLANCE_DTN_REAL=1 GLANCE_DTN=$(CURDIR)/bin/glance-dtn go test -run '^$$' -bench . -skip '^Benchmark(Guests|Movers)$$' -benchtime 1x -timeout 30m ./...
 
 bench-nfs: ## measure rsize and wsize in all corners of sync and async, on kernel NFS in a guest: tables, CSV and plots into dist/nfs
 	$(SANDBOX) install $(KERNEL)
 	GLANCE_DTN_REAL=1 go test -run '^$$' -bench '^BenchmarkGuests$$' -benchtime 1x -timeout 25m -v ./deploy/kernel
+
+bench-movers: build ## measure glance-dtn beside its peers, LAN and WAN: runs, tables and a plot into dist/movers (hours; see README.md)
+	$(SANDBOX) install $(PEERS)
+	GLANCE_DTN_REAL=1 GLANCE_DTN=$(CURDIR)/bin/glance-dtn go test -run '^$$' -bench '^BenchmarkMovers$$/$(MOVERS_ONLY)' -benchtime 1x -timeout 0 -v ./deploy/movers
 
 man: build ## manual pages, into dist/man
 	mkdir -p dist/man

@@ -46,7 +46,7 @@ var keepers = map[string][]string{
 	"go.etcd.io":                         {"agent/jobs"},
 	"go.uber.org/zap":                    {"agent/jobs"},
 	"go.yaml.in/yaml/v3":                 {"agent/config", "cmd"},
-	"golang.org/x/sync":                  {"agent", "cmd", "glance", "mover"},
+	"golang.org/x/sync":                  {"agent", "cmd", "deploy", "glance", "mover"},
 	"golang.org/x/sys":                   {"agent", "cmd", "deploy", "glance", "internal", "mover", "nfs"},
 	"golang.org/x/term":                  {"cmd"},
 	"google.golang.org/grpc":             {"agent/jobs"},

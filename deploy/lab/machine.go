@@ -100,7 +100,7 @@ func (m *Machine) output(stdin, name string, args ...string) (string, error) {
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(stdin), &stdout, &stderr
 	cmd.WaitDelay = time.Second
 	var err error
-	if entered := m.enter(func() { err = cmd.Run() }); entered != nil {
+	if entered := m.Enter(func() { err = cmd.Run() }); entered != nil {
 		return "", entered
 	}
 	if err != nil {
@@ -129,14 +129,14 @@ func (m *Machine) Path(path string) string {
 // network; a goroutine that do starts is not on the machine.
 func (m *Machine) Within(t testing.TB, do func()) {
 	t.Helper()
-	if err := m.enter(do); err != nil {
+	if err := m.Enter(do); err != nil {
 		t.Fatal(err)
 	}
 }
 
-// enter calls do on a thread that is in the machine's namespaces, see setns(2),
+// Enter calls do on a thread that is in the machine's namespaces, see setns(2),
 // unless there is an error.
-func (m *Machine) enter(do func()) error {
+func (m *Machine) Enter(do func()) error {
 	done := make(chan error)
 	go func() {
 		runtime.LockOSThread() // never unlocked: the thread ends with this goroutine and serves no other

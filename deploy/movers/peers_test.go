@@ -1,0 +1,315 @@
+package movers
+
+import (
+	"context"
+	"crypto/tls"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/glance-dtn/glance-dtn/internal/pki"
+	"github.com/glance-dtn/glance-dtn/mover"
+	"github.com/glance-dtn/glance-dtn/mover/client"
+	"github.com/glance-dtn/glance-dtn/mover/ticket"
+)
+
+// ours is the mover that the others are compared with: glance-dtn as it is installed.
+const ours = "glance-dtn"
+
+// peer is a mover with its settings.
+type peer struct {
+	name     string
+	load     string // the only load that it is for; empty: all
+	wide     bool   // it is for the wide area alone
+	discards bool   // it keeps nothing of what arrives
+	arrivals string // where below inDir files arrive
+	// start starts the servers, and returns what moves all files from outDir of the
+	// sender to inDir of the receiver.
+	start func(*rig) (move func(context.Context) error, err error)
+}
+
+// peers are the movers, each with the settings that were best for it: several
+// connections for one file, several files at once where it can.
+func peers() []peer {
+	return []peer{
+		{name: ours, arrivals: "inbox", start: glanceDTN(mover.PCP{})},
+		{name: ours + ", 16 connections", load: "one", wide: true, arrivals: "inbox", start: glanceDTN(mover.PCP{Parallelism: 16})},
+		{name: "iperf3 -P 1, no files", load: "one", discards: true, start: iperf(1)},
+		{name: "iperf3 -P 4, no files", load: "one", discards: true, start: iperf(4)},
+		{name: "globus-url-copy -p 4 -fast", load: "one", start: globus("-p", "4", "-fast")},
+		{name: "globus-url-copy -p 16 -fast", load: "one", wide: true, start: globus("-p", "16", "-fast")},
+		{name: "globus-url-copy -pp -fast", start: globus("-pp", "-fast")},
+		{name: "globus-url-copy -cc 4 -pp -fast", start: globus("-cc", "4", "-pp", "-fast")},
+		{name: "xrdcp", start: xrdcp()},
+		{name: "xrdcp -S 8", load: "one", wide: true, start: xrdcp("--streams", "8")},
+		{name: "xrdcp --parallel 4", start: xrdcp("--parallel", "4")},
+		{name: "curl", start: fromNginx(curl)},
+		{name: "rclone", start: fromNginx(rclone)},
+		{name: "aria2c", start: fromNginx(aria2)},
+		{name: "lftp", start: fromNginx(lftp)},
+		{name: "rsync", start: rsync},
+		{name: "rsync over ssh", start: rsyncSSH},
+	}
+}
+
+// glanceDTN has two DTNs, and asks the sending one for each file, as an agent does.
+func glanceDTN(pcp mover.PCP) func(*rig) (func(context.Context) error, error) {
+	return func(r *rig) (func(context.Context) error, error) {
+		binary, err := filepath.Abs(os.Getenv("GLANCE_DTN"))
+		if err != nil {
+			return nil, err
+		}
+		dir, err := os.MkdirTemp(r.dir, "glance-dtn-")
+		if err != nil {
+			return nil, err
+		}
+		ca := filepath.Join(dir, "ca")
+		if err := pki.InitCA(ca, "movers", pki.CALife); err != nil {
+			return nil, err
+		}
+		rings := map[string]*pki.Keyring{} // of the agents
+		for site, h := range map[string]*host{"A": r.send, "B": r.recv} {
+			at := filepath.Join(dir, site)
+			for _, role := range []string{pki.DTN, pki.Agent} {
+				if _, err := pki.Issue(ca, pki.Identity{Site: site, Role: role}, []string{h.Addr.String()}, pki.LeafLife, at); err != nil {
+					return nil, err
+				}
+			}
+			files := pki.Files{CA: filepath.Join(ca, "ca.pem"), Cert: filepath.Join(at, "agent.pem"), Key: filepath.Join(at, "agent.key")}
+			if rings[site], err = files.Load(func(error) {}); err != nil {
+				return nil, err
+			}
+			export := inDir
+			if site == "A" {
+				export = "/run/export"
+			}
+			h.Run(r.tb, "rm", "-rf", "/run/state", "/run/export")
+			h.Run(r.tb, "mkdir", "-p", "/run/state", export)
+			config := write(r.tb, filepath.Join(at, "dtn.yaml"), fmt.Sprintf(`
+site: %s
+log: {level: warn}
+export: %s
+address: %s:7444
+state: /run/state
+tls: {ca: ../ca/ca.pem}
+metrics: ""
+reserve: 1MiB
+transfers: 8
+`, site, export, h.Addr))
+			if err := r.serve(h, nil, 7443, binary, "dtn", "--config", config); err != nil {
+				return nil, err
+			}
+		}
+		return r.thirdParty(rings["A"], rings["B"], pcp)
+	}
+}
+
+// thirdParty stages the files, by links, and returns what has them moved.
+func (r *rig) thirdParty(asker, signer *pki.Keyring, pcp mover.PCP) (func(context.Context) error, error) {
+	var requests []mover.Request
+	for _, f := range r.files {
+		arriving := f
+		arriving.Name = mover.Inbox + "/" + f.Name
+		token, err := ticket.Sign(signer.Certificate(), mover.Ticket{ID: f.Name, Site: "B", From: "A", File: arriving, Expires: time.Now().Add(time.Hour)})
+		if err != nil {
+			return nil, err
+		}
+		staged := f
+		staged.Name = mover.Outbox + "/" + f.Name
+		if err := os.Link(filepath.Join(r.send.Path(outDir), f.Name), filepath.Join(r.send.Path("/run/export"), staged.Name)); err != nil {
+			return nil, err
+		}
+		requests = append(requests, mover.Request{
+			Key: f.Name, Source: staged, PCP: pcp,
+			Destination: mover.Destination{Address: net.JoinHostPort(r.recv.Addr.String(), "7444"), Ticket: token},
+		})
+	}
+	conf := asker.ClientTLS(pki.Identity{Site: "A", Role: pki.DTN})
+	conf.ServerName = r.send.Addr.String()
+	transport := &http.Transport{DialTLSContext: func(ctx context.Context, network, address string) (net.Conn, error) {
+		raw, err := r.send.dial(network, address)
+		if err != nil {
+			return nil, err
+		}
+		c := tls.Client(raw, conf)
+		return c, c.HandshakeContext(ctx)
+	}, MaxIdleConnsPerHost: 16}
+	dtn, err := client.New("https://"+net.JoinHostPort(r.send.Addr.String(), "7443"), &http.Client{Transport: transport})
+	if err != nil {
+		return nil, err
+	}
+	return func(ctx context.Context) error {
+		defer transport.CloseIdleConnections()
+		all, ctx := errgroup.WithContext(ctx)
+		all.SetLimit(16)
+		for _, request := range requests {
+			all.Go(func() error { return moved(ctx, dtn, request) })
+		}
+		return all.Wait()
+	}, nil
+}
+
+// moved asks for a transfer and returns when it is done.
+func moved(ctx context.Context, dtn *client.Client, request mover.Request) error {
+	id, err := dtn.Submit(ctx, request)
+	if err != nil {
+		return err
+	}
+	for {
+		s, err := dtn.Status(ctx, id)
+		switch {
+		case err != nil:
+			return err
+		case s.State == mover.Done:
+			return nil
+		case s.State.Final():
+			return fmt.Errorf("%s: %s", s.State, s.Error)
+		}
+		select {
+		case <-time.After(5 * time.Millisecond):
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// iperf sends as many bytes as the files have, from memory to nowhere.
+func iperf(streams int) func(*rig) (func(context.Context) error, error) {
+	return func(r *rig) (func(context.Context) error, error) {
+		if err := r.serve(r.recv, nil, 5201, "iperf3", "--server"); err != nil {
+			return nil, err
+		}
+		return func(ctx context.Context) error {
+			return r.run(ctx, r.send, nil, "iperf3", "--client", r.recv.Addr.String(), "--parallel", strconv.Itoa(streams), "--bytes", strconv.FormatInt(r.size, 10))
+		}, nil
+	}
+}
+
+// globus is a third-party copy between two GridFTP servers, without authentication.
+func globus(args ...string) func(*rig) (func(context.Context) error, error) {
+	return func(r *rig) (func(context.Context) error, error) {
+		for _, h := range []*host{r.send, r.recv} {
+			if err := r.serve(h, nil, 2811, "globus-gridftp-server", "-allow-anonymous", "-anonymous-user", "root", "-allow-root",
+				"-port", "2811", "-control-interface", h.Addr.String(), "-data-interface", h.Addr.String(), "-blocksize", "1048576"); err != nil {
+				return nil, err
+			}
+		}
+		url := func(h *host, dir string) string { return fmt.Sprintf("ftp://%s:2811%s/", h.Addr, dir) }
+		return func(ctx context.Context) error {
+			return r.run(ctx, r.send, nil, "globus-url-copy", append(args, "-tcp-bs", "0", "-r", url(r.send, outDir), url(r.recv, inDir))...)
+		}, nil
+	}
+}
+
+// xrdcp fetches from an XRootD server, without checksums of pages, which are not
+// looked at by others either.
+func xrdcp(args ...string) func(*rig) (func(context.Context) error, error) {
+	return func(r *rig) (func(context.Context) error, error) {
+		config := write(r.tb, filepath.Join(r.dir, "xrootd.cfg"), "xrd.port 1094\nall.export "+outDir+"\nall.adminpath /run/xrootd\nall.pidpath /run/xrootd\n")
+		var list strings.Builder
+		for _, f := range r.files {
+			fmt.Fprintf(&list, "root://%s:1094/%s/%s\n", r.send.Addr, outDir, f.Name)
+		}
+		files := write(r.tb, filepath.Join(r.dir, "xrdcp.list"), list.String())
+		r.send.Run(r.tb, "install", "-d", "-o", "nobody", "/run/xrootd")
+		if err := r.serve(r.send, nil, 1094, "xrootd", "-R", "nobody", "-c", config); err != nil {
+			return nil, err
+		}
+		return func(ctx context.Context) error {
+			return r.run(ctx, r.recv, []string{"XRD_CPUSEPGWRTRD=0"}, "xrdcp", append(args, "--nopbar", "--force", "--infiles", files, inDir+"/")...)
+		}, nil
+	}
+}
+
+// fromNginx is a client of a web server that sends with sendfile(2).
+func fromNginx(do func(ctx context.Context, r *rig, url string) error) func(*rig) (func(context.Context) error, error) {
+	return func(r *rig) (func(context.Context) error, error) {
+		config := write(r.tb, filepath.Join(r.dir, "nginx.conf"), `
+user root;
+daemon off;
+worker_processes 2;
+pid /run/nginx.pid;
+error_log stderr;
+events {}
+http {
+	access_log off;
+	sendfile on;
+	tcp_nopush on;
+	keepalive_requests 100000;
+	client_body_temp_path /run/nginx; proxy_temp_path /run/nginx; fastcgi_temp_path /run/nginx;
+	scgi_temp_path /run/nginx; uwsgi_temp_path /run/nginx;
+	server { listen 80; root `+outDir+`; autoindex on; }
+}
+`)
+		if err := r.serve(r.send, nil, 80, "nginx", "-c", config, "-e", "stderr"); err != nil {
+			return nil, err
+		}
+		return func(ctx context.Context) error { return do(ctx, r, "http://"+r.send.Addr.String()+"/") }, nil
+	}
+}
+
+func curl(ctx context.Context, r *rig, url string) error {
+	var list strings.Builder
+	for _, f := range r.files {
+		fmt.Fprintf(&list, "url = %s%s\noutput = %s/%s\n", url, f.Name, inDir, f.Name)
+	}
+	config := write(r.tb, filepath.Join(r.dir, "curl.conf"), list.String())
+	return r.run(ctx, r.recv, nil, "curl", "--fail", "--silent", "--show-error", "--parallel", "--parallel-max", "8", "--config", config)
+}
+
+func rclone(ctx context.Context, r *rig, url string) error {
+	return r.run(ctx, r.recv, nil, "rclone", "copy", ":http:", inDir, "--http-url", url, "--config", "/dev/null",
+		"--transfers", "8", "--checkers", "16", "--multi-thread-streams", "4", "--multi-thread-cutoff", "64M", "--buffer-size", "4M")
+}
+
+func aria2(ctx context.Context, r *rig, url string) error {
+	var list strings.Builder
+	for _, f := range r.files {
+		list.WriteString(url + f.Name + "\n")
+	}
+	files := write(r.tb, filepath.Join(r.dir, "aria2.list"), list.String())
+	return r.run(ctx, r.recv, nil, "aria2c", "--no-conf", "--quiet", "--dir", inDir, "--input-file", files, "--file-allocation", "none",
+		"--max-connection-per-server", "16", "--split", "16", "--min-split-size", "8M", "--max-concurrent-downloads", "16")
+}
+
+func lftp(ctx context.Context, r *rig, url string) error {
+	return r.run(ctx, r.recv, nil, "lftp", "-c", "set net:max-retries 1; mirror --parallel=8 --use-pget-n=4 "+url+" "+inDir)
+}
+
+func rsync(r *rig) (func(context.Context) error, error) {
+	config := write(r.tb, filepath.Join(r.dir, "rsyncd.conf"), "uid = root\nuse chroot = no\n[out]\npath = "+outDir+"\n")
+	if err := r.serve(r.send, nil, 873, "rsync", "--daemon", "--no-detach", "--config", config); err != nil {
+		return nil, err
+	}
+	return func(ctx context.Context) error {
+		return r.run(ctx, r.recv, nil, "rsync", "--recursive", "--whole-file", "--inplace", "rsync://"+r.send.Addr.String()+"/out/", inDir+"/")
+	}, nil
+}
+
+func rsyncSSH(r *rig) (func(context.Context) error, error) {
+	for _, name := range []string{"host", "user"} {
+		key := filepath.Join(r.dir, "ssh-"+name)
+		if _, err := os.Stat(key); err == nil {
+			continue
+		}
+		r.send.Run(r.tb, "ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key)
+	}
+	key := filepath.Join(r.dir, "ssh-user")
+	config := write(r.tb, filepath.Join(r.dir, "sshd_config"), fmt.Sprintf(
+		"HostKey %s/ssh-host\nAuthorizedKeysFile %s.pub\nPermitRootLogin yes\nStrictModes no\nUsePAM no\nPidFile none\n", r.dir, key))
+	r.send.Run(r.tb, "mkdir", "-p", "/run/sshd")
+	if err := r.serve(r.send, nil, 22, "/usr/sbin/sshd", "-D", "-e", "-f", config); err != nil {
+		return nil, err
+	}
+	ssh := "ssh -i " + key + " -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o LogLevel=ERROR"
+	return func(ctx context.Context) error {
+		return r.run(ctx, r.recv, nil, "rsync", "--recursive", "--whole-file", "--inplace", "-e", ssh, "root@"+r.send.Addr.String()+":"+outDir+"/", inDir+"/")
+	}, nil
+}
