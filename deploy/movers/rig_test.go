@@ -128,7 +128,7 @@ func (r *rig) begin() {
 func (r *rig) end() {
 	r.tb.Helper()
 	for _, h := range []*host{r.send, r.recv} {
-		if err := os.WriteFile(filepath.Join(h.group.Name(), "cgroup.kill"), []byte("1"), 0); err != nil {
+		if err := h.kill(); err != nil {
 			r.tb.Error(err)
 		}
 		for _, ended := range h.daemons {
@@ -183,6 +183,7 @@ func (r *rig) command(ctx context.Context, h *host, env []string, name string, a
 // run runs a client to its end. The error has the last that it said.
 func (r *rig) run(ctx context.Context, h *host, env []string, name string, args ...string) error {
 	cmd := r.command(ctx, h, env, name, args...)
+	cmd.Cancel = h.kill // what it has started included
 	var said bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &said, &said
 	if err := cmd.Run(); err != nil {
@@ -234,6 +235,11 @@ func (h *host) dial(network, address string) (c net.Conn, err error) {
 		return nil, entered
 	}
 	return c, err
+}
+
+// kill kills all processes of the host's group.
+func (h *host) kill() error {
+	return os.WriteFile(filepath.Join(h.group.Name(), "cgroup.kill"), []byte("1"), 0)
 }
 
 func (h *host) processes(tb testing.TB) []string {
