@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -23,7 +24,7 @@ import (
 	"github.com/glance-dtn/glance-dtn/deploy/lab/wan"
 )
 
-func real(t testing.TB) {
+func need(t testing.TB) {
 	t.Helper()
 	if os.Getenv("GLANCE_DTN_REAL") == "" {
 		t.Skip("needs root and network namespaces; `make test` runs it")
@@ -95,7 +96,7 @@ func dial(t testing.TB, m *lab.Machine, address, control string) net.Conn {
 }
 
 // rate is what TCP connections from a to b carry together, in bits per second of
-// their payload, for a time after another to get under way, and the mean of the round
+// their payload, for a time after another to get under way, and the median of the round
 // trips that they saw.
 func rate(t testing.TB, a, b *lab.Machine, control string, connections int, warm, span time.Duration) (bits float64, rtt time.Duration) {
 	t.Helper()
@@ -127,19 +128,21 @@ func rate(t testing.TB, a, b *lab.Machine, control string, connections int, warm
 	time.Sleep(warm)
 	begin, n := time.Now(), arrived.Load()
 	const looks = 50
+	var trips []time.Duration
 	for range looks {
 		time.Sleep(span / looks)
 		for _, c := range all {
-			rtt += roundTripOf(t, c) / time.Duration(looks*connections)
+			trips = append(trips, roundTripOf(t, c))
 		}
 	}
+	slices.Sort(trips)
 	took, n := time.Since(begin), arrived.Load()-n
 	for _, c := range all {
 		_ = c.(*net.TCPConn).SetLinger(0)
 		_ = c.Close()
 	}
 	sending.Wait()
-	return float64(n) * 8 / took.Seconds(), rtt
+	return float64(n) * 8 / took.Seconds(), trips[len(trips)/2]
 }
 
 // roundTripOf is what the kernel believes of a connection.
@@ -178,7 +181,7 @@ func roundTrip(t *testing.T, a, b *lab.Machine) time.Duration {
 // BenchmarkPath tells what a path of 1 Gbit/s and 50 ms carries, of 941 Mbit/s, and
 // what the emulator and both ends, which are this process, cost.
 func BenchmarkPath(b *testing.B) {
-	real(b)
+	need(b)
 	for b.Loop() {
 		x, y, e := two(b, wan.Path{Delay: 25 * time.Millisecond, Rate: 1e9})
 		roomy(b, x, y)
@@ -199,7 +202,7 @@ func cpu(b *testing.B) time.Duration {
 }
 
 func TestAPathTakesItsTime(t *testing.T) {
-	real(t)
+	need(t)
 	for _, delay := range []time.Duration{0, 500 * time.Microsecond, 25 * time.Millisecond} {
 		a, b, _ := two(t, wan.Path{Delay: delay, Rate: 1e9})
 		if got := roundTrip(t, a, b); got < 2*delay || got > 2*delay+5*time.Millisecond {
@@ -229,7 +232,7 @@ func figures() (all []figure) {
 	}
 	// The queue is longer than a host that has other work is away.
 	full("20 Mbit/s", wan.Path{Delay: 10 * time.Millisecond, Rate: 20e6, Queue: 4 << 20})
-	full("100 Mbit/s, jumbo frames", wan.Path{Delay: 10 * time.Millisecond, Rate: 100e6, Queue: 16 << 20, MTU: 9000})
+	full("100 Mbit/s, jumbo frames", wan.Path{Delay: 10 * time.Millisecond, Rate: 100e6, Queue: 4 << 20, MTU: 9000})
 	lossy := func(loss float64) {
 		p := wan.Path{Delay: 20 * time.Millisecond, Rate: 1e9, Queue: 64 << 20, Loss: loss}
 		const connections, mss = 8, 1448
@@ -260,7 +263,7 @@ func (f figure) hold(t *testing.T, a, b *lab.Machine) {
 }
 
 func TestAPathComesToTheFigures(t *testing.T) {
-	real(t)
+	need(t)
 	for _, f := range figures() {
 		t.Run(f.name, func(t *testing.T) {
 			a, b, e := two(t, f.path)
@@ -280,7 +283,7 @@ func TestAPathComesToTheFigures(t *testing.T) {
 // TestALossIsARetransmission holds that what the hosts hand over as one packet of
 // 64 KiB loses single packets of the wire.
 func TestALossIsARetransmission(t *testing.T) {
-	real(t)
+	need(t)
 	a, b, e := two(t, wan.Path{Delay: time.Millisecond, Rate: 1e9, Loss: 0.002})
 	const size = 64 << 20
 	done := make(chan int64, 1)
@@ -307,8 +310,8 @@ func TestALossIsARetransmission(t *testing.T) {
 		t.Errorf("%d packets for %d bytes, want %d at least", there.Sent, size, least)
 	}
 	missing := there.Lost + there.Overflowed
-	if retransmitted < missing || retransmitted > missing+missing/4+20 {
-		t.Errorf("%d packets were sent again, want the %d that went missing and few more", retransmitted, missing)
+	if retransmitted < missing-3 || retransmitted > missing+missing/4+20 {
+		t.Errorf("%d packets were sent again, want the %d that went missing, but for bare acknowledgements, and few more", retransmitted, missing)
 	}
 }
 
@@ -328,7 +331,7 @@ func counter(t *testing.T, m *lab.Machine, name string) (n int64) {
 // TestAPathThatIsForwardedKeepsItsBytes sends over two paths and a cable, with a
 // machine between each two that forwards.
 func TestAPathThatIsForwardedKeepsItsBytes(t *testing.T) {
-	real(t)
+	need(t)
 	a, b, c, d := lab.NewMachine(t, "a"), lab.NewMachine(t, "b"), lab.NewMachine(t, "c"), lab.NewMachine(t, "d")
 	lab.ConnectOver(t, wan.Path{Delay: 2 * time.Millisecond, Rate: 500e6, Loss: 0.001}, a, "10.0.1.1/24", b, "10.0.1.2/24")
 	lab.Connect(t, b, "10.0.2.1/24", c, "10.0.2.2/24")
@@ -386,7 +389,7 @@ func TestAPathThatIsForwardedKeepsItsBytes(t *testing.T) {
 func pattern(i int) byte { return byte(i ^ i>>8 ^ i>>16) }
 
 func TestAPathLosesWhatComesToADeviceThatIsDown(t *testing.T) {
-	real(t)
+	need(t)
 	a, b, _ := two(t, wan.Path{Delay: 20 * time.Millisecond})
 	if got := roundTrip(t, a, b); got < 40*time.Millisecond {
 		t.Errorf("a round trip of %v", got)
@@ -402,7 +405,7 @@ func TestAPathLosesWhatComesToADeviceThatIsDown(t *testing.T) {
 }
 
 func TestAMachineIsApart(t *testing.T) {
-	real(t)
+	need(t)
 	var gone string
 	t.Run("while it is there", func(t *testing.T) {
 		m := lab.NewMachine(t, "apart")
