@@ -20,8 +20,6 @@ import (
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/glance-dtn/glance-dtn/deploy/lab"
 	"github.com/glance-dtn/glance-dtn/internal/digest"
 	"github.com/glance-dtn/glance-dtn/mover"
@@ -65,7 +63,7 @@ func newRig(tb testing.TB, p path, l load) *rig {
 		tb.Fatal(err)
 	}
 	tb.Cleanup(func() { _ = os.RemoveAll(dir) })
-	r := &rig{tb: tb, dir: dir, groups: controlGroups(tb)}
+	r := &rig{tb: tb, dir: dir}
 	hosts := filepath.Join(r.dir, "hosts")
 	write(tb, hosts, "127.0.0.1 localhost\n10.0.0.1 send\n10.0.0.2 recv\n")
 	for _, h := range []struct {
@@ -77,6 +75,7 @@ func newRig(tb testing.TB, p path, l load) *rig {
 		m.Run(tb, "mount", "-t", "tmpfs", "-o", "size=100%", "tmpfs", "/run")
 		*h.at = &host{Machine: m}
 	}
+	r.makeGroups()
 	p.connect(tb, r.send.Machine, r.recv.Machine)
 	for h, peer := range map[*host]*host{r.send: r.recv, r.recv: r.send} {
 		// By the route: a network namespace may have less congestion controls as its default.
@@ -88,24 +87,37 @@ func newRig(tb testing.TB, p path, l load) *rig {
 	return r
 }
 
-// controlGroups mounts the hierarchy of cgroups(7), version 2, and returns the
-// directory of a group that is this test's.
-func controlGroups(tb testing.TB) string {
-	tb.Helper()
-	dir := tb.TempDir()
-	if err := unix.Mount("none", dir, "cgroup2", 0, ""); err != nil {
-		tb.Fatalf("mount cgroup2: %v", err)
+// makeGroups mounts the hierarchy of cgroups(7), version 2, on the sender, and makes
+// a group that is this process's. What a run that was killed has left is removed.
+func (r *rig) makeGroups() {
+	r.tb.Helper()
+	const dir = "/run/cgroup"
+	r.send.Run(r.tb, "mkdir", dir)
+	r.send.Run(r.tb, "mount", "-t", "cgroup2", "none", dir)
+	const prefix = "movers-"
+	old, err := filepath.Glob(filepath.Join(r.send.Path(dir), prefix+"*"))
+	if err != nil {
+		r.tb.Fatal(err)
 	}
-	group := filepath.Join(dir, fmt.Sprintf("movers-%d", os.Getpid()))
-	tb.Cleanup(func() {
-		if err := errors.Join(os.Remove(group), unix.Unmount(dir, 0)); err != nil {
-			tb.Error(err)
+	for _, name := range old {
+		pid := strings.TrimPrefix(filepath.Base(name), prefix)
+		if _, err := os.Stat(filepath.Join("/proc", pid)); !errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		_ = os.WriteFile(filepath.Join(name, "cgroup.kill"), []byte("1"), 0)
+		for _, sub := range []string{"send", "recv", ""} {
+			_ = os.Remove(filepath.Join(name, sub)) // what is still dying the next run removes
+		}
+	}
+	r.groups = filepath.Join(r.send.Path(dir), prefix+strconv.Itoa(os.Getpid()))
+	if err := os.Mkdir(r.groups, 0o755); err != nil {
+		r.tb.Fatal(err)
+	}
+	r.tb.Cleanup(func() {
+		if err := os.Remove(r.groups); err != nil {
+			r.tb.Error(err)
 		}
 	})
-	if err := os.Mkdir(group, 0o755); err != nil {
-		tb.Fatal(err)
-	}
-	return group
 }
 
 // begin gives each host a control group. It is for one run: what is started in one
