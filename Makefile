@@ -4,7 +4,7 @@ PREFIX  ?= /usr/local
 SCRIPTS := deploy/sandbox/sandbox deploy/demo/demo deploy/kernel/init .ci/run
 SANDBOX := deploy/sandbox/sandbox
 KERNEL  := user-mode-linux nfs-kernel-server nfs-common rpcbind kmod iproute2 e2fsprogs xfsprogs ethtool systemd
-GRIDFTP := globus-gridftp-server-progs globus-gass-copy-progs iproute2
+GRIDFTP := globus-gridftp-server-progs globus-gass-copy-progs iproute2 procps
 PEERS   := $(GRIDFTP) iperf3 xrootd-server xrootd-client rclone aria2 \
 	curl lftp nginx-light rsync openssh-server openssh-client
 RACE    := ./agent ./agent/api ./glance/store ./mover/client ./mover/dtn ./mover/gridftp ./mover/localcopy ./nfs/guard
@@ -15,7 +15,7 @@ export CGO_ENABLED = 0
 .PHONY: help build test test-kernel check format demo bench bench-nfs bench-movers man completion install clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 
 build: ## bin/glance-dtn, static, with its version
 	go build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/glance-dtn ./cmd/glance-dtn
