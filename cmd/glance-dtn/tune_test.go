@@ -265,6 +265,29 @@ func TestLeftoversOfAServerThatIsAwayStayNoted(t *testing.T) {
 	}
 }
 
+// A server that is away is no fault of a sweep of another one, and is not waited for twice.
+func TestASweepGoesOnWhereAnotherServerIsAway(t *testing.T) {
+	dir, target := exportedDir(t)
+	away := nfsTarget{source: "127.0.0.1:/away", dir: filepath.Join(t.TempDir(), "file"), export: nfs.Options{"rw"}}
+	if err := os.WriteFile(away.dir, nil, 0o600); err != nil { // nothing can be removed below a file
+		t.Fatal(err)
+	}
+	state, name := t.TempDir(), mounted.Prefix+"1"
+	l := leftoversOf(t, state)
+	if err := errors.Join(l.making(away)(name), l.Close()); err != nil {
+		t.Fatal(err)
+	}
+	var stdout, stderr bytes.Buffer
+	cmd := exec.Command("glance-dtn", "tune", "nfs", target.source, "--way", "probe", "--options", target.options.String(), "--size", "1MiB", "--sizes", "64K", "--reps", "1", "--state", state)
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	if err := cmd.Run(); err != nil || !strings.Contains(stdout.String(), "Files of an earlier sweep are left: remove") {
+		t.Errorf("%v: %s%s", err, &stdout, &stderr)
+	}
+	if kept, err := readScratchFiles(state); err != nil || len(kept) != 1 || kept[0].Dir != away.dir || len(names(t, dir)) > 0 {
+		t.Errorf("noted %+v, %v, want the one that is away; left %q", kept, err, names(t, dir))
+	}
+}
+
 // One file to write to and one to read for each kind of data, whatever the number of
 // connections, as README says.
 func TestTheProbesShareTheirFiles(t *testing.T) {

@@ -20,9 +20,10 @@ import (
 // clear it away. It has the state directory locked: two sweeps at once would measure each
 // other, and undo each other's changes.
 type leftovers struct {
-	state string
-	lock  *os.File
-	files []scratchFiles
+	state  string
+	lock   *os.File
+	files  []scratchFiles
+	beyond []scratchFiles // noted too, and not removed again: their server is away
 }
 
 // scratchFiles are names of files in the directory that a source has.
@@ -74,10 +75,11 @@ func (l *leftovers) write() error {
 		return err
 	}
 	defer root.Close()
-	if len(l.files) == 0 {
+	all := slices.Concat(l.beyond, l.files)
+	if len(all) == 0 {
 		return durable.Remove(root, scratchFilesName)
 	}
-	text, err := json.MarshalIndent(l.files, "", "  ")
+	text, err := json.MarshalIndent(all, "", "  ")
 	if err != nil {
 		return err
 	}
@@ -103,22 +105,22 @@ func (l *leftovers) making(t nfsTarget) func(name string) error {
 	}
 }
 
-// remove removes the files, and says which. Those that it cannot remove stay noted.
+// remove removes the files, and says which. Those that it cannot remove stay noted, for
+// another process: one that is told so once does not wait for their server again.
 func (l *leftovers) remove(ctx context.Context, h *host.Host) (did []string, err error) {
 	if len(l.files) == 0 {
 		return nil, nil
 	}
 	var faults []error
-	var left []scratchFiles
 	for _, f := range l.files {
 		if err := f.remove(ctx, h); err != nil {
-			left = append(left, f)
+			l.beyond = append(l.beyond, f)
 			faults = append(faults, fmt.Errorf("remove %q from %s (glance-dtn tune nfs --undo tries again): %w", f.Names, f.Source, err))
 			continue
 		}
 		did = append(did, f.says()...)
 	}
-	l.files = left
+	l.files = nil
 	return did, errors.Join(append(faults, l.write())...)
 }
 
