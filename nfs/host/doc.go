@@ -39,7 +39,8 @@
 // everything else stays. What a live mount does not show (retry=, nofail, _netdev,
 // x-...) is taken from the unit or the line of fstab that made it; of a line of fstab
 // systemd has made a unit, in which bg has become what it means there, see
-// systemd.mount(5). Both happen in the mount namespace of this process.
+// systemd.mount(5). Where that has an automount too, it stays, and mounts what the
+// unit says by then. Both happen in the mount namespace of this process.
 //
 // The kernel grants something else than was asked for without saying so: Apply
 // reads back what holds, and tells the difference.

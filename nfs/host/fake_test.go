@@ -88,6 +88,14 @@ func (f *fake) withSystemd(unit string) {
 	}
 }
 
+// withAutomount has systemd make the mount when it is used.
+func (f *fake) withAutomount() {
+	f.withSystemd("/run/systemd/generator/mnt-dtn.mount")
+	f.mounts = slices.Insert(f.mounts, 1, nfs.Mount{ID: 51, Parent: 1, Device: "0:9", Root: "/", Point: point, Type: "autofs", Source: "systemd-1", Super: nfs.Options{"rw"}})
+	f.mounts[2].Parent = 51
+	f.show()
+}
+
 // mount mounts as the kernel does, what it fills in included.
 func (f *fake) mount(source, point string, o nfs.Options) {
 	size, found := o.Get("rsize")
@@ -110,7 +118,13 @@ func (f *fake) mount(source, point string, o nfs.Options) {
 	super = append(super, nfs.ParseOptions("namlen=255,mountaddr=192.0.2.1,mountvers=3,mountport=31415,mountproto=udp,addr=192.0.2.1")...)
 	slices.Sort(super[1:]) // some fixed order
 	f.nextID++
-	f.mounts = append(f.mounts, nfs.Mount{ID: f.nextID, Parent: 1, Device: fmt.Sprintf("0:%d", f.nextID), Root: "/", Point: point, Options: own, Type: "nfs", Source: source, Super: super})
+	parent := 1
+	for _, m := range f.mounts {
+		if m.Point == point {
+			parent = m.ID
+		}
+	}
+	f.mounts = append(f.mounts, nfs.Mount{ID: f.nextID, Parent: parent, Device: fmt.Sprintf("0:%d", f.nextID), Root: "/", Point: point, Options: own, Type: "nfs", Source: source, Super: super})
 	f.show()
 }
 
@@ -287,10 +301,10 @@ func (f *fake) nfsMount(source, point string, o nfs.Options) error {
 	return nil
 }
 
-// top returns the index of the mount that is seen at point, or -1.
+// top returns the index of the mount that is seen at point, an automount aside, or -1.
 func (f *fake) top(point string) int {
 	for i, m := range slices.Backward(f.mounts) {
-		if m.Point == point {
+		if m.Point == point && m.Type != "autofs" {
 			return i
 		}
 	}

@@ -53,6 +53,7 @@ var hosts = []struct {
 }{
 	{"without systemd", func(*fake) {}, "/var/lib/glance-dtn/fstab", false},
 	{"a unit from fstab", func(f *fake) { f.withSystemd("/run/systemd/generator/mnt-dtn.mount") }, unitDir + "/mnt-dtn.mount.d/" + dropIn, true},
+	{"an automount from fstab", (*fake).withAutomount, unitDir + "/mnt-dtn.mount.d/" + dropIn, true},
 	{"a unit of the operator", func(f *fake) { f.withSystemd(unitDir + "/mnt-dtn.mount") }, unitDir + "/mnt-dtn.mount.d/" + dropIn, true},
 	{"mounted by hand", func(f *fake) { f.withSystemd("") }, unitDir + "/mnt-dtn.mount", false},
 }
@@ -577,11 +578,16 @@ func TestPlan(t *testing.T) {
 	if _, err := Plan(s(), toSync); err == nil || !strings.Contains(err.Error(), "bind mount") {
 		t.Errorf("a bind mount: %v", err)
 	}
-	f.mounts = slices.Insert(f.mounts, 1, nfs.Mount{ID: 51, Parent: 1, Device: "0:9", Root: "/", Point: point, Type: "autofs", Source: "systemd-1", Super: nfs.Options{"rw"}})
+	f.mounts = slices.Insert(f.mounts, 1, nfs.Mount{ID: 51, Parent: 1, Device: "0:9", Root: "/", Point: point, Type: "autofs", Source: "/etc/auto.misc", Super: nfs.Options{"rw"}})
 	f.mounts[2].Parent = 51
 	f.show()
-	if _, err := Plan(s(), toSync); err == nil || !strings.Contains(err.Error(), "autofs") {
-		t.Errorf("an automount: %v", err)
+	if _, err := Plan(s(), toSync); err == nil || !strings.Contains(err.Error(), "of type autofs is mounted at /mnt/dtn too") {
+		t.Errorf("a mount of automount(8): %v", err)
+	}
+	f.mounts = slices.Delete(f.mounts, 2, 3)
+	f.show()
+	if _, err := Plan(s(), toSync); err == nil || !strings.Contains(err.Error(), "nothing is mounted at /mnt/dtn now: use it once (ls /mnt/dtn)") {
+		t.Errorf("an automount that was not used: %v", err)
 	}
 	f.put(exportsFile, "no path\n")
 	if _, err := Plan(s(), toAsync); err == nil || !strings.Contains(err.Error(), exportsFile) {

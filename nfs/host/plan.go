@@ -195,7 +195,7 @@ func planMount(s State, w Wish) ([]Change, error) {
 	}
 	if all := stack(s.Mounts, m.Point); len(all) > 1 {
 		under := all[len(all)-2]
-		return nil, fmt.Errorf("%s of type %s is mounted at %s too, under %s: unmount that first (for autofs, stop its automount unit)", under.Source, under.Type, m.Point, m.Source)
+		return nil, fmt.Errorf("%s of type %s is mounted at %s too, under %s: unmount that first (for autofs, take its line out of the maps of automount(8))", under.Source, under.Type, m.Point, m.Source)
 	}
 	if m.Root != "/" {
 		return nil, fmt.Errorf("%s is a bind mount of %s in %s: change the mount that it was made from", m.Point, m.Root, m.Source)

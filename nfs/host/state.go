@@ -121,6 +121,8 @@ func (s State) At(dir string) (nfs.Mount, error) {
 		return nfs.Mount{}, fmt.Errorf("no mount holds %s", dir)
 	case m.Point != dir && nfs.IsNFS(m.Type):
 		return nfs.Mount{}, fmt.Errorf("%s is no mount point: it lies on the mount of %s at %s, name that", dir, m.Source, m.Point)
+	case m.Point == dir && m.Type == autofs:
+		return nfs.Mount{}, fmt.Errorf("nothing is mounted at %s now: use it once (ls %[1]s), so that autofs mounts it", dir)
 	case m.Point != dir:
 		return nfs.Mount{}, fmt.Errorf("nothing is mounted at %s: it lies on %s at %s, of type %s", dir, m.Source, m.Point, m.Type)
 	case !nfs.IsNFS(m.Type):
@@ -129,10 +131,16 @@ func (s State) At(dir string) (nfs.Mount, error) {
 	return m, nil
 }
 
-// stack returns the mounts whose mount point is dir, the visible one last.
+// stack returns the mounts whose mount point is dir, the visible one last. An automount
+// of systemd, which is not in the way of what its unit mounts on it, is none.
 func stack(mounts []nfs.Mount, dir string) []nfs.Mount {
-	return slices.DeleteFunc(slices.Clone(mounts), func(m nfs.Mount) bool { return m.Point != dir })
+	return slices.DeleteFunc(slices.Clone(mounts), func(m nfs.Mount) bool {
+		return m.Point != dir || m.Type == autofs && m.Source == "systemd-1"
+	})
 }
+
+// autofs is the type of what mounts a file system once its mount point is used.
+const autofs = "autofs"
 
 // below returns the mount points of the mounts on m.
 func below(mounts []nfs.Mount, m nfs.Mount) []string {

@@ -29,6 +29,7 @@ func TestKernelSystemd(t *testing.T) {
 	guest.Connect(t, dtn, "10.0.0.1/24", ctrl, "10.0.0.2/24")
 	server := dtn.Serve(t, "sync")
 	ctrl.Run(t, "mount", "-t", "cgroup2", "none", "/sys/fs/cgroup")
+	ctrl.Run(t, "modprobe", "autofs4")
 	// Nothing that the host has installed: a daemon-reload reads all of it, and the guest is slow.
 	for _, dir := range []string{"/etc/systemd/system", "/usr/lib/systemd/system", "/usr/lib/systemd/system-generators"} {
 		ctrl.Run(t, "mkdir", "-p", dir)
@@ -187,4 +188,40 @@ func TestUnderSystemd(t *testing.T) {
 		t.Errorf("the unit is %s", state)
 	}
 	run("umount", dir)
+
+	// x-systemd.automount, which mounts what is used, while it is used.
+	write(t, operators, "[Mount]\nWhat="+source+"\nWhere="+dir+"\nType=nfs\nOptions="+options+"\n")
+	automount := strings.TrimSuffix(unit, ".mount") + ".automount"
+	write(t, filepath.Join("/run/systemd/system", automount), "[Automount]\nWhere="+dir+"\n")
+	run("systemctl", "daemon-reload")
+	run("systemctl", "start", automount)
+	if s, err := h.Read(t.Context()); err != nil {
+		t.Error(err)
+	} else if _, err := s.At(dir); err == nil || !strings.Contains(err.Error(), "use it once") {
+		t.Errorf("an automount that was not used: %v", err)
+	}
+	use := func() {
+		t.Helper()
+		if _, err := os.ReadDir(dir); err != nil {
+			t.Error(err)
+		}
+	}
+	use()
+	before, _ := now()
+	applied(t, h, host.Wish{Mount: dir, Options: nfs.Options{"rsize=8192"}}, host.Options{})
+	for range 2 {
+		if got, _ := now(); !slices.Contains(got, "rsize=8192") {
+			t.Errorf("automounted, it has %s", got)
+		}
+		run("umount", dir)
+		use()
+	}
+	undone(t, h)
+	if got, _ := now(); !slices.Equal(got, before) || len(ours()) > 0 {
+		t.Errorf("undone, it has %s, want %s; files %q", got, before, ours())
+	}
+	if state := run("systemctl", "is-active", automount); state != "active" {
+		t.Errorf("the automount is %s", state)
+	}
+	run("systemctl", "stop", automount)
 }
