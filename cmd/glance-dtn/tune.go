@@ -370,6 +370,12 @@ func (c *cli) tuneTarget(ctx context.Context, t nfsTuning, name string) (err err
 	if err := target.allows(t); err != nil {
 		return err
 	}
+	if t.apply || t.dryRun { // a refusal comes before the sweep
+		some := nfssweep.Advice{RSize: 4 << 10, WSize: 4 << 10, AsyncGain: 1}
+		if _, err := t.plan(ctx, h, target, some); err != nil {
+			return err
+		}
+	}
 	out := tuned{Source: target.source, Dir: target.dir, Way: t.way, Bytes: t.bytes, Client: target.client()}
 	if t.way != "live" {
 		out.Server, out.Notes = target.server(ctx, t.left.making(target))
@@ -468,13 +474,17 @@ func writeFile(name string, write func(io.Writer) error) error {
 	return errors.Join(write(f), f.Close())
 }
 
-// change plans what the advice asks for, and does it unless it is a dry run.
-func (t *nfsTuning) change(ctx context.Context, h *host.Host, target nfsTarget, a nfssweep.Advice) ([]host.Change, []host.Result, error) {
+func (t *nfsTuning) plan(ctx context.Context, h *host.Host, target nfsTarget, a nfssweep.Advice) ([]host.Change, error) {
 	state, err := h.Read(ctx)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
-	changes, err := host.Plan(state, target.wishes(t, a)...)
+	return host.Plan(state, target.wishes(t, a)...)
+}
+
+// change plans what the advice asks for, and does it unless it is a dry run.
+func (t *nfsTuning) change(ctx context.Context, h *host.Host, target nfsTarget, a nfssweep.Advice) ([]host.Change, []host.Result, error) {
+	changes, err := t.plan(ctx, h, target, a)
 	if err != nil || t.dryRun {
 		return changes, nil, err
 	}
@@ -482,7 +492,7 @@ func (t *nfsTuning) change(ctx context.Context, h *host.Host, target nfsTarget, 
 	if target.mount {
 		before, err := t.trial(ctx, target)
 		if err != nil {
-			return changes, nil, fmt.Errorf("measure %s before it is changed: %w", target.dir, err)
+			return changes, nil, fmt.Errorf("measure %s before it is changed: %w", target.dir, refused(err))
 		}
 		o.Accept = func(ctx context.Context) error {
 			after, err := t.trial(ctx, target)

@@ -66,6 +66,7 @@ func TestKernelTuneNFS(t *testing.T) {
 	t.Run("another mode of the client", func(t *testing.T) { anotherMode(t, server) })
 	t.Run("killed", func(t *testing.T) { killed(t, server) })
 	t.Run("live", func(t *testing.T) { live(t, server) })
+	t.Run("squashed", func(t *testing.T) { squashed(t, server) })
 }
 
 // fourCorners runs the whole experiment on the DTN, small.
@@ -157,6 +158,16 @@ func applyAndUndo(t *testing.T, server *guest.Server) {
 	if text := server.Run(t, os.Getenv("GLANCE_DTN"), "tune", "nfs", "--undo", "--state", state); !strings.Contains(text, "nothing to undo") {
 		t.Errorf("a second undo: %q", text)
 	}
+
+	covered := t.TempDir()
+	for _, mount := range [][]string{{"-t", "tmpfs", "tmpfs"}, {"--bind", dir}} {
+		server.Run(t, "mount", append(mount, covered)...)
+		defer server.Run(t, "umount", covered)
+	}
+	refused, err := server.Command(t.Context(), os.Getenv("GLANCE_DTN"), append([]string{"tune", "nfs", covered, "--apply"}, sweep[1:]...)...).CombinedOutput()
+	if err == nil || !strings.HasPrefix(string(refused), "glance-dtn: tmpfs of type tmpfs is mounted at "+covered+" too") {
+		t.Errorf("a mount that cannot be changed is not refused before the sweep: %v, %s", err, refused)
+	}
 	left(t, server, state)
 }
 
@@ -202,6 +213,22 @@ func killed(t *testing.T, server *guest.Server) {
 			t.Errorf("the export is %s after %q, was sync", got, next)
 		}
 		left(t, server, state)
+	}
+}
+
+// squashed says why root may not measure, and what to do.
+func squashed(t *testing.T, server *guest.Server) {
+	server.Export(t, "sync,root_squash")
+	t.Cleanup(func() { server.Export(t, "sync") })
+	for _, way := range []string{"probe", "scratch"} {
+		state := t.TempDir()
+		text, err := server.Command(t.Context(), os.Getenv("GLANCE_DTN"), "tune", "nfs", server.Source(), "--way", way, "--options", "vers=3,nolock", "--state", state).CombinedOutput()
+		if err == nil || !strings.Contains(string(text), "makes nobody of root (root_squash)") || strings.Contains(string(text), "--undo") {
+			t.Errorf("%s: %v, %s", way, err, text)
+		}
+		if noted, err := readScratchFiles(state); err != nil || len(noted) > 0 {
+			t.Errorf("%s: noted %+v, %v, want nothing: nothing was made", way, noted, err)
+		}
 	}
 }
 

@@ -288,6 +288,33 @@ func TestASweepGoesOnWhereAnotherServerIsAway(t *testing.T) {
 	}
 }
 
+// The export is for a group: the probe has those of its user, as a mount has.
+func TestTheProbeHasTheGroupsOfItsUser(t *testing.T) {
+	groups, err := os.Getgroups()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if os.Geteuid() == 0 { // who often has none
+		was := groups
+		groups = []int{1066, 1067}
+		if err := syscall.Setgroups(groups); err != nil {
+			t.Fatal(err)
+		}
+		defer func() {
+			if err := syscall.Setgroups(was); err != nil {
+				t.Error(err)
+			}
+		}()
+	}
+	var want []uint32
+	for _, g := range groups[:min(len(groups), 16)] {
+		want = append(want, uint32(g))
+	}
+	if o, err := (nfsTarget{source: "dtn:/export"}).probeOptions(); err != nil || !slices.Equal(o.GIDs, want) {
+		t.Errorf("%d, %v, want %d", o.GIDs, err, want)
+	}
+}
+
 // One file to write to and one to read for each kind of data, whatever the number of
 // connections, as README says.
 func TestTheProbesShareTheirFiles(t *testing.T) {

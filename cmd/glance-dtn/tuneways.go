@@ -139,15 +139,33 @@ func (t nfsTarget) server(ctx context.Context, making func(string) error) (mode 
 
 // dial connects a probe to the target, which tells making of its scratch files.
 func (t nfsTarget) dial(ctx context.Context, connections int, making func(string) error) (*probe.Probe, error) {
-	name, dir, err := nfs.SplitSource(t.source)
+	o, err := t.probeOptions()
 	if err != nil {
 		return nil, err
 	}
+	o.Connections, o.Making = connections, making
+	return probe.Dial(ctx, o)
+}
+
+// probeOptions name the target, and this process as its user.
+func (t nfsTarget) probeOptions() (probe.Options, error) {
+	name, dir, err := nfs.SplitSource(t.source)
+	if err != nil {
+		return probe.Options{}, err
+	}
+	groups, err := os.Getgroups()
+	if err != nil {
+		return probe.Options{}, err
+	}
 	m := mountOptions(t.options)
-	return probe.Dial(ctx, probe.Options{
+	o := probe.Options{
 		Host: name, Export: dir, NFSPort: m.Port, MountPort: m.MountPort,
-		UID: uint32(os.Geteuid()), GID: uint32(os.Getegid()), ReservedPort: os.Geteuid() == 0, Connections: connections, Making: making,
-	})
+		UID: uint32(os.Geteuid()), GID: uint32(os.Getegid()), ReservedPort: os.Geteuid() == 0,
+	}
+	for _, g := range groups[:min(len(groups), 16)] { // as many as AUTH_SYS carries
+		o.GIDs = append(o.GIDs, uint32(g))
+	}
+	return o, nil
 }
 
 // wishes are what the advice asks of the target.
@@ -241,10 +259,10 @@ func (t *nfsTuning) byProbe(ctx context.Context, _ *host.Host, target nfsTarget,
 	if err := t.fits(info.Space.Avail, target.source); err != nil {
 		return err
 	}
-	return first.Scratch(ctx, func(f *probe.File) error {
+	return refused(first.Scratch(ctx, func(f *probe.File) error {
 		p.writes = f
 		return p.prepare(ctx, first, t.space.Data, func() error { return use(p.measure) })
-	})
+	}))
 }
 
 // probing is a probe for each number of connections, and the scratch files that they
@@ -356,11 +374,7 @@ func (t *nfsTuning) byScratch(ctx context.Context, h *host.Host, target nfsTarge
 	toRead := func(d nfssweep.Data) string { return fmt.Sprintf("%s-%s", id, d) }
 	mount := func(ctx context.Context, o nfs.Options, do func(dir string) error) error {
 		return h.Scratch(ctx, target.source, o, func(dir string) error {
-			err := do(dir)
-			if errors.Is(err, fs.ErrPermission) {
-				err = fmt.Errorf("%w: export it with no_root_squash to this host, or name an export that nobody may write to", err)
-			}
-			return err
+			return refused(do(dir))
 		})
 	}
 	err := mount(ctx, base, func(dir string) error {
@@ -406,6 +420,18 @@ func (t *nfsTuning) byScratch(ctx context.Context, h *host.Host, target nfsTarge
 		})
 		return sample, err
 	})
+}
+
+// refused says of an error that is fs.ErrPermission what to do about it.
+func refused(err error) error {
+	if !errors.Is(err, fs.ErrPermission) {
+		return err
+	}
+	cure := "run this as a user who may"
+	if os.Geteuid() == 0 {
+		cure = "the NFS server makes nobody of root (root_squash): export it with no_root_squash to this host until it is measured, or measure with --way probe HOST:/EXPORT as a user who may"
+	}
+	return fmt.Errorf("%w: this user may not make files in the exported directory; %s", err, cure)
 }
 
 // mountWith returns the options of a mount for one setting.

@@ -146,7 +146,13 @@ func (p *Probe) Remove(ctx context.Context, name string) error {
 	if err != nil {
 		return err
 	}
-	if err := c.remove(ctx, p.root, name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	err = c.remove(ctx, p.root, name)
+	if errors.Is(err, fs.ErrPermission) { // which servers say before they look
+		if _, e := c.lookup(ctx, p.root, name); errors.Is(e, fs.ErrNotExist) {
+			err = e
+		}
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	return nil

@@ -455,6 +455,15 @@ func TestScratchFileThatStays(t *testing.T) {
 	wantError(t, err, Status(13))
 }
 
+// Who may write nothing has left nothing.
+func TestRemovingWhatIsNotThereNeedsNoRights(t *testing.T) {
+	f := newFake(t)
+	f.answer(nfsRemove, func(c fakeCall) []byte { return c.success(13, noWcc) })
+	if err := f.listen().dial().Remove(t.Context(), ScratchPrefix+"1"); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestTestsAreBounded(t *testing.T) {
 	err := newFake(t).listen().dial().Scratch(t.Context(), func(s *File) error {
 		for _, w := range []WriteTest{

@@ -160,7 +160,7 @@ func (c Curve) says(option string) string {
 	knee, _ := c.At(c.Knee)
 	best, _ := c.At(c.Best)
 	if !c.Sure {
-		return fmt.Sprintf("%s=%d is as good as these measurements can tell (%s): they differ too much among themselves to say that a smaller size is within 5 %% of the best; measure when the machines are quiet, or with more repetitions.",
+		return fmt.Sprintf("%s=%d is as good as these measurements can tell (%s): they are too few, or differ too much among themselves, to say that a smaller size is within 5 %% of the best; measure when the machines are quiet, or with more repetitions.",
 			option, c.Knee, MBs(knee.Median))
 	}
 	if c.Knee == c.Best {
