@@ -213,8 +213,15 @@ func TestDTNServesReloadsAndStops(t *testing.T) {
 		t.Errorf("a second DTN on the same state: exit code %d, logged\n%s", code, log)
 	}
 
+	marker := filepath.Join(dir, "export", ".glance-dtn-export")
+	if err := os.Remove(marker); err != nil {
+		t.Fatal(err)
+	}
 	if code, body := get(t, http.DefaultClient, "http://"+started["metrics"].(string)+"/readyz"); code != 200 {
 		t.Errorf("/readyz: %d %s", code, body)
+	}
+	if _, err := os.Stat(marker); err != nil {
+		t.Errorf("the export has lost its marker: %v", err)
 	}
 	if code, body := get(t, http.DefaultClient, "http://"+started["metrics"].(string)+"/metrics"); code != 200 || !strings.Contains(body, "glance_dtn_dtn_free_bytes") {
 		t.Errorf("/metrics: %d %s", code, body)

@@ -98,6 +98,7 @@ func runDTN(ctx context.Context, conf config.DTN, file string, log *slog.Logger)
 	}
 	server, err := dtn.New(dtn.Options{
 		Site: conf.Site, Version: versionText(), Address: land.address, Marker: marker.ID,
+		Mark:    func() (bool, error) { return guard.Keep(export, marker) },
 		Engines: engines, Arrivals: land.arrivals, Export: export, State: transfers,
 		Transfers: conf.Transfers, Reserve: int64(conf.Reserve), Keep: dtn.DefaultKeep,
 		Ack: acknowledges(conf.Export, log),

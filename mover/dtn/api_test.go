@@ -548,6 +548,55 @@ func TestReadyzNamesWhatStandsInTheWay(t *testing.T) {
 	}
 }
 
+// A DTN that runs puts back what its export has lost, and says on /readyz what it cannot.
+func TestTheExportIsLookedAfter(t *testing.T) {
+	bubble(t, func(t *testing.T, r *rig) {
+		put, trouble := false, error(nil)
+		r.opt.Mark = func() (bool, error) { return put, trouble }
+		s := r.server(t)
+		defer run(t, s)()
+		set := func(p bool, err error) {
+			s.looking.Lock()
+			defer s.looking.Unlock()
+			put, trouble = p, err
+		}
+		logged := func(text string, n int) {
+			t.Helper()
+			time.Sleep(3 * lookEvery)
+			synctest.Wait()
+			if got := strings.Count(r.logs.String(), text); got != n {
+				t.Errorf("logged %q %d times, want %d:\n%s", text, got, n, r.logs)
+			}
+		}
+		ready := func() string {
+			w := httptest.NewRecorder()
+			s.Health().ServeHTTP(w, httptest.NewRequest("GET", "/readyz", nil))
+			if ok := trouble == nil; ok != (w.Code == http.StatusOK) {
+				t.Errorf("%v: /readyz says %d", trouble, w.Code)
+			}
+			return w.Body.String()
+		}
+		logged("export", 0)
+		for _, box := range []string{mover.Inbox, mover.Outbox} {
+			if _, err := r.opt.Export.Stat(box); err != nil {
+				t.Error(err)
+			}
+		}
+		set(true, nil)
+		ready()
+		set(false, nil)
+		logged("lost its marker", 1)
+		set(false, errors.New("another directory"))
+		if body := ready(); !strings.Contains(body, trouble.Error()) {
+			t.Errorf("/readyz says %s", body)
+		}
+		logged("another directory", 1)
+		set(false, nil)
+		logged("well again", 1)
+		ready()
+	})
+}
+
 func TestBlocksOfAnArrival(t *testing.T) {
 	r := newRig(t)
 	s := r.server(t)

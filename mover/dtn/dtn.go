@@ -48,12 +48,15 @@ type Arrivals interface {
 	Promised() int64
 }
 
-// Options are what a Server is made of. All are needed but Marker, Reserve and Ack.
+// Options are what a Server is made of. All are needed but Marker, Mark, Reserve and Ack.
 type Options struct {
 	Site    string
 	Version string
 	Address string // data plane, as other sites reach it
 	Marker  string // id of the export; empty: it has none
+	// Mark makes sure that the export bears its marker, and puts back one that is missing,
+	// which put tells. nil: it has none. Calls do not overlap.
+	Mark func() (put bool, err error)
 
 	Engines  map[string]mover.Engine // by Request.Engine
 	Arrivals Arrivals
@@ -93,7 +96,7 @@ type Server struct {
 	table   *table
 	metrics *metrics
 	api     http.Handler
-	probing sync.Mutex // the probe files have fixed names
+	looking sync.Mutex // at the export: what is written to see that it can be has fixed names
 }
 
 // New loads the transfers in the state directory; those that had not ended wait
@@ -124,6 +127,7 @@ func (s *Server) Run(ctx context.Context) error {
 		})
 	}
 	wg.Go(func() { s.table.forgetting(ctx) })
+	wg.Go(func() { s.watchExport(ctx) })
 	wg.Wait()
 	return nil
 }

@@ -1,10 +1,12 @@
 package dtn
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"net/http"
 	"os"
+	"time"
 
 	"github.com/glance-dtn/glance-dtn/internal/durable"
 )
@@ -31,12 +33,12 @@ func (s *Server) Health() http.Handler {
 }
 
 func (s *Server) readyz(w http.ResponseWriter, _ *http.Request) {
-	s.probing.Lock()
-	checks := []check{
-		checked("state", probe(s.opt.State)),
-		checked("export", probe(s.opt.Export)),
+	s.looking.Lock()
+	checks := []check{checked("state", probe(s.opt.State)), checked("export", s.look())}
+	if checks[1].OK {
+		checks[1] = checked("export", probe(s.opt.Export))
 	}
-	s.probing.Unlock()
+	s.looking.Unlock()
 	w.Header().Set("Content-Type", "application/json")
 	for _, c := range checks {
 		if !c.OK {
@@ -52,6 +54,49 @@ func checked(name string, err error) check {
 		return check{Name: name, Error: err.Error()}
 	}
 	return check{Name: name, OK: true}
+}
+
+// lookEvery is how often a DTN looks after its export.
+const lookEvery = 10 * time.Second
+
+// watchExport looks after the export until ctx ends, and logs what changes.
+func (s *Server) watchExport(ctx context.Context) {
+	tick := time.NewTicker(lookEvery)
+	defer tick.Stop()
+	was := ""
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		s.looking.Lock()
+		err := s.look()
+		s.looking.Unlock()
+		switch {
+		case err != nil && err.Error() != was:
+			s.opt.Log.Error("the export cannot be used", "err", err)
+			was = err.Error()
+		case err == nil && was != "":
+			s.opt.Log.Info("the export is well again")
+			was = ""
+		}
+	}
+}
+
+// look puts back what the export has lost of marker and boxes, and tells why it is not
+// the one that this DTN has opened. s.looking is held.
+func (s *Server) look() error {
+	if s.opt.Mark != nil {
+		put, err := s.opt.Mark()
+		if put {
+			s.opt.Log.Warn("the export had lost its marker; it is back", "export", s.opt.Export.Name())
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return MakeBoxes(s.opt.Export)
 }
 
 // probe reports whether a file can be made under root to stay.

@@ -456,6 +456,23 @@ func TestMark(t *testing.T) {
 	if moved, err := Mark(export, rootOf(t, t.TempDir()), "A"); err != nil || moved != first {
 		t.Errorf("a DTN that has lost its state: got %+v, %v, want %+v", moved, err, first)
 	}
+	lose := func() {
+		t.Helper()
+		if err := export.Remove(MarkerFile); err != nil {
+			t.Fatal(err)
+		}
+	}
+	lose() // while the DTN does not run
+	if again, err := Mark(export, state, "A"); err != nil || again != first {
+		t.Errorf("a marker that was lost: got %+v, %v, want %+v again", again, err, first)
+	}
+	lose() // and while it runs
+	if put, err := Keep(export, first); err != nil || !put {
+		t.Errorf("kept: put %v, %v, want it put back", put, err)
+	}
+	if put, err := Keep(export, first); err != nil || put {
+		t.Errorf("kept once more: put %v, %v, want it left alone", put, err)
+	}
 	whole := export
 	export = rootOf(t, t.TempDir()) // the disk is not mounted
 	refused("has no " + MarkerFile)
@@ -477,6 +494,59 @@ func TestMark(t *testing.T) {
 	}
 	if _, err := Mark(whole, state, "A"); !errors.Is(err, errNoMarker) {
 		t.Errorf("got %v, want a file that is no marker left alone", err)
+	}
+}
+
+// A marker is put nowhere but where it was, and what somebody has put in its place stays.
+func TestAMarkerIsKeptInItsDirectoryAlone(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "export")
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	export, state := rootOf(t, dir), rootOf(t, t.TempDir())
+	m, err := Mark(export, state, "A")
+	if err != nil {
+		t.Fatal(err)
+	}
+	refused := func(what, say string) {
+		t.Helper()
+		if put, err := Keep(export, m); err == nil || put || !strings.Contains(err.Error(), say) || strings.Count(err.Error(), dir) != 1 {
+			t.Errorf("%s: put %v, %v, want a refusal that says %q", what, put, err, say)
+		}
+	}
+	for text, say := range map[string]string{`{"site":"A","id":"two"}`: "another export", "hello": "not a marker"} {
+		if err := export.WriteFile(MarkerFile, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		refused(text, say)
+		if data, err := export.ReadFile(MarkerFile); err != nil || string(data) != text {
+			t.Errorf("the marker is %q, %v, want %q left alone", data, err, text)
+		}
+	}
+	if err := export.Remove(MarkerFile); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(dir, dir+".old"); err != nil {
+		t.Fatal(err)
+	}
+	refused("gone", "mount its disk")
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	refused("another directory", "restart the DTN")
+	for _, root := range []*os.Root{export, rootOf(t, dir)} {
+		if names := list(root); len(names) > 0 {
+			t.Errorf("written meanwhile: %v", names)
+		}
+	}
+	if _, err := Mark(rootOf(t, dir), state, "A"); err == nil || !strings.Contains(err.Error(), memoryFile) {
+		t.Errorf("restarted there: got %v, want a refusal that names %s", err, memoryFile)
+	}
+	if err := errors.Join(os.Remove(dir), os.Rename(dir+".old", dir)); err != nil {
+		t.Fatal(err)
+	}
+	if again, err := Mark(export, state, "A"); err != nil || again != m {
+		t.Errorf("restarted where it was: got %+v, %v, want %+v again", again, err, m)
 	}
 }
 
