@@ -86,7 +86,7 @@ func TestABoxIsNotMade(t *testing.T) {
 			t.Errorf("no %s: Try says %v, of the outbox alone %v", missing, errs["Try"], outbox)
 		}
 		for what, err := range errs {
-			if want := s.export + " has no " + missing + ": is the DTN's export mounted there?"; err == nil || !strings.Contains(err.Error(), want) || errors.Is(err, mover.ErrNoFile) || failure.IsPermanent(err) {
+			if want := "the export has no " + missing + "; the DTN makes it"; err == nil || !strings.Contains(err.Error(), want) || errors.Is(err, mover.ErrNoFile) || failure.IsPermanent(err) {
 				t.Errorf("%s: got %v, want %q, an error that passes", what, err, want)
 			}
 		}

@@ -346,7 +346,7 @@ func (c *Copier) box(name string) (*os.Root, error) {
 func openBox(root *os.Root, name string) (*os.Root, error) {
 	is, err := root.Lstat(name)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("%s has no %s: is the DTN's export mounted there? `glance-dtn dtn` makes it when it starts", root.Name(), name)
+		return nil, fmt.Errorf("the export has no %s; the DTN makes it, or says on its /readyz why not", name)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("look at the export: %w", err)

@@ -284,25 +284,35 @@ func (g *Guard) enter(last seen) (_ *os.Root, s seen, err error) {
 	}
 	s.Dir = g.Dir
 	switch {
-	case g.Mounted == Required && s.Point != s.Path && (s.mount.Point != s.Path || !nfs.IsNFS(s.Type)):
-		return nil, s, g.gone("mount: required is set", s, root)
+	case g.Mounted == Required && s.Point != s.Path && s.mount.Point == s.Path && !nfs.IsNFS(s.Type):
+		return nil, s, g.gone("is only bound onto itself, and mount: required is set", "mount the DTN's export there", s, root)
+	case g.Mounted == Required && s.Point != s.Path && s.mount.Point != s.Path:
+		return nil, s, g.gone("is not mounted, and mount: required is set", "mount it", s, root)
 	case g.Mounted == Auto && beyond(last.Point, s.Point):
-		return nil, s, g.gone(last.Source+" was on "+last.Point, s, root)
+		return nil, s, g.gone("is not mounted, and was before"+last.of(g.Dir), "mount it, or set mount: none if it is to be a plain directory", s, root)
 	}
 	s.Marker, err = readMarker(root)
 	switch {
-	case errors.Is(err, fs.ErrNotExist) && g.Mounted == Auto && s.Point != s.Path && !nfs.IsNFS(s.Type):
-		return nil, s, g.gone("it has no "+MarkerFile, s, root)
+	case errors.Is(err, fs.ErrNotExist) && last.Marker.ID == "" && g.Mounted == Auto && s.Point != s.Path && !nfs.IsNFS(s.Type):
+		return nil, s, g.gone("is not mounted and has no "+MarkerFile, "mount it, or start the DTN if this is its own directory", s, root)
 	case errors.Is(err, fs.ErrNotExist):
-		return nil, s, &Trouble{State: Unmarked, Dir: g.Dir, Why: fmt.Sprintf("has no %s; %s (%s) is mounted on %s", MarkerFile, s.Source, s.Type, s.Point),
-			Next: "mount the DTN's export there; if it is that, restart `glance-dtn dtn`, which marks it or says why not"}
+		return nil, s, &Trouble{State: Unmarked, Dir: g.Dir, Why: "has no " + MarkerFile + s.of(g.Dir),
+			Next: "the DTN puts it back if this is its export, or says on its /readyz why not; otherwise mount the DTN's there"}
 	case err != nil:
 		return nil, s, explain(g.Dir, s.mount, err)
 	case s.Marker.Site != g.Site:
-		return nil, s, &Trouble{State: Replaced, Dir: g.Dir, Why: fmt.Sprintf("is the export of site %s, not of site %s: %s (%s) is mounted on %s", s.Marker.Site, g.Site, s.Source, s.Type, s.Point),
-			Next: "mount the export of this site's DTN"}
+		return nil, s, &Trouble{State: Replaced, Dir: g.Dir, Why: fmt.Sprintf("is the export of site %s%s", s.Marker.Site, s.of(g.Dir)),
+			Next: fmt.Sprintf("mount that of the DTN of site %s", g.Site)}
 	}
 	return root, s, nil
+}
+
+// of tells what the directory shows: " (dtn:/glance on /mnt)".
+func (s seen) of(dir string) string {
+	if s.Point == dir {
+		return " (" + s.Source + ")"
+	}
+	return fmt.Sprintf(" (%s on %s)", s.Source, s.Point)
 }
 
 // beyond reports whether a mount point lies below another.
@@ -312,24 +322,22 @@ func beyond(point, other string) bool {
 
 func (g *Guard) replaced(s seen, want string) error {
 	return &Trouble{State: Replaced, Dir: g.Dir,
-		Why:  fmt.Sprintf("is another one: %s (%s) is mounted on %s, with the marker %s where %s belongs", s.Source, s.Type, s.Point, s.Marker.ID, want),
-		Next: "mount the export of this site's DTN; if it has moved, start `glance-dtn dtn` there, whose word counts",
+		Why:  fmt.Sprintf("is another one%s, with the marker %s instead of %s", s.of(g.Dir), s.Marker.ID, want),
+		Next: "mount the export of this site's DTN; if it has moved, start the DTN there, whose word counts",
 	}
 }
 
 // gone is told where the file system is missing that the export lies on. What lies there
 // instead is on this machine's disk, and would be hidden by the mount.
-func (g *Guard) gone(why string, s seen, root *os.Root) error {
-	t := &Trouble{State: Gone, Dir: g.Dir,
-		Why:  fmt.Sprintf("is not mounted: %s, and the directory lies on %s (%s) of this machine", why, s.Source, s.Type),
-		Next: "mount " + g.Dir + ", or start the DTN and set mount: none if it shall be a plain directory"}
+func (g *Guard) gone(why, next string, s seen, root *os.Root) error {
+	t := &Trouble{State: Gone, Dir: g.Dir, Why: why, Next: next}
 	names := list(root)
 	if n := len(names); n > 0 {
-		t.Next += fmt.Sprintf("; before that move away what the mount would hide (%s", strings.Join(names[:min(3, n)], ", "))
+		lies := strings.Join(names[:min(3, n)], ", ")
 		if n > 3 {
-			t.Next += fmt.Sprintf(" and %d more", n-3)
+			lies += fmt.Sprintf(" and %d more", n-3)
 		}
-		t.Next += ")"
+		t.Next += fmt.Sprintf("; a mount hides what lies here (%s): move it away first", lies)
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()

@@ -111,6 +111,9 @@ func wantTrouble(t *testing.T, g *Guard, s State, words ...string) {
 			t.Errorf("%q does not say %q", err, w)
 		}
 	}
+	if why, _, _ := strings.Cut(err.Error(), "; "); strings.Count(why, g.Dir) != 1 || len(strings.ReplaceAll(err.Error(), g.Dir, "")) > 200 {
+		t.Errorf("%q is long, or names the export twice before it says what to do", err)
+	}
 	if root, err := g.Open(); err == nil && g.Try == nil {
 		root.Close()
 		t.Error("it can be opened")
@@ -165,8 +168,8 @@ func TestAMountThatIsGone(t *testing.T) {
 		case "a file":
 			os.WriteFile(filepath.Join(m.dir, "shadow"), nil, 0o600)
 		}
-		want := "dtn:/glance was on " + m.dir
-		wantTrouble(t, g, Gone, want, "/dev/sda1")
+		const want = "was before (dtn:/glance)"
+		wantTrouble(t, g, Gone, want)
 		wantTrouble(t, m.guard(Options{}), Gone, want)
 	}
 	wantTrouble(t, g, Gone, "(shadow)")
@@ -218,7 +221,8 @@ func TestWhatIsExpectedOfTheMount(t *testing.T) {
 	}{
 		{"required and there", Required, func() {}, true, ""},
 		{"required and not there", Required, m.unmount, false, "mount: required"},
-		{"required and bound onto itself", Required, bound, false, "mount: required"},
+		{"required and bound onto itself", Required, bound, false, "only bound onto itself, and mount: required"},
+		{"required, and another directory bound there", Required, func() { bound(); m.mounts[1].Root = "/srv/glance" }, true, ""},
 		{"required and also seen from the mount above", Required, nested, true, ""},
 		{"automatic, never seen", Auto, m.unmount, true, ""},
 		{"not needed", None, m.unmount, true, ""},
@@ -251,7 +255,7 @@ func TestWhatHasNoMarkerOrAnothers(t *testing.T) {
 		state State
 		say   string
 	}{
-		"none":         {func() error { return nil }, Unmarked, "restart `glance-dtn dtn`"},
+		"none":         {func() error { return nil }, Unmarked, "/readyz"},
 		"another site": {func() error { m.mark("B", "one"); return nil }, Replaced, "of site B"},
 		"empty":        {func() error { return os.WriteFile(marker, nil, 0o600) }, Unmarked, "not a marker"},
 		"not JSON":     {func() error { return os.WriteFile(marker, []byte("hello"), 0o600) }, Unmarked, "not a marker"},
@@ -272,6 +276,15 @@ func TestWhatHasNoMarkerOrAnothers(t *testing.T) {
 	m.unmount()
 	wantTrouble(t, m.guard(Options{}), Gone, "no "+MarkerFile)
 	wantTrouble(t, m.guard(Options{Mounted: None}), Unmarked)
+
+	// The DTN's own directory, which was well and has lost it, is there: only the DTN can help.
+	m.mark("A", "one")
+	g := m.guard(Options{})
+	wantWell(t, g)
+	os.Remove(marker)
+	for _, g := range []*Guard{g, m.guard(Options{})} {
+		wantTrouble(t, g, Unmarked, "no "+MarkerFile, "the DTN puts it back")
+	}
 }
 
 // What each error of the system is, whichever call it comes from.
@@ -293,7 +306,7 @@ func TestErrors(t *testing.T) {
 		{syscall.ENODEV, Gone, "see why"},
 		{syscall.ENOSPC, Full, "free space"},
 		{syscall.EDQUOT, Full, "free space"},
-		{syscall.EMFILE, Failing, "look at"},
+		{syscall.EMFILE, Failing, "/readyz"},
 	} {
 		t.Run(c.err.Error(), func(t *testing.T) {
 			m := newMachine(t)

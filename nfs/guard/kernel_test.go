@@ -165,7 +165,7 @@ func aMountThatIsTaken(t *testing.T, server *guest.Server) {
 			if late, err := os.ReadFile(server.Path(filepath.Join(server.Dir, "late"))); err != nil || string(late) != "late" {
 				t.Errorf("the server has %q, %v, want what was written", late, err)
 			}
-			c.check(g, Gone, mount.source+" was on "+c.dir)
+			c.check(g, Gone, "was before ("+mount.source+")")
 			if err := stage(); err == nil {
 				t.Error("a copy was staged where nothing is mounted")
 			}
@@ -175,8 +175,8 @@ func aMountThatIsTaken(t *testing.T, server *guest.Server) {
 
 			// What others write meanwhile is told; a copy of the export does not deceive.
 			c.Run(t, "cp", "-a", server.Path(server.Dir)+"/.", c.dir)
-			c.check(g, Gone, MarkerFile, "move away")
-			c.check(c.guard(), Gone, mount.source+" was on "+c.dir)
+			c.check(g, Gone, MarkerFile, "move it away")
+			c.check(c.guard(), Gone, "was before ("+mount.source+")")
 			c.mount(mount.source, mount.options)
 			c.check(g, "")
 			if log := c.log.String(); !strings.Contains(log, "mounted anew") || !strings.Contains(log, "beneath the mount") {

@@ -393,7 +393,7 @@ func (w *world) mountTaken(t *testing.T) {
 	i := w.add(t, 6*mib)
 	w.a.ctrl.Run(t, "umount", "--lazy", w.a.mount)
 	id := w.push(t, i)
-	w.a.paused(t, id, "is not mounted: "+w.a.server.Source()+" was on "+w.a.mount)
+	w.a.paused(t, id, "is not mounted, and was before ("+w.a.server.Source()+")")
 	w.a.wantExport(t, "is not mounted")
 	if names, err := os.ReadDir(w.a.ctrl.Path(w.a.mount)); err != nil || len(names) > 0 {
 		t.Errorf("beneath the mount lie %v, %v, want nothing", names, err)
