@@ -233,7 +233,7 @@ func resumed(j Job) Job {
 func (a *Agent) told(j Job) Job {
 	needs := j.Kind == Send && j.State == Offered || j.Kind == Receive && j.State == Arriving && j.LocalCopy == ""
 	if shut := a.gate.closed(j.box()); shut != nil && needs && j.Reason == "" {
-		j.Reason = shut.Error()
+		j.Paused, j.Reason = true, shut.Error()
 	}
 	return j
 }

@@ -65,6 +65,9 @@ func TestStagingWaitsForTheExport(t *testing.T) {
 		w.a.wantPaused(jobs[0].ID, Offered)
 		w.a.wantExport(errMount)
 		w.b.wantExport(nil)
+		if o, err := w.a.agent().Overview(t.Context()); err != nil || len(o.Images) != 1 || !o.Images[0].Sites["B"].Paused {
+			t.Errorf("the overview says %+v (%v), want an image that waits for the export", o.Images, err)
+		}
 		cost := func() (n int) {
 			w.locked(func() { n = w.a.counts["store.Claim"] + w.a.counts["claim.Update"] + w.a.counts["stager.Stage"] })
 			return n
@@ -103,7 +106,7 @@ func TestALegThatGoesOnDoesNotSayThatItWaits(t *testing.T) {
 		// It hangs: nothing can be recorded, and all the same it is told.
 		w.locked(func() { w.a.export = errMount })
 		time.Sleep(2 * lookWell)
-		if j, err := w.a.agent().Job(t.Context(), jobs[0].ID); err != nil || j.Reason != errMount.Error() {
+		if j, err := w.a.agent().Job(t.Context(), jobs[0].ID); err != nil || !j.Paused || j.Reason != errMount.Error() {
 			t.Errorf("a copy that hangs: %s, paused %v, %q, %v", j.State, j.Paused, j.Reason, err)
 		}
 		w.locked(func() { w.a.hang, w.a.export = nil, nil })

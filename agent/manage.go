@@ -319,7 +319,7 @@ func (a *Agent) Overview(ctx context.Context) (Overview, error) {
 		for id, n := range at {
 			s := Standing{Relation: relations[id]}
 			if j, ok := sends[id][p.Name]; ok {
-				s.State, s.Reason, s.Job, s.Legs = j.State, j.Reason, j.ID, j.Legs()
+				s.State, s.Reason, s.Paused, s.Job, s.Legs = j.State, j.Reason, j.Paused, j.ID, j.Legs()
 				s.Percent = a.percent(j.ID)
 			}
 			o.Images[n].Sites[p.Name] = s

@@ -94,6 +94,7 @@ type Standing struct {
 	State    State    `json:"state,omitempty" doc:"of the job that brings it there, if any"`
 	Percent  int      `json:"percent,omitempty" doc:"of the running leg"`
 	Reason   string   `json:"reason,omitempty"`
+	Paused   bool     `json:"paused,omitempty" doc:"the job waits for the export of this site's DTN, which the reason tells of"`
 	Job      JobID    `json:"job,omitempty"`
 	Legs     []Change `json:"legs,omitempty" doc:"how the legs of that job went: the way of the local copy, the rate of the transfer"`
 }

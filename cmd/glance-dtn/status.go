@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/glance-dtn/glance-dtn/agent"
+	"github.com/glance-dtn/glance-dtn/glance"
 )
 
 func (c *cli) status() *cobra.Command {
@@ -17,7 +18,8 @@ func (c *cli) status() *cobra.Command {
 		Use:   "status",
 		Short: "Show images × sites, and what is wrong",
 		Long: `status shows how each image of this site stands at each other site, the sites
-that do not answer, and where Glance's datadir and Glance disagree.`,
+that do not answer, and where Glance's datadir and Glance disagree. It ends with 0
+whenever it could tell that: /readyz and the metrics are for who wants an alarm.`,
 		Args: args(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			o, err := c.daemon().Overview(cmd.Context())
@@ -32,6 +34,7 @@ that do not answer, and where Glance's datadir and Glance disagree.`,
 }
 
 func (c *cli) overview(o agent.Overview, verbose bool) error {
+	c.troubles(o)
 	if len(o.Images) == 0 {
 		fmt.Fprintf(c.out, "site %s has no image\n", o.Site)
 	} else if err := c.imageTable(o, verbose); err != nil {
@@ -40,15 +43,7 @@ func (c *cli) overview(o agent.Overview, verbose bool) error {
 	if jobs := jobCounts(o.Jobs); jobs != "" {
 		fmt.Fprintf(c.out, "\njobs: %s\n", jobs)
 	}
-	for _, p := range o.Peers {
-		if !p.OK {
-			fmt.Fprintf(c.out, "site %s does not answer: %s\n", c.paint(p.Name, relationColour(agent.Conflict)), p.Error)
-		}
-	}
 	for _, k := range o.Checks {
-		if !k.OK {
-			fmt.Fprintf(c.out, "%s: %s\n", c.paint(k.Name, relationColour(agent.Conflict)), k.Error)
-		}
 		if k.Note != "" {
 			fmt.Fprintf(c.out, "%s: %s\n", k.Name, k.Note)
 		}
@@ -61,6 +56,27 @@ func (c *cli) overview(o agent.Overview, verbose bool) error {
 		fmt.Fprintf(c.out, ": %s\n", f.Note)
 	}
 	return nil
+}
+
+// troubles says what the agent needs and has not, above all that waits for it.
+func (c *cli) troubles(o agent.Overview) {
+	var lines []string
+	tell := func(name, text string) {
+		lines = append(lines, fmt.Sprintf("%s %s\n", c.paint(name, relationColour(agent.Conflict)), text))
+	}
+	for _, k := range o.Checks {
+		if !k.OK {
+			tell(k.Name+":", strings.TrimPrefix(k.Error, k.Name+" "))
+		}
+	}
+	for _, p := range o.Peers {
+		if !p.OK {
+			tell("site "+p.Name, "does not answer: "+p.Error)
+		}
+	}
+	if len(lines) > 0 {
+		fmt.Fprintln(c.out, strings.Join(lines, ""))
+	}
 }
 
 func (c *cli) imageTable(o agent.Overview, verbose bool) error {
@@ -76,17 +92,31 @@ func (c *cli) imageTable(o agent.Overview, verbose bool) error {
 		for _, p := range o.Peers {
 			s := i.Sites[p.Name]
 			row = append(row, c.standing(s))
-			if s.Reason != "" {
-				notes = append(notes, p.Name+": "+inRow(s.Reason, p.Name, i.ID))
+			switch {
+			case s.Paused:
+				notes = append(notes, o.Site+": waits for the export")
+			case s.Reason != "":
+				notes = append(notes, says(s.Reason, o.Site, p.Name, i.ID))
 			}
 			if verbose && len(s.Legs) > 0 {
 				notes = append(notes, p.Name+": "+legs(s.Legs))
 			}
 		}
 		notes = slices.DeleteFunc(notes, func(n string) bool { return n == "" })
-		rows = append(rows, append(row, strings.Join(notes, "; ")))
+		rows = append(rows, append(row, strings.Join(slices.Compact(notes), "; ")))
 	}
 	return c.list(header, rows)
+}
+
+// says is the reason of a job behind the site that it is about: the peer where it names
+// that first, otherwise this one.
+func says(reason, here, peer string, image glance.ImageID) string {
+	theirs, refused := strings.CutPrefix(reason, "site "+peer+" refuses: ")
+	theirs, waits := strings.CutPrefix(theirs, "site "+peer+": ")
+	if !refused && !waits && !strings.HasPrefix(reason, "site "+peer+" ") {
+		peer = here
+	}
+	return peer + ": " + inRow(theirs, peer, image)
 }
 
 // legs says how the legs of a job went.
