@@ -156,7 +156,7 @@ has left, too, as the next sweep does.`,
 	f.StringVar(&t.svg, "svg", "", "draw the curves to `FILE`")
 	f.BoolVar(&t.apply, "apply", false, "mount DIR with the advice")
 	f.BoolVar(&t.async, "accept-async", false, "with --apply on the DTN: export DIR async if that was measured faster; the advice says what it risks. With --apply --client async: have a sync mount async")
-	f.BoolVar(&t.force, "force", false, "with --apply and --undo: unmount lazily what is in use")
+	f.BoolVar(&t.force, "force", false, "with --apply and --undo: unmount lazily what is in use; with --undo: forget files that cannot be removed")
 	f.BoolVar(&t.undo, "undo", false, "put back what --apply has changed, and what an interrupted sweep has left")
 	f.BoolVar(&t.dryRun, "dry-run", false, "say what --apply or --undo would change, and change nothing")
 	f.StringVar(&t.state, "state", "", "`DIR` of the undo record and of the scratch mount point (default /var/lib/glance-dtn/nfs as root, else ~/.local/state/glance-dtn/nfs)")
@@ -378,7 +378,7 @@ func (c *cli) tuneTarget(ctx context.Context, t nfsTuning, name string) (err err
 	}
 	out := tuned{Source: target.source, Dir: target.dir, Way: t.way, Bytes: t.bytes, Client: target.client()}
 	if t.way != "live" {
-		out.Server, out.Notes = target.server(ctx, t.left.making(target))
+		out.Server, out.Notes = target.server(ctx, t.left)
 	}
 	out.Notes = append(notes, out.Notes...)
 	if mode, other := target.other(t); other {
@@ -598,7 +598,14 @@ func (t *nfsTuning) undoAll(ctx context.Context) (did []string, err error) {
 	var faults []error
 	for _, undo := range []func() ([]string, error){
 		func() ([]string, error) { return t.left.recover(ctx, h) },
-		func() ([]string, error) { return t.left.remove(ctx, h) },
+		func() ([]string, error) {
+			did, err := t.left.remove(ctx, h)
+			if err == nil || !t.force || ctx.Err() != nil {
+				return did, err
+			}
+			forgot, err := t.left.forget()
+			return append(did, forgot...), err
+		},
 		func() ([]string, error) { return h.Undo(ctx, t.force) },
 	} {
 		d, err := undo()

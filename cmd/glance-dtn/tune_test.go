@@ -265,6 +265,42 @@ func TestLeftoversOfAServerThatIsAwayStayNoted(t *testing.T) {
 	}
 }
 
+// A file that was not made is not noted; one that cannot be removed is forgotten on demand.
+func TestFilesThatWereNotMadeAreNotNoted(t *testing.T) {
+	dir, target := exportedDir(t)
+	state := t.TempDir()
+	l := leftoversOf(t, state)
+	if mode, notes := target.server(t.Context(), l); mode != "" || len(names(t, dir)) > 0 {
+		t.Errorf("%q, %q; left %q", mode, notes, names(t, dir))
+	}
+	if all, err := readScratchFiles(state); len(all) > 0 || err != nil {
+		t.Errorf("%+v are noted of what was removed, %v", all, err)
+	}
+	away := nfsTarget{source: "127.0.0.1:/away", options: nfs.ParseOptions("port=1,mountport=1")}
+	for _, name := range []string{"a", "b", "c"} {
+		if err := l.making(away)(name); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := errors.Join(l.gone(away)("b"), l.gone(away)("d"), l.Close()); err != nil {
+		t.Fatal(err)
+	}
+	if all, err := readScratchFiles(state); err != nil || len(all) != 1 || !slices.Equal(all[0].Names, []string{"a", "c"}) {
+		t.Errorf("noted %+v, %v, want a and c", all, err)
+	}
+	text, err := exec.Command("glance-dtn", "tune", "nfs", "--undo", "--state", state).CombinedOutput()
+	if err == nil || !strings.Contains(string(text), "with --force it forgets them") {
+		t.Errorf("%v: %s", err, text)
+	}
+	text, err = exec.Command("glance-dtn", "tune", "nfs", "--undo", "--force", "--state", state).CombinedOutput()
+	if err != nil || !strings.Contains(string(text), "Forget a in 127.0.0.1:/away.") {
+		t.Errorf("%v: %s", err, text)
+	}
+	if all, err := readScratchFiles(state); len(all) > 0 || err != nil {
+		t.Errorf("%+v are noted after --force, %v", all, err)
+	}
+}
+
 // A server that is away is no fault of a sweep of another one, and is not waited for twice.
 func TestASweepGoesOnWhereAnotherServerIsAway(t *testing.T) {
 	dir, target := exportedDir(t)

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"time"
 
 	"github.com/glance-dtn/glance-dtn/internal/durable"
 	"github.com/glance-dtn/glance-dtn/nfs"
@@ -86,6 +87,11 @@ func (l *leftovers) write() error {
 	return durable.WriteFile(root, scratchFilesName, append(text, '\n'), 0o600)
 }
 
+// at is the index of what is noted of the target; below 0: nothing.
+func (l *leftovers) at(t nfsTarget) int {
+	return slices.IndexFunc(l.files, func(o scratchFiles) bool { return o.Source == t.source && slices.Equal(o.Options, t.options) })
+}
+
 // making notes a file that is about to be made in the target's directory.
 func (l *leftovers) making(t nfsTarget) func(name string) error {
 	return func(name string) error {
@@ -93,7 +99,7 @@ func (l *leftovers) making(t nfsTarget) func(name string) error {
 		if t.export != nil {
 			f.Dir = t.dir
 		}
-		i := slices.IndexFunc(l.files, func(o scratchFiles) bool { return o.Source == f.Source && slices.Equal(o.Options, f.Options) })
+		i := l.at(t)
 		if i < 0 {
 			i, l.files = len(l.files), append(l.files, f)
 		}
@@ -103,6 +109,36 @@ func (l *leftovers) making(t nfsTarget) func(name string) error {
 		}
 		return nil
 	}
+}
+
+// gone takes back the note of a file that is not in the target's directory.
+func (l *leftovers) gone(t nfsTarget) func(name string) error {
+	return func(name string) error {
+		i := l.at(t)
+		if i < 0 {
+			return nil
+		}
+		names := slices.DeleteFunc(l.files[i].Names, func(n string) bool { return n == name })
+		l.files[i].Names = names
+		if len(names) == 0 {
+			l.files = slices.Delete(l.files, i, i+1)
+		}
+		return l.write()
+	}
+}
+
+// forget drops the notes of all files, wherever they are, and says which.
+func (l *leftovers) forget() (did []string, err error) {
+	for _, f := range slices.Concat(l.beyond, l.files) {
+		for _, name := range f.Names {
+			did = append(did, fmt.Sprintf("Forget %s in %s.", name, f.Source))
+		}
+	}
+	l.beyond, l.files = nil, nil
+	if len(did) == 0 {
+		return nil, nil
+	}
+	return did, l.write()
 }
 
 // remove removes the files, and says which. Those that it cannot remove stay noted, for
@@ -115,7 +151,7 @@ func (l *leftovers) remove(ctx context.Context, h *host.Host) (did []string, err
 	for _, f := range l.files {
 		if err := f.remove(ctx, h); err != nil {
 			l.beyond = append(l.beyond, f)
-			faults = append(faults, fmt.Errorf("remove %q from %s (glance-dtn tune nfs --undo tries again): %w", f.Names, f.Source, err))
+			faults = append(faults, fmt.Errorf("remove %q from %s (glance-dtn tune nfs --undo tries again, with --force it forgets them): %w", f.Names, f.Source, err))
 			continue
 		}
 		did = append(did, f.says()...)
@@ -130,6 +166,9 @@ func (f scratchFiles) says() (all []string) {
 	}
 	return all
 }
+
+// removeTime is how long a server is waited for that may be away.
+const removeTime = 10 * time.Second
 
 // remove removes the files by the nearest way to them: those of this host by their names,
 // those of a server with the protocol alone, or, as root, through a mount.
@@ -147,11 +186,16 @@ func (f scratchFiles) remove(ctx context.Context, h *host.Host) error {
 	if f.Dir != "" {
 		return in(f.Dir)
 	}
-	p, err := nfsTarget{source: f.Source, options: f.Options}.dial(ctx, 1, nil)
-	if err == nil {
-		err = each(func(name string) error { return p.Remove(ctx, name) })
-		err = errors.Join(err, p.Close())
+	byProbe := func() error {
+		ctx, cancel := context.WithTimeout(ctx, removeTime)
+		defer cancel()
+		p, err := nfsTarget{source: f.Source, options: f.Options}.dial(ctx, 1, nil)
+		if err != nil {
+			return err
+		}
+		return errors.Join(each(func(name string) error { return p.Remove(ctx, name) }), p.Close())
 	}
+	err := byProbe()
 	if err != nil && os.Geteuid() == 0 {
 		err = h.Scratch(ctx, f.Source, f.Options.With("rw"), in)
 	}

@@ -112,7 +112,7 @@ func (t nfsTarget) client() nfssweep.Mode {
 
 // server is the mode that the server is in, empty if that is not known, and how it
 // was found out.
-func (t nfsTarget) server(ctx context.Context, making func(string) error) (mode nfssweep.Mode, notes []string) {
+func (t nfsTarget) server(ctx context.Context, left *leftovers) (mode nfssweep.Mode, notes []string) {
 	if t.export != nil {
 		if e, err := t.export.Export(); err == nil && e.Sync {
 			return nfssweep.Sync, nil
@@ -122,7 +122,7 @@ func (t nfsTarget) server(ctx context.Context, making func(string) error) (mode 
 	unknown := func(why any) (nfssweep.Mode, []string) {
 		return "", []string{fmt.Sprintf("The server was measured as it is; whether that is sync or async is not known: %v", why)}
 	}
-	p, err := t.dial(ctx, 1, making)
+	p, err := t.dial(ctx, 1, left)
 	if err != nil {
 		return unknown(err)
 	}
@@ -137,13 +137,19 @@ func (t nfsTarget) server(ctx context.Context, making func(string) error) (mode 
 	return nfssweep.Mode(r.Class.String()), []string{fmt.Sprintf("The server was measured as it is, which seems to be %v: %s", r.Class, r.Reason)}
 }
 
-// dial connects a probe to the target, which tells making of its scratch files.
-func (t nfsTarget) dial(ctx context.Context, connections int, making func(string) error) (*probe.Probe, error) {
+// patience is how long a server may pause, where a hard mount would wait for ever.
+const patience = time.Minute
+
+// dial connects a probe to the target, whose scratch files are noted; nil: it makes none.
+func (t nfsTarget) dial(ctx context.Context, connections int, left *leftovers) (*probe.Probe, error) {
 	o, err := t.probeOptions()
 	if err != nil {
 		return nil, err
 	}
-	o.Connections, o.Making = connections, making
+	o.Connections = connections
+	if left != nil {
+		o.Making, o.Gone = left.making(t), left.gone(t)
+	}
 	return probe.Dial(ctx, o)
 }
 
@@ -159,7 +165,7 @@ func (t nfsTarget) probeOptions() (probe.Options, error) {
 	}
 	m := mountOptions(t.options)
 	o := probe.Options{
-		Host: name, Export: dir, NFSPort: m.Port, MountPort: m.MountPort,
+		Host: name, Export: dir, NFSPort: m.Port, MountPort: m.MountPort, Timeout: patience,
 		UID: uint32(os.Geteuid()), GID: uint32(os.Getegid()), ReservedPort: os.Geteuid() == 0,
 	}
 	for _, g := range groups[:min(len(groups), 16)] { // as many as AUTH_SYS carries
@@ -245,7 +251,7 @@ func (t *nfsTuning) byProbe(ctx context.Context, _ *host.Host, target nfsTarget,
 	defer func() { err = errors.Join(err, p.close()) }()
 	counts := orOne(t.space.NConnect)
 	for _, n := range counts {
-		if p.probes[n], err = target.dial(ctx, max(n, 1), t.left.making(target)); err != nil {
+		if p.probes[n], err = target.dial(ctx, max(n, 1), t.left); err != nil {
 			delete(p.probes, n)
 			return err
 		}

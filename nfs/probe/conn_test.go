@@ -258,12 +258,12 @@ func TestStatusIsAnErrno(t *testing.T) {
 		want   error
 		text   string
 	}{
-		{1, fs.ErrPermission, "PERM"},
+		{1, fs.ErrPermission, "PERM (operation not permitted)"},
 		{2, fs.ErrNotExist, "NOENT"},
 		{13, fs.ErrPermission, "ACCES"},
 		{17, fs.ErrExist, "EXIST"},
 		{28, syscall.ENOSPC, "NOSPC"},
-		{30, syscall.EROFS, "ROFS"},
+		{30, syscall.EROFS, "ROFS (read-only file system)"},
 		{69, syscall.EDQUOT, "DQUOT"},
 		{70, syscall.ESTALE, "STALE"},
 		{10004, errors.ErrUnsupported, "NOTSUPP"},

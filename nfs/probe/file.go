@@ -94,7 +94,7 @@ type File struct {
 
 // Scratch makes a new file in the exported directory, named ScratchPrefix and 16
 // hexadecimal digits, lets use have it, and removes it, also when use fails or ctx
-// is cancelled. What removing it fails with is joined to the error of use.
+// is cancelled, for which it takes 10 s at most. What removing it fails with is joined to the error of use.
 func (p *Probe) Scratch(ctx context.Context, use func(*File) error) (err error) {
 	name := fmt.Sprintf("%s%016x", ScratchPrefix, rand.Uint64())
 	f := &File{p: p}
@@ -103,22 +103,34 @@ func (p *Probe) Scratch(ctx context.Context, use func(*File) error) (err error) 
 			return fmt.Errorf("make scratch file %s: %w", name, err)
 		}
 	}
+	gone := func() error {
+		if p.opt.Gone == nil {
+			return nil
+		}
+		return p.opt.Gone(name)
+	}
 	c, err := p.conn(ctx, 0)
 	if err != nil {
-		return err
+		return errors.Join(err, gone())
 	}
 	f.fh, err = c.create(ctx, p.root, name)
 	created := err == nil
 	if err != nil {
 		err = fmt.Errorf("make scratch file %s: %w", name, err)
 		if !inDoubt(err) {
-			return err
+			return errors.Join(err, gone())
 		}
 	}
 	defer func() {
-		if e := p.Remove(context.WithoutCancel(ctx), name); e != nil {
-			err = errors.Join(err, fmt.Errorf("remove scratch file %s (do it by hand): %w", name, e))
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), defaultTimeout)
+		defer cancel()
+		e := p.Remove(ctx, name)
+		if e != nil {
+			e = fmt.Errorf("remove scratch file %s: %w", name, e)
+		} else {
+			e = gone()
 		}
+		err = errors.Join(err, e)
 	}()
 	if created && f.fh == nil {
 		f.fh, err = c.lookup(ctx, p.root, name)

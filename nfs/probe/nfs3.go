@@ -58,7 +58,7 @@ var statuses = map[Status]struct {
 
 func (s Status) Error() string {
 	if known, ok := statuses[s]; ok {
-		return known.name
+		return fmt.Sprintf("%s (%v)", known.name, known.errno)
 	}
 	return fmt.Sprintf("status %d", uint32(s))
 }

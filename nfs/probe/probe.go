@@ -50,12 +50,16 @@ type Options struct {
 	// Connections is how many TCP connections the calls are spread over, as the
 	// mount option nconnect of nfs(5) does: 1 to 16; 0 is 1.
 	Connections int
-	// Timeout is how long one call, and making one connection, may take; 0: 10 s.
+	// Timeout is how long one call may take, 0: 10 s; making a connection takes no longer
+	// than that, and 10 s at most.
 	Timeout time.Duration
 
 	// Making is told the name of each scratch file before it is made, if it is not nil, so
 	// that somebody can remove what a killed probe has left. Where it fails none is made.
 	Making func(name string) error
+	// Gone is told the name of each of these that is surely not there, if it is not nil:
+	// the server has refused to make it, or it was removed.
+	Gone func(name string) error
 }
 
 const (
@@ -120,7 +124,7 @@ func (o Options) dial(ctx context.Context, port int) (*conn, error) {
 	if err != nil {
 		return nil, fmt.Errorf("encode the credentials: %w", err)
 	}
-	ctx, cancel := context.WithTimeout(ctx, o.Timeout)
+	ctx, cancel := context.WithTimeout(ctx, min(o.Timeout, defaultTimeout))
 	defer cancel()
 	nc, err := o.connect(ctx, net.JoinHostPort(o.Host, strconv.Itoa(port)))
 	if err != nil {

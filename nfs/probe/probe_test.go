@@ -434,13 +434,20 @@ func TestScratchFileIsAlwaysRemoved(t *testing.T) {
 			ctx, cancel := context.WithCancel(t.Context())
 			defer cancel()
 			used := false
-			err := f.dial().Scratch(ctx, func(s *File) error {
+			var told, gone []string
+			note := func(o *Options) {
+				o.Making = func(name string) error { told = append(told, name); return nil }
+				o.Gone = func(name string) error { gone = append(gone, name); return nil }
+			}
+			err := f.dial(note).Scratch(ctx, func(s *File) error {
 				used = true
 				return tc.use(ctx, cancel, f, s)
 			})
 			wantError(t, err, tc.want)
 			want(t, used, tc.use != nil)
 			want(t, len(f.names()), 0)
+			want(t, len(told), 1)
+			want(t, slices.Equal(gone, told), true)
 		})
 	}
 }
@@ -450,8 +457,11 @@ func TestScratchFileThatStays(t *testing.T) {
 	f.answer(nfsRemove, func(c fakeCall) []byte { return c.success(13, noWcc) })
 	f.listen()
 	failure := errors.New("a failure")
-	err := f.dial().Scratch(t.Context(), func(*File) error { return failure })
-	wantError(t, err, failure, f.firstName(), "by hand")
+	note := func(o *Options) {
+		o.Gone = func(name string) error { t.Errorf("%s is said to be gone", name); return nil }
+	}
+	err := f.dial(note).Scratch(t.Context(), func(*File) error { return failure })
+	wantError(t, err, failure, f.firstName())
 	wantError(t, err, Status(13))
 }
 

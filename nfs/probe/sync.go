@@ -116,13 +116,21 @@ const (
 	idle      = time.Millisecond       // COMMIT beyond NULL: there was nothing to do
 )
 
+// round leaves two or three digits, for a sentence.
+func round(d time.Duration) time.Duration {
+	digit := time.Duration(1)
+	for ; d/digit >= 1000; digit *= 10 {
+	}
+	return d.Round(digit)
+}
+
 // judge decides by two signs: what FILE_SYNC costs more than UNSTABLE, and what a
 // COMMIT of much data costs. One may be silent, but they may not disagree, and it
 // takes both to call a server async.
 func judge(r SyncReport) (SyncClass, string) {
 	fileSync, unstable, commit := r.FileSync.Min, r.Unstable.Min, r.Commit.Min
 	figures := fmt.Sprintf("at their quickest, a FILE_SYNC write of 4 KiB takes %v, an UNSTABLE one %v, and COMMIT of %d MiB %v",
-		fileSync, unstable, r.CommitBytes>>20, commit)
+		round(fileSync), round(unstable), r.CommitBytes>>20, round(commit))
 	if r.Committed != Unstable {
 		return SyncUnknown, fmt.Sprintf("the server answers %v to UNSTABLE writes, so there is nothing to compare with: %s", r.Committed, figures)
 	}
