@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"math"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -84,7 +85,8 @@ func (c *cli) tuneNFS() *cobra.Command {
 		Long: `nfs writes and reads files with each rsize and wsize, in an order that changes from
 round to round, and advises the knee: the smallest size that is within 5 % of the
 best one with a confidence of 95 %. DIR is the mount point on the controller, or the
-exported directory on the DTN.
+exported directory on the DTN. Without --apply nothing stays changed. It takes about a
+minute at 1 GB/s, 30 measurements of --size, and room for two files of that, or 32 MiB.
 
 Three ways of measuring:
   probe    talks NFS 3 to the server itself, 16 calls at a time: needs neither root nor a mount.
@@ -93,6 +95,7 @@ Three ways of measuring:
            cached: needs root
   live     reads a large file through the live mount at its own rsize, and writes nothing
 
+HOST:/EXPORT is probed, DIR is measured by scratch as root, unless --way says another.
 What the server has cached it may give from memory in all of them. Files named
 ` + mounted.Prefix + `* and ` + probe.ScratchPrefix + `* are made in the export
 and removed; a limit of time ends slow measurements, which then have moved less.
@@ -104,6 +107,10 @@ The export is put back as it was.
 --apply mounts DIR anew with the advice, and puts back the old mount if the new one
 is slower. A mode that --client names alone is part of it, however fast it is.
 
+With -o json and in the CSV sizes are in bytes and rates in bits per second (bps). Of a
+size, asked is what the mount was asked for, granted what it got. Of a curve, best is the
+size with the highest median, knee the advice, sure whether that has 95 % confidence.
+
 --undo puts back what --apply has changed. It clears away what a sweep that was killed
 has left, too, as the next sweep does.`,
 		Example: `  glance-dtn tune nfs dtn-a.example.org:/export/glance
@@ -113,6 +120,8 @@ has left, too, as the next sweep does.`,
 		Args: func(cmd *cobra.Command, got []string) error {
 			if t.undo && len(got) == 0 {
 				return nil
+			} else if t.undo {
+				return usagef("--undo puts back all that was changed on this host: leave %s away", got[0])
 			}
 			return args("DIR or HOST:/EXPORT")(cmd, got)
 		},
@@ -131,19 +140,19 @@ has left, too, as the next sweep does.`,
 			defer stop()
 			if t.undo {
 				err = c.undoNFS(ctx, t)
-			} else if err = t.check(cmd); err == nil {
+			} else if err = t.check(cmd, args[0]); err == nil {
 				err = c.tuneTarget(ctx, t, args[0])
 			}
 			return interrupted(ctx, err)
 		},
 	}
 	f := cmd.Flags()
-	f.StringVar(&t.way, "way", "", "how to measure: probe, scratch or live (default scratch as root, else probe)")
+	f.StringVar(&t.way, "way", "", "how to measure: probe, scratch or live (default scratch for DIR as root, else probe)")
 	f.StringVar(&t.size, "size", "256MiB", "how much to write and to read each time")
 	f.DurationVar(&t.limit, "limit", 30*time.Second, "about how long one measurement may take; 0: as long as it takes")
 	f.StringSliceVar(&t.sizes, "sizes", nil, "rsize and wsize to try, as in 8K,64K,1M (default the powers of two from 1K to 1M)")
-	f.IntVar(&t.reps, "reps", 3, "how often each setting is measured")
-	f.StringVar(&t.search, "search", "smart", "smart: at most a third of the measurements, most of them near the knee; exhaustive: all of them")
+	f.IntVar(&t.reps, "reps", 3, "how often exhaustive measures each setting")
+	f.StringVar(&t.search, "search", "smart", "smart: at most a third of the measurements, most of them near the knee, and not each size; exhaustive: all of them")
 	f.StringSliceVar(&t.servers, "server", nil, "modes to have the export in: sync, async; on the DTN only (default as it is)")
 	f.StringSliceVar(&t.clients, "client", nil, "modes to have the mount in: sync, async; with --apply one alone is what DIR is mounted with (default as it is, else async)")
 	f.StringSliceVar(&t.vers, "vers", nil, "versions of NFS to mount with, as in 3,4.2; scratch only (default as DIR is mounted)")
@@ -166,15 +175,20 @@ has left, too, as the next sweep does.`,
 	} {
 		complete(cmd, flag, cobra.FixedCompletions(words, cobra.ShellCompDirectiveNoFileComp))
 	}
-	cmd.MarkFlagsMutuallyExclusive("apply", "undo")
+	for _, flag := range strings.Fields("way search size limit sizes reps server client vers nconnect data options file seed csv svg apply accept-async") {
+		cmd.MarkFlagsMutuallyExclusive("undo", flag) // beside which it means nothing
+	}
 	return cmd
 }
 
-// check finds what is wrong with the flags before anything is touched.
-func (t *nfsTuning) check(cmd *cobra.Command) error {
+// check finds what is wrong with the flags before anything is touched. Name is the
+// argument.
+func (t *nfsTuning) check(cmd *cobra.Command, name string) error {
+	_, _, err := nfs.SplitSource(name)
+	isSource := err == nil
 	if t.way == "" {
 		t.way = "probe"
-		if os.Geteuid() == 0 {
+		if os.Geteuid() == 0 && !isSource {
 			t.way = "scratch"
 		}
 	}
@@ -194,7 +208,6 @@ func (t *nfsTuning) check(cmd *cobra.Command) error {
 	oneOf("server", t.servers, "sync", "async")
 	oneOf("client", t.clients, "sync", "async")
 	oneOf("data", t.data, "random", "zero")
-	var err error
 	t.bytes, err = parseSize(t.size)
 	fault(err != nil || t.bytes < 1<<20, "--size %s: want a number of bytes, 1MiB at least, as in 256MiB", t.size)
 	fault(t.limit < 0, "--limit %v: want 0 or more", t.limit)
@@ -209,11 +222,18 @@ func (t *nfsTuning) check(cmd *cobra.Command) error {
 	}
 	for _, s := range t.sizes {
 		n, err := parseSize(s)
-		fault(err != nil || n < 1<<10 || n > 1<<20, "--sizes %s: want 1K to 1M", s)
-		t.space.Sizes = append(t.space.Sizes, n)
+		if wrong := err != nil || nfs.GrantedSize(n, maxSize) != n; wrong {
+			fault(wrong, "--sizes %s: want 1K, 2K, or a multiple of 4K up to 1M", s)
+		} else {
+			t.space.Sizes = append(t.space.Sizes, n)
+		}
 	}
 	slices.Sort(t.space.Sizes)
-	if err := t.space.Validate(); err != nil {
+	t.space.Sizes = slices.Compact(t.space.Sizes)
+	fault(t.reps < 1, "--reps %d: want 1 at least", t.reps)
+	rest := t.space // of which the flags are told above
+	rest.Reps, rest.Sizes = 1, nfssweep.Octaves()
+	if err := rest.Validate(); err != nil {
 		faults = append(faults, err)
 	}
 
@@ -223,13 +243,22 @@ func (t *nfsTuning) check(cmd *cobra.Command) error {
 	}
 	fault(t.way != "live" && set("file"), "--file is for --way live")
 	fault(t.way == "probe" && set("vers"), "--vers: the probe speaks NFS 3 only; use --way scratch")
+	if m, err := nfs.ParseOptions(t.options).Mount(); err == nil && t.way == "probe" {
+		fault(strings.HasPrefix(m.Version, "4"), "--options vers=%s: the probe speaks NFS 3 only; use --way scratch", m.Version)
+	}
+	fault(t.force && !t.apply, "--force is for --apply and --undo")
+	fault(t.dryRun && set("server"), "--dry-run changes nothing, and --server changes the export while it measures: leave one of them away; without --apply nothing stays changed")
+	for _, flag := range []string{"apply", "dry-run"} {
+		fault(isSource && set(flag), "--%s is about a mount: name the mount point of %s", flag, name)
+	}
 	needsRoot := func(is bool, what string) {
 		fault(is && os.Geteuid() != 0, "%s, which needs root: run it with sudo, or use --way probe alone", what)
 	}
 	needsRoot(t.way == "scratch", "--way scratch mounts a file system")
-	needsRoot(t.apply && !t.dryRun, "--apply changes mounts")
+	needsRoot(t.apply && !t.dryRun && !isSource, "--apply changes mounts")
 	needsRoot(set("server"), "--server changes the export")
 	for flag, name := range map[string]string{"csv": t.csv, "svg": t.svg} {
+		fault(name == "-", "--%s -: want the name of a file", flag)
 		err := writable(name)
 		fault(err != nil, "--%s: %w", flag, err)
 	}
@@ -316,9 +345,12 @@ func words[T ~string](list []string) []T {
 	return all
 }
 
-// parseSize reads a number of bytes as people write it: 8K, 8KiB, 256MiB, 1G, 4096.
+// maxSize is the largest rsize and wsize of Linux.
+const maxSize = 1 << 20
+
+// parseSize reads a number of bytes as people write it: 8K, 8k, 8KiB, 256MiB, 1G, 4096.
 func parseSize(s string) (int64, error) {
-	number := strings.TrimSuffix(strings.TrimSuffix(s, "B"), "i")
+	number := strings.ToUpper(strings.TrimSuffix(strings.TrimSuffix(s, "B"), "i"))
 	shift := 0
 	if i := strings.IndexAny(number, "KMG"); i >= 0 && i == len(number)-1 {
 		shift = 10 * (1 + strings.IndexByte("KMG", number[i]))
@@ -333,14 +365,23 @@ func parseSize(s string) (int64, error) {
 
 // tuned is the result of a sweep.
 type tuned struct {
-	Source string        `json:"source"`
-	Dir    string        `json:"dir,omitempty"`
-	Way    string        `json:"way"`
-	Bytes  int64         `json:"bytes"`
-	Server nfssweep.Mode `json:"server,omitempty"` // in force before the sweep; empty: not known
+	Source string `json:"source"`
+	Dir    string `json:"dir,omitempty"`
+	Way    string `json:"way"`
+	Bytes  int64  `json:"bytes"`
+
+	Started      time.Time `json:"started"`
+	Seconds      float64   `json:"seconds"`
+	Measurements int       `json:"measurements"`
+	Incomplete   string    `json:"incomplete,omitempty"` // why it ended before its end
+
+	Server nfssweep.Mode `json:"server,omitempty"` // in force, or that the advice is for; empty: not known
 	Client nfssweep.Mode `json:"client,omitempty"` // in force, or that the advice is for
 	nfssweep.Report
 	Advice  nfssweep.Advice `json:"advice"`
+	Options nfs.Options     `json:"options,omitempty"` // that the advice is, for mount(8)
+	Now     nfs.Options     `json:"now,omitempty"`     // what DIR has of them
+	DryRun  bool            `json:"dry_run,omitempty"`
 	Notes   []string        `json:"notes,omitempty"`
 	Changes []host.Change   `json:"changes,omitempty"` // what is to be changed
 	Applied []host.Result   `json:"applied,omitempty"` // what was
@@ -376,7 +417,12 @@ func (c *cli) tuneTarget(ctx context.Context, t nfsTuning, name string) (err err
 			return err
 		}
 	}
-	out := tuned{Source: target.source, Dir: target.dir, Way: t.way, Bytes: t.bytes, Client: target.client()}
+	if len(t.servers) > 0 {
+		if err := serverRuns(nfsdExports); err != nil {
+			return err
+		}
+	}
+	out := tuned{Source: target.source, Dir: target.dir, Way: t.way, Bytes: t.bytes, Started: time.Now(), Client: target.client(), DryRun: t.dryRun}
 	if t.way != "live" {
 		out.Server, out.Notes = target.server(ctx, t.left)
 	}
@@ -397,24 +443,65 @@ func (c *cli) tuneTarget(ctx context.Context, t nfsTuning, name string) (err err
 		return err
 	})
 	close()
-	var files error // what cannot be written is no reason to lose the report
-	if len(seen) > 0 && t.csv != "" {
-		files = writeFile(t.csv, func(w io.Writer) error { return nfssweep.WriteCSV(w, seen) })
+	if len(seen) == 0 {
+		return err
 	}
-	if err != nil {
-		return errors.Join(err, files)
-	}
+	out.Seconds, out.Measurements = math.Round(time.Since(out.Started).Seconds()), len(seen)
 	out.Report = nfssweep.Analyse(t.space, seen)
-	if t.svg != "" {
-		files = errors.Join(files, writeFile(t.svg, func(w io.Writer) error { return nfssweep.WriteSVG(w, out.Report) }))
+	if err != nil {
+		out.Incomplete = err.Error()
+		if ctx.Err() != nil {
+			out.Incomplete = errInterrupted.Error()
+		}
 	}
-	if t.way != "live" {
-		out.Advice = out.Advise(inForce(out.Server, t.space.Servers), inForce(out.Client, t.space.Clients))
+	var files error // what cannot be written is no reason to lose the report
+	keep := func(name string, write func(io.Writer) error) {
+		if name == "" {
+			return
+		}
+		if err := writeFile(name, write); err != nil {
+			files = errors.Join(files, err)
+			return
+		}
+		out.Notes = append(out.Notes, fmt.Sprintf("Written to %s.", name))
 	}
-	if t.apply || t.dryRun {
-		out.Changes, out.Applied, err = t.change(ctx, h, target, out.Advice)
+	keep(t.csv, func(w io.Writer) error { return nfssweep.WriteCSV(w, seen) })
+	keep(t.svg, func(w io.Writer) error { return nfssweep.WriteSVG(w, out.about(), out.Report) })
+	if t.way != "live" && err == nil {
+		out.Server, out.Client = inForce(out.Server, t.space.Servers), inForce(out.Client, t.space.Clients)
+		out.Advice = out.Advise(out.Server, out.Client)
+		out.Options, out.Now = advised(out.Advice), target.now(out.Advice)
+		if t.apply || t.dryRun {
+			out.Changes, out.Applied, err = t.change(ctx, h, target, out.Advice)
+		}
 	}
 	return errors.Join(c.print(out, func() error { return c.tunedTable(out) }), files, err)
+}
+
+// nfsdExports is there where the kernel's NFS server is loaded.
+const nfsdExports = "/proc/fs/nfs/exports"
+
+// serverRuns fails where that is not: exportfs, which does not ask the kernel then, leaves
+// out options, which would be lost when the export is put back.
+func serverRuns(table string) error {
+	if _, err := os.Stat(table); err != nil {
+		return fmt.Errorf("--server: the kernel's NFS server does not run on this host, and without it exportfs does not tell all options of an export: start it first: %w", err)
+	}
+	return nil
+}
+
+// about says in a line what was measured.
+func (t tuned) about() string {
+	times := "measurements"
+	if t.Measurements == 1 {
+		times = "measurement"
+	}
+	text := fmt.Sprintf("%s of %s: %d %s of %s in %s, %s", t.Way, t.Source, t.Measurements, times, size(t.Bytes),
+		eta(time.Duration(t.Seconds*float64(time.Second))), t.Started.Format(time.DateTime))
+	if t.Incomplete != "" {
+		text += "; INCOMPLETE: " + t.Incomplete
+	}
+	return text
 }
 
 // fill sets what the flags leave to what is in force.
@@ -446,7 +533,7 @@ func (c *cli) sweepBar() (show func(nfssweep.Progress), close func()) {
 		return nil, func() {}
 	}
 	var next atomic.Pointer[string] // another goroutine draws
-	next.Store(new(string))
+	next.Store(new("preparing"))
 	all := mpb.New(mpb.WithOutput(behind(c.err)), mpb.WithAutoRefresh())
 	bar := all.New(0, mpb.BarStyle().Rbound("] "), mpb.BarWidth(32),
 		mpb.AppendDecorators(
@@ -565,7 +652,11 @@ func (c *cli) undoNFS(ctx context.Context, t nfsTuning) error {
 	}
 	return errors.Join(c.print(done, func() error {
 		if len(done.Done) > 0 {
-			_, err := fmt.Fprintln(c.out, strings.Join(done.Done, "\n"))
+			heading := "Done:"
+			if t.dryRun {
+				heading = "Would be done, where the servers answer:"
+			}
+			_, err := fmt.Fprintf(c.out, "%s\n%s\n", heading, strings.Join(done.Done, "\n"))
 			return err
 		}
 		_, err := fmt.Fprintf(c.out, "there is nothing to undo%s\n", asRoot())
@@ -615,20 +706,33 @@ func (t *nfsTuning) undoAll(ctx context.Context) (did []string, err error) {
 }
 
 func (c *cli) tunedTable(out tuned) error {
+	fmt.Fprintf(c.out, "%s\n", out.about())
 	for _, op := range []nfssweep.Op{nfssweep.Write, nfssweep.Read} {
 		if err := c.curveTable(op, out.Curves); err != nil {
 			return err
 		}
 	}
-	fmt.Fprintln(c.out, "Medians in MB/s (slowest to fastest); * is the knee, the smallest size within 5 % of the best at 95 % confidence.")
+	fmt.Fprintln(c.out, "\nMedians (slowest–fastest) ×measurements; a figure alone was measured once. * is the knee:\nthe smallest size within 5 % of the best at 95 % confidence.")
 	paragraph := func(lines []string) {
 		if len(lines) > 0 {
 			fmt.Fprintf(c.out, "\n%s\n", strings.Join(lines, "\n"))
 		}
 	}
+	if len(out.Options) > 0 {
+		heading := fmt.Sprintf("Advice for %s: %s", nfssweep.Corner{Server: out.Server, Client: out.Client}.Name(), out.Options)
+		if len(out.Now) > 0 {
+			heading += fmt.Sprintf("  (now %s)", out.Now)
+		}
+		paragraph(append([]string{heading}, out.Advice.Says...))
+	}
 	paragraph(out.Notes)
-	paragraph(out.Advice.Says)
 	var changes []string
+	if out.DryRun && out.Incomplete == "" {
+		changes = []string{"--apply would change nothing."}
+		if len(out.Changes) > 0 {
+			changes = []string{"--apply would:"}
+		}
+	}
 	for _, change := range out.Changes {
 		changes = append(changes, change.Says)
 	}
@@ -643,44 +747,78 @@ func (c *cli) tunedTable(out tuned) error {
 	return nil
 }
 
-// curveTable prints sizes × corners.
+// abreast is how many curves stand in one table: as many as 80 columns take.
+const abreast = 4
+
+// curveTable prints sizes × corners. What tells many corners apart stands below, and
+// letters in the table.
 func (c *cli) curveTable(op nfssweep.Op, curves []nfssweep.Curve) error {
 	curves = slices.DeleteFunc(slices.Clone(curves), func(x nfssweep.Curve) bool { return x.Op != op })
 	if len(curves) == 0 {
 		return nil
 	}
-	header := table.Row{string(op)}
+	common, names := nfssweep.Headings(curves)
+	title := map[nfssweep.Op]string{nfssweep.Write: "Writes", nfssweep.Read: "Reads"}[op] + " in MB/s"
+	if common != "" {
+		title += ", " + common
+	}
+	var legend []string
+	switch {
+	case len(curves) == 1:
+		names[0] = "median"
+	case len(curves) > 2:
+		for i, name := range names {
+			names[i] = string(rune('A' + i%26))
+			if i >= 26 {
+				names[i] = strconv.Itoa(i + 1)
+			}
+			legend = append(legend, fmt.Sprintf("%s: %s", names[i], name))
+		}
+	}
 	var sizes []int64
 	for _, x := range curves {
-		header = append(header, x.Name())
 		for _, p := range x.Points {
 			sizes = append(sizes, p.Size)
 		}
 	}
 	slices.Sort(sizes)
-	var rows []table.Row
-	for _, s := range slices.Compact(sizes) {
-		row := table.Row{nfssweep.Size(s)}
-		for _, x := range curves {
-			row = append(row, cell(x, s))
+	sizes = slices.Compact(sizes)
+	fmt.Fprintf(c.out, "\n%s:\n", title)
+	for from := 0; from < len(curves); from += abreast {
+		part := curves[from:min(from+abreast, len(curves))]
+		header := table.Row{map[nfssweep.Op]string{nfssweep.Write: "wsize", nfssweep.Read: "rsize"}[op]}
+		for i := range part {
+			header = append(header, names[from+i])
 		}
-		rows = append(rows, row)
+		var rows []table.Row
+		for _, s := range sizes {
+			row := table.Row{nfssweep.Size(s)}
+			for _, x := range part {
+				row = append(row, cell(x, s))
+			}
+			rows = append(rows, row)
+		}
+		if err := c.table(header, rows); err != nil {
+			return err
+		}
 	}
-	if err := c.table(header, rows); err != nil {
-		return err
+	for _, line := range legend {
+		fmt.Fprintln(c.out, line)
 	}
-	_, err := fmt.Fprintln(c.out)
-	return err
+	return nil
 }
 
-// cell is one size of a curve, as in 104 (98–110) *.
+// cell is one size of a curve, as in 104 (98–110) ×3 *.
 func cell(x nfssweep.Curve, size int64) string {
 	p, measured := x.At(size)
 	if !measured {
 		return "-"
 	}
 	mb := func(rate float64) string { return strings.TrimSuffix(nfssweep.MBs(rate), " MB/s") }
-	text := fmt.Sprintf("%s (%s–%s)", mb(p.Median), mb(p.Low), mb(p.High))
+	text := mb(p.Median)
+	if n := len(p.Rates); n > 1 {
+		text += fmt.Sprintf(" (%s–%s) ×%d", mb(p.Low), mb(p.High), n)
+	}
 	if x.Sure && x.Knee == size {
 		text += " *"
 	}

@@ -26,7 +26,7 @@ import (
 )
 
 func TestParseSize(t *testing.T) {
-	for text, want := range map[string]int64{"4096": 4096, "8K": 8 << 10, "8KiB": 8 << 10, "256MiB": 256 << 20, "1G": 1 << 30, "0": 0} {
+	for text, want := range map[string]int64{"4096": 4096, "8K": 8 << 10, "64k": 64 << 10, "8KiB": 8 << 10, "256MiB": 256 << 20, "1G": 1 << 30, "0": 0} {
 		if got, err := parseSize(text); err != nil || got != want {
 			t.Errorf("parseSize(%q) = %d, %v, want %d", text, got, err, want)
 		}
@@ -98,8 +98,8 @@ func TestTwoSweepsAtOnceAreRefused(t *testing.T) {
 	if err := first.making(target)("a"); err != nil { // undo has something to do, then
 		t.Fatal(err)
 	}
-	for _, args := range [][]string{{target.source}, {"--undo"}} {
-		text, err := exec.Command("glance-dtn", append([]string{"tune", "nfs", "--way", "probe", "--state", state}, args...)...).CombinedOutput()
+	for _, args := range [][]string{{target.source, "--way", "probe"}, {"--undo"}} {
+		text, err := exec.Command("glance-dtn", append([]string{"tune", "nfs", "--state", state}, args...)...).CombinedOutput()
 		if err == nil || !strings.Contains(string(text), "another tune nfs runs on this host") {
 			t.Errorf("%q beside another sweep: %v, %s", args, err, text)
 		}
@@ -123,6 +123,12 @@ func sweeping(t *testing.T, dir, state string, target nfsTarget) *exec.Cmd {
 // startUntil starts a command and returns once something has happened in a directory.
 func startUntil(t *testing.T, cmd *exec.Cmd, dir string, what uint32) {
 	t.Helper()
+	startUntilTimes(t, cmd, dir, what, 1)
+}
+
+// startUntilTimes is startUntil of what has happened at least so many times.
+func startUntilTimes(t *testing.T, cmd *exec.Cmd, dir string, what uint32, times int) {
+	t.Helper()
 	watch, err := unix.InotifyInit1(unix.IN_CLOEXEC)
 	if err != nil {
 		t.Fatal(err)
@@ -142,7 +148,8 @@ func startUntil(t *testing.T, cmd *exec.Cmd, dir string, what uint32) {
 		}
 	})
 	ready := []unix.PollFd{{Fd: int32(watch), Events: unix.POLLIN}}
-	for {
+	events := make([]byte, 64<<10)
+	for times > 0 {
 		n, err := unix.Poll(ready, int(daemonTime.Milliseconds()))
 		if err == unix.EINTR {
 			continue
@@ -150,7 +157,10 @@ func startUntil(t *testing.T, cmd *exec.Cmd, dir string, what uint32) {
 		if err != nil || n != 1 {
 			t.Fatalf("nothing has happened in %s (%v): %s", dir, err, cmd.Stderr)
 		}
-		return
+		if _, err := unix.Read(watch, events); err != nil {
+			t.Fatal(err)
+		}
+		times--
 	}
 }
 
@@ -207,6 +217,33 @@ func TestASweepThatIsInterruptedLeavesNothing(t *testing.T) {
 		if left := append(names(t, dir), names(t, state)...); !slices.Equal(left, []string{"running"}) {
 			t.Errorf("%v leaves %q", s, left)
 		}
+	}
+}
+
+// What was measured before an interrupt is told.
+func TestASweepThatIsInterruptedTellsWhatItHas(t *testing.T) {
+	dir, target := exportedDir(t)
+	table := filepath.Join(t.TempDir(), "a.csv")
+	cmd := exec.Command("glance-dtn", "tune", "nfs", target.source, "--way", "probe", "--options", target.options.String(),
+		"--size", "1MiB", "--sizes", "64K", "--limit", "0", "--reps", "100000", "--search", "exhaustive", "--csv", table, "--state", t.TempDir())
+	var stdout bytes.Buffer
+	cmd.Stdout = &stdout
+	// 17 for a file to read, 16 for each measurement of writes, fewer than 200 before those
+	startUntilTimes(t, cmd, dir, unix.IN_CLOSE_WRITE, 600)
+	if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	_ = cmd.Wait() // the exit code says it
+	if code := cmd.ProcessState.ExitCode(); code != exitInterrupted || fmt.Sprint(cmd.Stderr) != "glance-dtn: interrupted\n" {
+		t.Errorf("exit code %d: %s", code, cmd.Stderr)
+	}
+	for _, want := range []string{"; INCOMPLETE: interrupted\n", "Writes in MB/s", "Written to " + table + "."} {
+		if !strings.Contains(stdout.String(), want) || strings.Contains(stdout.String(), "Advice for") {
+			t.Errorf("%s\nwant %q, and no advice", &stdout, want)
+		}
+	}
+	if rows, err := os.ReadFile(table); err != nil || strings.Count(string(rows), "\n") < 2 {
+		t.Errorf("the CSV has %s, %v", rows, err)
 	}
 }
 
@@ -429,7 +466,6 @@ func TestWhatTheTargetCannotHaveIsRefused(t *testing.T) {
 		{"an export", exported, nfsTuning{apply: true, servers: both}, "the export is made async by --accept-async alone", ""},
 		{"an export, accepted", exported, nfsTuning{apply: true, async: true, servers: both}, "", ""},
 		{"an export, half measured", exported, nfsTuning{apply: true, async: true, servers: async}, "--accept-async: measure both", ""},
-		{"a source", nfsTarget{source: "dtn:/export"}, nfsTuning{apply: true}, "--apply: name the mount point", ""},
 		{"a source, accepted", nfsTarget{source: "dtn:/export"}, nfsTuning{async: true}, "--accept-async is for the DTN", ""},
 	} {
 		err := c.target.allows(c.flags)
@@ -445,6 +481,26 @@ func TestWhatTheTargetCannotHaveIsRefused(t *testing.T) {
 		}
 		if w := c.target.wishes(&c.flags, nfssweep.Advice{RSize: 8192, WSize: 4096}); len(w) != 1 || !slices.Equal(w[0].Options, want) {
 			t.Errorf("%s: wishes %v, want %v", c.name, w, want)
+		}
+	}
+}
+
+// An export is not changed where exportfs does not tell all of it.
+func TestTheServerHasToRun(t *testing.T) {
+	table := filepath.Join(t.TempDir(), "exports")
+	if err := serverRuns(table); err == nil || !strings.Contains(err.Error(), "start it first") {
+		t.Errorf("without a server: %v", err)
+	}
+	if err := errors.Join(os.WriteFile(table, nil, 0o600), serverRuns(table)); err != nil {
+		t.Error(err)
+	}
+}
+
+// The probe, which speaks NFS 3, asks for the port of a server that is mounted with 4.
+func TestTheProbeDoesNotTakeThePortOfVersion4(t *testing.T) {
+	for options, want := range map[string]int{"vers=4.2": 0, "vers=3": 0, "vers=3,port=2050": 2050} {
+		if o, err := (nfsTarget{source: "dtn:/export", options: nfs.ParseOptions(options)}).probeOptions(); err != nil || o.NFSPort != want {
+			t.Errorf("%s: port %d, %v, want %d", options, o.NFSPort, err, want)
 		}
 	}
 }

@@ -62,10 +62,34 @@ func findTarget(ctx context.Context, h *host.Host, name, options string) (nfsTar
 			return nfsTarget{source: nfs.JoinSource("127.0.0.1", dir), dir: dir, options: given, export: e.Clients[0].Options}, nil
 		}
 	}
+	if fault := noDirectory(state, dir); fault != nil {
+		return nfsTarget{}, usagef("%w: want an NFS mount or an export of this host, or HOST:/EXPORT, where EXPORT begins with /", fault)
+	}
+	for _, e := range state.Exports {
+		if strings.HasPrefix(dir, strings.TrimSuffix(e.Path, "/")+"/") {
+			return nfsTarget{}, usagef("%s lies in %s, which this host exports: name that", dir, e.Path)
+		}
+	}
 	if state.ExportsFault != nil {
 		return nfsTarget{}, fmt.Errorf("%w; and whether this host exports it is not known: %w", err, state.ExportsFault)
 	}
 	return nfsTarget{}, fmt.Errorf("%w; nor does this host export it: name an NFS mount, an export of this host, or HOST:/EXPORT", err)
+}
+
+// noDirectory says why dir is no directory, if it is none. It does not touch an NFS
+// mount, whose server may not answer.
+func noDirectory(s host.State, dir string) error {
+	if m, found := nfs.Covering(s.Mounts, dir); found && nfs.IsNFS(m.Type) {
+		return nil
+	}
+	info, err := os.Stat(dir)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return fmt.Errorf("%s does not exist", dir)
+	case err == nil && !info.IsDir():
+		return fmt.Errorf("%s is no directory", dir)
+	}
+	return nil
 }
 
 // allows refuses what the target cannot have.
@@ -75,8 +99,6 @@ func (t nfsTarget) allows(f nfsTuning) error {
 		return usagef("--way live reads through a mount: name its mount point, not %s", t.source)
 	case len(f.servers) > 0 && t.export == nil:
 		return usagef("--server: only the DTN itself can change its export: run this there, with the exported directory")
-	case (f.apply || f.dryRun) && t.dir == "":
-		return usagef("--apply: name the mount point of %s", t.source)
 	case f.apply && t.export != nil && !f.async:
 		return usagef("--apply: rsize and wsize are the client's: run this on the controller, with the mount point; the export is made async by --accept-async alone")
 	}
@@ -163,7 +185,7 @@ func (t nfsTarget) probeOptions() (probe.Options, error) {
 	if err != nil {
 		return probe.Options{}, err
 	}
-	m := mountOptions(t.options)
+	m := mountOptions(t.options.With("vers=3")) // which has other ports than 4
 	o := probe.Options{
 		Host: name, Export: dir, NFSPort: m.Port, MountPort: m.MountPort, Timeout: patience,
 		UID: uint32(os.Geteuid()), GID: uint32(os.Getegid()), ReservedPort: os.Geteuid() == 0,
@@ -172,6 +194,33 @@ func (t nfsTarget) probeOptions() (probe.Options, error) {
 		o.GIDs = append(o.GIDs, uint32(g))
 	}
 	return o, nil
+}
+
+// advised are the options that the advice is.
+func advised(a nfssweep.Advice) nfs.Options {
+	o := nfs.Options{fmt.Sprintf("rsize=%d", a.RSize), fmt.Sprintf("wsize=%d", a.WSize)}
+	if a.Version != "" {
+		o = append(o, "vers="+a.Version)
+	}
+	if a.NConnect != 0 {
+		o = append(o, fmt.Sprintf("nconnect=%d", a.NConnect))
+	}
+	return o
+}
+
+// now are the options that a mount has of those that the advice is.
+func (t nfsTarget) now(a nfssweep.Advice) nfs.Options {
+	if !t.mount {
+		return nil
+	}
+	has := nfssweep.Advice{RSize: t.granted.RSize, WSize: t.granted.WSize}
+	if a.Version != "" {
+		has.Version = t.granted.Version
+	}
+	if a.NConnect != 0 {
+		has.NConnect = t.granted.NConnect
+	}
+	return advised(has)
 }
 
 // wishes are what the advice asks of the target.
@@ -183,13 +232,7 @@ func (t nfsTarget) wishes(f *nfsTuning, a nfssweep.Advice) []host.Wish {
 		}
 		return nil
 	}
-	o := nfs.Options{fmt.Sprintf("rsize=%d", a.RSize), fmt.Sprintf("wsize=%d", a.WSize)}
-	if a.Version != "" {
-		o = append(o, "vers="+a.Version)
-	}
-	if a.NConnect != 0 {
-		o = append(o, fmt.Sprintf("nconnect=%d", a.NConnect))
-	}
+	o := advised(a)
 	if mode, other := t.other(*f); other {
 		o = append(o, string(mode))
 	}

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 )
 
 // Report is what observations tell: one curve for each corner.
@@ -21,8 +22,8 @@ type Curve struct {
 	Corner
 	Points []Point `json:"points"` // those that were measured, in ascending order of size
 	// Knee is the smallest size that is within 5 % of the best one with a confidence
-	// of 95 %, if Sure. Otherwise the measurements are too few, or differ too much
-	// among themselves, for any size: then it is the largest that may well be.
+	// of 95 %, if Sure. Otherwise one size alone was measured, or the measurements are too
+	// few, or differ too much among themselves: then it is the largest that may well be.
 	Knee int64 `json:"knee"`
 	Sure bool  `json:"sure"`
 	Best int64 `json:"best"` // size of the highest median
@@ -33,11 +34,11 @@ type Point struct {
 	// Size was in force: what the kernel and the server made of the sizes that were Asked
 	// for, where the measurement tells it.
 	Size   int64     `json:"size"`
-	Asked  []int64   `json:"asked"` // in ascending order
-	Rates  []float64 `json:"rates"` // in the order of time
-	Median float64   `json:"median"`
-	Low    float64   `json:"low"`  // the slowest of them
-	High   float64   `json:"high"` // the fastest of them
+	Asked  []int64   `json:"asked"`     // in ascending order
+	Rates  []float64 `json:"rates_bps"` // in the order of time
+	Median float64   `json:"median_bps"`
+	Low    float64   `json:"low_bps"`  // the slowest of them
+	High   float64   `json:"high_bps"` // the fastest of them
 	// Confidence is that with which this size's true rate is within 5 % of the best.
 	Confidence float64 `json:"confidence"`
 }
@@ -57,6 +58,29 @@ func (c Corner) Name() string {
 		return strings.Join(p, ", ")
 	}
 	return "as mounted"
+}
+
+// Headings returns what all curves have in common, as in client async, and what tells
+// each apart from the others.
+func Headings(curves []Curve) (common string, each []string) {
+	shared := func(part string) bool {
+		return !slices.ContainsFunc(curves, func(c Curve) bool { return !slices.Contains(c.parts(), part) })
+	}
+	for i, c := range curves {
+		var own, all []string
+		for _, p := range c.parts() {
+			if shared(p) {
+				all = append(all, p)
+			} else {
+				own = append(own, p)
+			}
+		}
+		if i == 0 {
+			common = strings.Join(all, ", ")
+		}
+		each = append(each, cmp.Or(strings.Join(own, ", "), "as mounted"))
+	}
+	return common, each
 }
 
 func compare(a, b Corner) int {
@@ -91,14 +115,15 @@ func Analyse(s Space, seen []Observation) Report {
 
 // Advice says what to mount with, and why.
 type Advice struct {
-	RSize    int64  `json:"rsize,omitempty"` // in bytes; 0: reads were not measured
-	WSize    int64  `json:"wsize,omitempty"` // in bytes; 0: writes were not measured
+	RSize int64 `json:"rsize,omitempty"` // in bytes; 0: reads were not measured
+	WSize int64 `json:"wsize,omitempty"` // in bytes; 0: writes were not measured
+	// Version and NConnect are empty where none was set, or which is best is not sure.
 	Version  string `json:"vers,omitempty"`
 	NConnect int    `json:"nconnect,omitempty"`
 	// AsyncGain is by what share writes are faster where the server is async than where
-	// it is sync, each at its knee; 0 where not both are known and sure.
+	// it is sync, each at its knee, or the only size; 0 where not both are known and sure.
 	AsyncGain float64 `json:"async_gain,omitempty"`
-	// Sure says that both sizes are knees with the confidence that Curve.Knee wants.
+	// Sure says that all of it has the confidence that Curve.Knee wants.
 	Sure bool `json:"sure"`
 	// Says is the advice in sentences, for a person.
 	Says []string `json:"says"`
@@ -109,8 +134,8 @@ const risk = "a server with async acknowledges what its disk has not got: a cras
 
 // Advise answers for a server and a client in these modes, those in force, which it
 // does not advise to change: what async risks is for a person to decide. Among
-// versions and numbers of connections it takes the lowest that is within 5 % of the
-// best.
+// versions and numbers of connections it takes the lowest that is surely within 5 % of
+// the best; where none is, the sizes are those of the lowest.
 func (r Report) Advise(server, client Mode) Advice {
 	var a Advice
 	var base []Curve // those in force; of data, the first kind
@@ -122,8 +147,12 @@ func (r Report) Advise(server, client Mode) Advice {
 	if len(base) == 0 {
 		return a
 	}
-	mount := bestMount(base)
-	a.Version, a.NConnect, a.Sure = mount.Version, mount.NConnect, true
+	mount, sure, compared := bestMount(base)
+	a.Sure = sure
+	if sure {
+		a.Version, a.NConnect = mount.Version, mount.NConnect
+	}
+	doubt, once := false, true
 	for _, c := range base {
 		if c.Version != mount.Version || c.NConnect != mount.NConnect {
 			continue
@@ -135,14 +164,23 @@ func (r Report) Advise(server, client Mode) Advice {
 			a.WSize = c.Knee
 		}
 		a.Sure = a.Sure && c.Sure
+		if !c.Sure && len(c.Points) > 1 {
+			doubt = true
+			once = once && !slices.ContainsFunc(c.Points, func(p Point) bool { return len(p.Rates) > 1 })
+		}
 		a.Says = append(a.Says, c.says(option))
 		if most := c.Points[len(c.Points)-1]; most.Asked[len(most.Asked)-1] > most.Size {
 			a.Says = append(a.Says, fmt.Sprintf("No %s above %d is granted: whatever asked for more was measured with that.", option, most.Size))
 		}
 	}
-	if mount.Version != "" || mount.NConnect != 0 {
-		a.Says = append(a.Says, fmt.Sprintf("Of the mounts that were compared, %s is the lowest within 5 %% of the best.",
-			Corner{Version: mount.Version, NConnect: mount.NConnect}.Name()))
+	if compared != "" {
+		a.Says = append(a.Says, compared)
+	}
+	switch {
+	case doubt && once:
+		a.Says = append(a.Says, "No size was measured twice, so nothing is sure: measure with more repetitions.")
+	case doubt:
+		a.Says = append(a.Says, "Not sure: the measurements are too few, or differ too much; measure when the machines are quiet, or with more repetitions.")
 	}
 	sync, async := r.writes(Sync, client, mount), r.writes(Async, client, mount)
 	switch {
@@ -159,14 +197,20 @@ func (r Report) Advise(server, client Mode) Advice {
 func (c Curve) says(option string) string {
 	knee, _ := c.At(c.Knee)
 	best, _ := c.At(c.Best)
-	if !c.Sure {
-		return fmt.Sprintf("%s=%d is as good as these measurements can tell (%s): they are too few, or differ too much among themselves, to say that a smaller size is within 5 %% of the best; measure when the machines are quiet, or with more repetitions.",
-			option, c.Knee, MBs(knee.Median))
+	is := fmt.Sprintf("%s=%d", option, c.Knee)
+	switch {
+	case len(c.Points) == 1:
+		return fmt.Sprintf("%s is the only size that was measured (%s): there is nothing to compare it with.", is, MBs(knee.Median))
+	case !c.Sure && c.Knee != c.Best:
+		return fmt.Sprintf("%s is likely as good as any (%s), and %d was the fastest (%s).", is, MBs(knee.Median), c.Best, MBs(best.Median))
+	case !c.Sure:
+		return fmt.Sprintf("%s is likely the best (%s).", is, MBs(knee.Median))
+	case c.Knee != c.Best:
+		return fmt.Sprintf("%s is the knee: %s, and the fastest, %d, has %s.", is, MBs(knee.Median), c.Best, MBs(best.Median))
+	case c.Knee == c.Points[0].Size:
+		return fmt.Sprintf("%s is the fastest (%s); no smaller size was measured.", is, MBs(knee.Median))
 	}
-	if c.Knee == c.Best {
-		return fmt.Sprintf("%s=%d is the fastest (%s), and no smaller size is surely within 5 %% of it.", option, c.Knee, MBs(knee.Median))
-	}
-	return fmt.Sprintf("%s=%d is the knee: %s, and the fastest, %d, has %s.", option, c.Knee, MBs(knee.Median), c.Best, MBs(best.Median))
+	return fmt.Sprintf("%s is the fastest (%s); smaller sizes are more than 5 %% slower, or may be.", is, MBs(knee.Median))
 }
 
 // MBs prints bits per second as dd(1) does, in units of 10^6 bytes per second.
@@ -178,15 +222,19 @@ func MBs(rate float64) string {
 	return fmt.Sprintf("%.0f MB/s", v)
 }
 
-// bestMount returns the version and connections of the first kind of mount whose
-// reads and writes at their knees are, in the geometric mean, within 5 % of the best.
-func bestMount(curves []Curve) Corner {
+// bestMount returns the version and connections of the first kind of mount whose writes
+// and reads at their knees are, in the geometric mean, surely within 5 % of the best; where
+// none is, of the first. It tests as estimate.judge and walks as estimate.knee, and says
+// what it found, if there is anything to compare.
+func bestMount(curves []Curve) (mount Corner, sure bool, says string) {
 	type score struct {
 		Corner
-		log float64
-		n   int
+		log, variance float64 // of the mean, the latter in units of the noise
+		n             float64
 	}
 	var all []score
+	var squares float64
+	free := 0
 	for _, c := range curves {
 		m := Corner{Version: c.Version, NConnect: c.NConnect}
 		i := slices.IndexFunc(all, func(s score) bool { return s.Corner == m })
@@ -194,22 +242,59 @@ func bestMount(curves []Curve) Corner {
 			i, all = len(all), append(all, score{Corner: m})
 		}
 		knee, _ := c.At(c.Knee)
-		all[i].log += math.Log(knee.Median)
+		var logs []float64
+		for _, r := range knee.Rates {
+			logs = append(logs, math.Log(r))
+		}
+		at := mean(logs)
+		for _, l := range logs {
+			squares += (l - at) * (l - at)
+		}
+		free += len(logs) - 1
+		all[i].log += at
+		all[i].variance += 1 / float64(len(logs))
 		all[i].n++
 	}
-	best := math.Inf(-1)
-	for _, s := range all {
-		best = max(best, s.log/float64(s.n))
+	if len(all) == 1 {
+		return all[0].Corner, true, ""
 	}
-	i := slices.IndexFunc(all, func(s score) bool { return s.log/float64(s.n) >= best+tolerance })
-	return all[i].Corner
+	best := 0
+	var names []string
+	for i := range all {
+		s := &all[i]
+		s.log /= s.n
+		s.variance /= s.n * s.n
+		if s.log > all[best].log {
+			best = i
+		}
+		names = append(names, fmt.Sprintf("%s has %s", s.Name(), MBs(math.Exp(s.log))))
+	}
+	noise := max(tiny, math.Sqrt(squares/float64(max(free, 1))))
+	holds := func(i int) bool {
+		for j, other := range all {
+			off := noise * math.Sqrt(all[i].variance+other.variance)
+			if i != j && (free == 0 || student((all[i].log-other.log-tolerance)/off, free) < confidence) {
+				return false
+			}
+		}
+		return true
+	}
+	figures := strings.Join(names, ", ") + " (geometric means of what is written and read)"
+	i := best
+	if !holds(i) {
+		return all[0].Corner, false, fmt.Sprintf("%s: which is better is not sure, so none is advised; the sizes are for %s.", figures, all[0].Name())
+	}
+	for i > 0 && holds(i-1) {
+		i--
+	}
+	return all[i].Corner, true, fmt.Sprintf("%s: %s is the lowest that is surely within 5 %% of the best.", figures, all[i].Name())
 }
 
 // writes is the median rate of writes at the knee, with a server in that mode; 0 if
-// none was measured or the knee is not sure.
+// none was measured or the knee, of several sizes, is not sure.
 func (r Report) writes(server, client Mode, mount Corner) float64 {
 	for _, c := range r.Curves {
-		if c.Op == Write && c.Sure && c.Data == r.Curves[0].Data && c.Server == server && c.Client == client && c.Version == mount.Version && c.NConnect == mount.NConnect {
+		if c.Op == Write && (c.Sure || len(c.Points) == 1) && c.Data == r.Curves[0].Data && c.Server == server && c.Client == client && c.Version == mount.Version && c.NConnect == mount.NConnect {
 			p, _ := c.At(c.Knee)
 			return p.Median
 		}
@@ -221,14 +306,14 @@ func (r Report) writes(server, client Mode, mount Corner) float64 {
 // per second, sizes in bytes, empty for what was not said.
 func WriteCSV(w io.Writer, seen []Observation) error {
 	out := csv.NewWriter(w)
-	rows := [][]string{{"op", "server", "client", "vers", "nconnect", "data", "size", "granted", "bits_per_second"}}
+	rows := [][]string{{"time", "op", "server", "client", "vers", "nconnect", "data", "size", "granted", "bits_per_second"}}
 	for _, o := range seen {
 		granted := ""
 		if o.Granted != 0 {
 			granted = strconv.FormatInt(o.Granted, 10)
 		}
 		rows = append(rows, []string{
-			string(o.Op), string(o.Server), string(o.Client), o.Version, o.connections(), string(o.Data),
+			o.Time.UTC().Format(time.RFC3339Nano), string(o.Op), string(o.Server), string(o.Client), o.Version, o.connections(), string(o.Data),
 			strconv.FormatInt(o.Size, 10), granted, strconv.FormatFloat(o.Rate, 'f', 0, 64),
 		})
 	}

@@ -6,15 +6,17 @@ import (
 	"encoding/json"
 	"encoding/xml"
 	"io"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 )
 
 // observed has rates in MB/s of each size.
 func observed(c Corner, rates map[int64][]float64) (all []Observation) {
 	for _, size := range []int64{4096, 8192, 16384} {
 		for _, r := range rates[size] {
-			all = append(all, Observation{Setting{c, size}, Sample{Rate: r * 8e6, Granted: size}})
+			all = append(all, Observation{Setting: Setting{c, size}, Sample: Sample{Rate: r * 8e6, Granted: size}})
 		}
 	}
 	return all
@@ -80,6 +82,59 @@ func TestAdviceTakesTheFewestConnectionsThatAreGoodEnough(t *testing.T) {
 	}
 }
 
+// What is not sure of mounts is not advised, and said with its figures.
+func TestConnectionsThatAreNotSurelyBetterAreNotAdvised(t *testing.T) {
+	var seen []Observation
+	for connections, rates := range map[int][2][]float64{1: {{548, 500}, {400, 700}}, 4: {{393, 450}, {900, 800}}} {
+		for i, op := range []Op{Write, Read} {
+			seen = append(seen, observed(Corner{Op: op, NConnect: connections}, map[int64][]float64{8192: rates[i]})...)
+		}
+	}
+	a := Analyse(Space{}, seen).Advise("", "")
+	want := "nconnect=1 has 526 MB/s, nconnect=4 has 597 MB/s (geometric means of what is written and read): which is better is not sure, so none is advised; the sizes are for nconnect=1."
+	if a.NConnect != 0 || a.Sure || a.WSize != 8192 || !strings.Contains(strings.Join(a.Says, "\n"), want) {
+		t.Errorf("%+v, want no number of connections, and %q", a, want)
+	}
+}
+
+// The reason for a doubt is the one that the measurements give, and stands once.
+func TestTheAdviceGivesItsReason(t *testing.T) {
+	noise := map[int64][]float64{4096: {70, 130, 95}, 8192: {130, 75, 100}}
+	for _, c := range []struct {
+		name  string
+		rates map[int64][]float64
+		want  []string
+	}{
+		{"one size", map[int64][]float64{8192: {90, 90, 90}}, []string{"size=8192 is the only size that was measured (90 MB/s): there is nothing to compare it with."}},
+		{"once", map[int64][]float64{4096: {90}, 8192: {100}}, []string{"size=8192 is likely the best (100 MB/s).", "No size was measured twice"}},
+		{"noise", noise, []string{"size=8192 is likely the best (100 MB/s).", "differ too much"}},
+		{"the smallest", map[int64][]float64{4096: {100, 101, 100}, 8192: {60, 61, 60}}, []string{"size=4096 is the fastest (100 MB/s); no smaller size was measured."}},
+		{"no smaller one", map[int64][]float64{4096: {60, 61, 60}, 8192: {100, 101, 100}}, []string{"size=8192 is the fastest (100 MB/s); smaller sizes are more than 5 % slower, or may be."}},
+	} {
+		var seen []Observation
+		for _, op := range []Op{Write, Read} {
+			seen = append(seen, observed(Corner{Op: op}, c.rates)...)
+		}
+		a := Analyse(Space{}, seen).Advise("", "")
+		said := strings.Join(a.Says, "\n")
+		if len(a.Says) != len(c.want)+1 || !strings.Contains(said, "w"+c.want[0]) || !strings.Contains(said, "r"+c.want[0]) || !strings.Contains(said, c.want[len(c.want)-1]) {
+			t.Errorf("%s: the advice says\n%s\nwant %q of both, once what they have in common", c.name, said, c.want)
+		}
+	}
+}
+
+func TestHeadingsLeaveOutWhatIsTheSame(t *testing.T) {
+	curves := []Curve{
+		{Corner: Corner{Op: Write, Server: Sync, Client: Async, NConnect: 1}}, {Corner: Corner{Op: Write, Server: Sync, Client: Async, NConnect: 4}},
+	}
+	if common, each := Headings(curves); common != "server sync, client async" || !slices.Equal(each, []string{"nconnect=1", "nconnect=4"}) {
+		t.Errorf("%q, %q", common, each)
+	}
+	if common, each := Headings(curves[:1]); common != "server sync, client async, nconnect=1" || !slices.Equal(each, []string{"as mounted"}) {
+		t.Errorf("of one: %q, %q", common, each)
+	}
+}
+
 func TestAsyncInForceSaysItsRisk(t *testing.T) {
 	seen := observed(Corner{Op: Write, Server: Async, Client: Async}, map[int64][]float64{8192: {98, 98}})
 	if a := Analyse(Space{}, seen).Advise(Async, Async); !strings.Contains(strings.Join(a.Says, " "), risk[1:]) {
@@ -93,7 +148,7 @@ func TestAsyncInForceSaysItsRisk(t *testing.T) {
 
 func TestCSV(t *testing.T) {
 	seen := twoServers()
-	seen = append(seen, Observation{Setting{Corner{Op: Read, Version: "4.2", NConnect: 4}, 1 << 20}, Sample{Rate: 1}})
+	seen = append(seen, Observation{Setting{Corner{Op: Read, Version: "4.2", NConnect: 4}, 1 << 20}, Sample{Rate: 1}, time.Unix(1, 0)})
 	var b bytes.Buffer
 	if err := WriteCSV(&b, seen); err != nil {
 		t.Fatal(err)
@@ -103,9 +158,9 @@ func TestCSV(t *testing.T) {
 		t.Fatalf("%d rows, %v, want %d", len(rows), err, len(seen)+1)
 	}
 	for i, want := range map[int]string{
-		0:             "op server client vers nconnect data size granted bits_per_second",
-		1:             "write sync async   random 4096 4096 348000000",
-		len(rows) - 1: "read   4.2 4  1048576  1",
+		0:             "time op server client vers nconnect data size granted bits_per_second",
+		1:             "0001-01-01T00:00:00Z write sync async   random 4096 4096 348000000",
+		len(rows) - 1: "1970-01-01T00:00:01Z read   4.2 4  1048576  1",
 	} {
 		if got := strings.Join(rows[i], " "); got != want {
 			t.Errorf("row %d is %q, want %q", i, got, want)
@@ -151,7 +206,7 @@ func TestSVG(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			r := Analyse(Space{}, c.seen)
 			var b bytes.Buffer
-			if err := WriteSVG(&b, r); err != nil {
+			if err := WriteSVG(&b, "probe of <dtn>", r); err != nil {
 				t.Fatal(err)
 			}
 			elements := map[string]int{}

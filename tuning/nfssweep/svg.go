@@ -13,7 +13,7 @@ import (
 // Measures of the plot, in its own units.
 const (
 	plotWidth, plotHeight = 480.0, 300.0
-	plotLeft, plotTop     = 64.0, 40.0
+	plotLeft, plotTop     = 64.0, 64.0
 	plotBelow             = 56.0
 	legendLine            = 18.0
 )
@@ -23,8 +23,8 @@ var colours = []string{"#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#
 
 // WriteSVG draws one panel for each operation, with one line for each corner: medians
 // over a logarithmic axis of sizes, the slowest and the fastest as a bar, the knee as
-// a ring. A knee that is not sure has no ring.
-func WriteSVG(w io.Writer, r Report) error {
+// a ring. A knee that is not sure has no ring. About is the heading.
+func WriteSVG(w io.Writer, about string, r Report) error {
 	var ops []Op
 	var names []string
 	for _, c := range r.Curves {
@@ -41,6 +41,7 @@ func WriteSVG(w io.Writer, r Report) error {
 	d.add(`<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 %.0f %.0f" font-family="sans-serif" font-size="12">`, width+plotTop/2, height+legendLine)
 	d.add(`<title>NFS throughput by rsize and wsize</title>`)
 	d.add(`<rect width="100%%" height="100%%" fill="#ffffff"/>`)
+	d.text(plotLeft, 20, "start", about)
 	for i, op := range ops {
 		curves := slices.DeleteFunc(slices.Clone(r.Curves), func(c Curve) bool { return c.Op != op })
 		d.panel(op, curves, names, plotLeft+float64(i)*(plotLeft+plotWidth))

@@ -4,7 +4,9 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"math"
 	"math/rand/v2"
+	"time"
 )
 
 // Sample is what one measurement found.
@@ -20,6 +22,7 @@ type Measure func(ctx context.Context, s Setting) (Sample, error)
 type Observation struct {
 	Setting
 	Sample
+	Time time.Time // at its end
 }
 
 // inForce is the size that was measured.
@@ -117,13 +120,14 @@ func run(ctx context.Context, s Space, measure Measure, o Options, total int, pl
 				o.Progress(Progress{len(seen), total, setting})
 			}
 			sample, err := measure(ctx, setting)
-			if err == nil && !(sample.Rate > 0) {
+			if err == nil && !(sample.Rate >= 1) {
 				err = fmt.Errorf("a rate of %v bits per second was measured", sample.Rate)
 			}
 			if err != nil {
 				return seen, fmt.Errorf("%v: %w", setting, err)
 			}
-			seen = append(seen, Observation{setting, sample})
+			sample.Rate = math.Round(sample.Rate)
+			seen = append(seen, Observation{setting, sample, time.Now()})
 		}
 	}
 }
