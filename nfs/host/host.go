@@ -114,7 +114,8 @@ func (h *Host) Apply(ctx context.Context, changes []Change, o Options) ([]Result
 // be repeated after an error. What others have done to an export since stays: other
 // options than those that were changed, and its end. Where somebody else has written
 // to a file of our own it fails and does nothing. A busy mount is a *BusyError unless
-// force is set; see Options.Force.
+// force is set; see Options.Force. Where ctx is cancelled while a mount is replaced,
+// it first mounts what was there, for which a server that is away has 3 minutes.
 func (h *Host) Undo(ctx context.Context, force bool) ([]string, error) {
 	if kept, err := h.kept(); err != nil || len(kept) == 0 {
 		return nil, err

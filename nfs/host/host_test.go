@@ -184,6 +184,60 @@ func TestUndoIsRepeated(t *testing.T) {
 	}
 }
 
+// interrupted is a fake on which somebody interrupts the work during a command.
+type interrupted struct {
+	*fake
+	during    string
+	interrupt func()
+}
+
+func (i interrupted) run(ctx context.Context, name string, args ...string) (string, error) {
+	out, err := i.fake.run(ctx, name, args...)
+	if name == i.during {
+		i.interrupt()
+	}
+	return out, err
+}
+
+func TestAnInterruptedUndoLeavesNoMountPointEmpty(t *testing.T) {
+	for _, host := range hosts {
+		h, f := newFake(t)
+		host.setUp(f)
+		before := f.snapshot()
+		if _, err := h.Apply(t.Context(), plan(t, h, toAsync, toLarge), Options{}); err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		h.sys = interrupted{f, "umount", cancel}
+		did, err := h.Undo(ctx, false)
+		if !errors.Is(err, context.Canceled) || len(did) != 1 || f.top(point) < 0 {
+			t.Errorf("%s: it did %q, %v, and something is mounted: %v; want the mount, and the export left alone", host.name, did, err, f.top(point) >= 0)
+		}
+		if _, err := h.Undo(t.Context(), false); err != nil {
+			t.Errorf("%s: undo again: %v", host.name, err)
+		}
+		wantSame(t, f.snapshot(), before)
+	}
+}
+
+func TestAMountThatCannotBePutBackIsTold(t *testing.T) {
+	h, f := newFake(t)
+	before := f.snapshot()
+	if _, err := h.Apply(t.Context(), plan(t, h, toLarge), Options{}); err != nil {
+		t.Fatal(err)
+	}
+	f.steps, f.failAt, f.crash = nil, 3, true // the file, umount, mount
+	_, err := h.Undo(t.Context(), false)
+	if !errors.Is(err, errFault) || !strings.Contains(err.Error(), "nothing is mounted at "+point+" now, undo again") || f.top(point) >= 0 {
+		t.Errorf("the error is %v, want that nothing is mounted, and what to do", err)
+	}
+	f.failAt = 0
+	if _, err := h.Undo(t.Context(), false); err != nil {
+		t.Error(err)
+	}
+	wantSame(t, f.snapshot(), before)
+}
+
 func TestUndoGoesBackToTheFirstState(t *testing.T) {
 	h, f := newFake(t)
 	before := f.snapshot()

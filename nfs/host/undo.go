@@ -252,7 +252,7 @@ func (h *Host) restoreMount(ctx context.Context, s saved, force bool) (did []str
 				}
 			}
 			if _, err := h.sys.run(ctx, "mount", "-t", "nfs", "-o", s.Options.String(), s.Source, s.Target); err != nil {
-				return did, err
+				return did, fmt.Errorf("nothing is mounted at %s now, undo again: %w", s.Target, err)
 			}
 			did = append(did, s.String())
 			continue
@@ -271,6 +271,7 @@ func (h *Host) restoreMount(ctx context.Context, s saved, force bool) (did []str
 			did = append(did, s.String())
 		default:
 			err = h.unmount(ctx, top, force)
+			ctx = context.WithoutCancel(ctx) // an interrupt leaves no mount point empty
 		}
 		if err != nil {
 			return did, err
