@@ -181,14 +181,14 @@ func (w *world) syncOrAsync(t *testing.T) {
 			t.Errorf("%s: noted %v, want %v: %+v", c.options, noted, c.note, checks)
 		}
 		var got probe.SyncReport
-		for try := 0; try < 3 && got.Class == probe.SyncUnknown; try++ { // other work on the host blurs the figures
+		for try := 0; try < 10 && got.Class == probe.SyncUnknown; try++ { // other work on the host blurs the figures
 			w.a.ctrl.Within(t, func() { got, err = w.measure(t.Context()) })
 			if err != nil {
 				t.Fatal(err)
 			}
+			t.Logf("%s, measured %v: %s", c.options, got.Class, got.Reason)
 		}
-		t.Logf("%s, measured %v: %s", c.options, got.Class, got.Reason)
-		if got.Class != c.class && got.Class != probe.SyncUnknown {
+		if got.Class != c.class {
 			t.Errorf("%s, measured %v", c.options, got.Class)
 		}
 	}
