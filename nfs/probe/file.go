@@ -45,7 +45,7 @@ const (
 // WriteTest is Total bytes from the file's start, in WRITEs of Size bytes (the last
 // one may be smaller), Depth of them outstanding, and one COMMIT at the end if so wished.
 type WriteTest struct {
-	Size      int   // 1 to MaxSize; also beyond wtmax, where the server may write less at a time
+	Size      int   // 1 to MaxSize; beyond wtmax the server may write less at a time, or hang up as Linux does
 	Total     int64 // at least 1
 	Depth     int   // 1 to MaxDepth
 	Stability Stability
@@ -55,7 +55,7 @@ type WriteTest struct {
 
 // ReadTest is Total bytes from the file's start, in READs of Size bytes, Depth of them outstanding.
 type ReadTest struct {
-	Size  int   // 1 to MaxSize; also beyond rtmax, where the server may read less at a time
+	Size  int   // 1 to MaxSize; beyond rtmax the server may read less at a time
 	Total int64 // at least 1, at most what the last Write wrote
 	Depth int   // 1 to MaxDepth
 }

@@ -2,11 +2,9 @@ package probe
 
 import (
 	"errors"
-	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"testing"
 
@@ -36,6 +34,9 @@ func measure(t *testing.T, p *Probe) (Info, SyncReport) {
 					w, err := f.Write(ctx, WriteTest{Size: size, Total: total, Depth: depth, Stability: how, Commit: how == Unstable})
 					if err != nil {
 						return err
+					}
+					if w.Committed < how {
+						t.Errorf("%v to %v WRITEs of %d bytes", w.Committed, how, size)
 					}
 					r, err := f.Read(ctx, ReadTest{Size: size, Total: total, Depth: depth})
 					if err != nil {
@@ -81,70 +82,6 @@ func TestGoNFS(t *testing.T) {
 	if err != nil || len(left) > 0 {
 		t.Errorf("left: %v, %v", left, err)
 	}
-}
-
-// TestServer measures the server that GLANCE_DTN_NFS_SERVER names, as
-// HOST:NFSPORT:MOUNTPORT:/EXPORT; a port of 0 asks the portmapper.
-func TestServer(t *testing.T) {
-	o := namedServer(t)
-	p, err := Dial(t.Context(), o)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer p.Close()
-	exports, err := Exports(t.Context(), o)
-	if err != nil || len(exports) == 0 {
-		t.Errorf("exports %v, %v", exports, err)
-	}
-	measure(t, p)
-}
-
-// TestServerSyncClass judges that server. GLANCE_DTN_NFS_SYNC tells the truth, sync
-// or async: "unknown" is an answer too, the other one is not.
-func TestServerSyncClass(t *testing.T) {
-	o := namedServer(t)
-	truth := os.Getenv("GLANCE_DTN_NFS_SYNC")
-	if truth != Sync.String() && truth != Async.String() {
-		t.Fatalf("GLANCE_DTN_NFS_SYNC is %q: want sync or async", truth)
-	}
-	p, err := Dial(t.Context(), o)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer p.Close()
-	r, err := p.SyncClass(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Logf("%v: %s", r.Class, r.Reason)
-	if r.Class != SyncUnknown && r.Class.String() != truth {
-		t.Errorf("it is %s", truth)
-	}
-}
-
-func namedServer(t testing.TB) Options {
-	t.Helper()
-	name := os.Getenv("GLANCE_DTN_NFS_SERVER")
-	if name == "" {
-		t.Skip("GLANCE_DTN_NFS_SERVER does not name a server")
-	}
-	o, err := parseServer(name)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return o
-}
-
-func parseServer(name string) (Options, error) {
-	host, rest, _ := strings.Cut(name, ":")
-	nfsPort, rest, _ := strings.Cut(rest, ":")
-	mountPort, export, _ := strings.Cut(rest, ":")
-	n, err1 := strconv.Atoi(nfsPort)
-	m, err2 := strconv.Atoi(mountPort)
-	if err1 != nil || err2 != nil {
-		return Options{}, fmt.Errorf("GLANCE_DTN_NFS_SERVER is %q: want HOST:NFSPORT:MOUNTPORT:/EXPORT", name)
-	}
-	return Options{Host: host, NFSPort: n, MountPort: m, Export: export}, nil
 }
 
 // scratchFiles holds that a scratch file is told before it is made, can be used through

@@ -21,11 +21,16 @@ import (
 // host has other work.
 const patience = 60 * time.Second
 
+// Inside tells whether this process runs in the guest.
+func Inside() bool {
+	cpu, err := os.ReadFile("/proc/cpuinfo")
+	return err == nil && bytes.Contains(cpu, []byte("User Mode Linux"))
+}
+
 // Need skips the test outside the guest.
 func Need(t testing.TB) {
 	t.Helper()
-	cpu, err := os.ReadFile("/proc/cpuinfo")
-	if err != nil || !bytes.Contains(cpu, []byte("User Mode Linux")) {
+	if !Inside() {
 		t.Skip("needs a kernel of its own; `make test-kernel` runs it")
 	}
 }
