@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"path"
+	"slices"
 	"strings"
 	"time"
 
@@ -29,25 +30,59 @@ const BlockSize = 1 << 20
 // The most that a PCP may ask for: 1 GiB in flight, a path of 25 Gbit/s and 300 ms.
 const (
 	MaxPipelining  = 64
+	MaxConcurrency = 64
 	MaxParallelism = 16
 )
 
 // PCP is a transfer's pipelining, concurrency and parallelism as in GridFTP:
 // blocks or files in flight on one connection before an answer is waited for,
-// files moved at once, connections for one file. All are at least 1; zero means
-// that the DTN chooses. A request moves one file, so the stream engine has no use
-// for its concurrency; one that moves many files in one request would.
+// files whose blocks take turns, connections. All are at least 1; zero means
+// that the DTN chooses.
 type PCP struct {
 	Pipelining  int `json:"pipelining,omitempty" minimum:"0" maximum:"64"`
 	Concurrency int `json:"concurrency,omitempty" minimum:"0" maximum:"64"`
 	Parallelism int `json:"parallelism,omitempty" minimum:"0" maximum:"16"`
 }
 
+// Protection is what keeps a file's bytes from harm on their way between two DTNs, in
+// GridFTP's terms. In all three both DTNs prove to each other who they are.
+type Protection string
+
+// The protections, weakest first.
+const (
+	Clear   Protection = "clear"   // nothing but TCP's checksum; the file's digest, once all is there
+	Safe    Protection = "safe"    // each block is authenticated: who listens reads it, nobody changes it
+	Private Protection = "private" // TLS 1.3
+)
+
+var protections = []Protection{Clear, Safe, Private}
+
+// Validate reports a protection that there is not.
+func (p Protection) Validate() error {
+	if !slices.Contains(protections, p) {
+		return fmt.Errorf("protection %q: it is one of clear, safe and private", p)
+	}
+	return nil
+}
+
+// AtLeast reports whether p is as strong as q or stronger.
+func (p Protection) AtLeast(q Protection) bool {
+	return slices.Index(protections, p) >= slices.Index(protections, q)
+}
+
 // File is a file whose size and content are known before it moves.
 type File struct {
 	Name   string        `json:"name" doc:"path inside the export" maxLength:"512"`
 	Size   int64         `json:"size" minimum:"0"`
-	Digest digest.Digest `json:"digest"`
+	Digest digest.Digest `json:"digest,omitzero" doc:"of the content; none: whoever wants the file checks it, and no DTN does"`
+}
+
+// CheckDigest reports a digest that cannot be checked. None can.
+func (f File) CheckDigest() error {
+	if f.Digest.IsZero() {
+		return nil
+	}
+	return f.Digest.Validate()
 }
 
 // CheckName reports whether name is a clean relative path of two elements under
@@ -76,6 +111,7 @@ type Request struct {
 	Source      File        `json:"source"`
 	Destination Destination `json:"destination"`
 	PCP         PCP         `json:"pcp,omitzero"`
+	Protection  Protection  `json:"protection,omitempty" enum:"clear,safe,private" doc:"empty: as this DTN is configured"`
 }
 
 // TransferID is a DTN's name for a transfer.

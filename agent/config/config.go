@@ -266,6 +266,10 @@ type DTN struct {
 	Metrics string `mapstructure:"metrics"`
 	// Transfers is how many files are sent at once, 1 to 64. The default is 4.
 	Transfers int `mapstructure:"transfers"`
+	// Protection is what keeps a file's bytes from harm on their way: private (TLS), safe
+	// (nobody changes them unseen, who listens reads them) or clear. Files are sent in
+	// it, and none is taken in less. The default is private.
+	Protection string `mapstructure:"protection"`
 	// Reserve is the space on the export that is never given to arrivals. The default is 1GiB.
 	Reserve Size `mapstructure:"reserve"`
 }
@@ -326,9 +330,9 @@ func DefaultDTN() DTN {
 		State:     "/var/lib/glance-dtn/dtn",
 		TLS:       TLS{CA: "ca.pem", Cert: "dtn.pem", Key: "dtn.key"},
 		Metrics:   "127.0.0.1:9443",
-		Transfers: 4,
-		Reserve:   1 << 30,
-		GridFTP:   GridFTP{CertDir: "/etc/grid-security/certificates", Protection: "private"},
+		Transfers: 4, Protection: "private",
+		Reserve: 1 << 30,
+		GridFTP: GridFTP{CertDir: "/etc/grid-security/certificates", Protection: "private"},
 	}
 }
 

@@ -133,6 +133,7 @@ func (d DTN) validate(f *faults) {
 	d.TLS.validate(f)
 	f.metrics(d.Metrics)
 	f.within("transfers", d.Transfers, 1, 64)
+	f.oneOf("protection", d.Protection, string(mover.Clear), string(mover.Safe), string(mover.Private))
 	if d.Reserve < 0 {
 		f.add("reserve", "must not be negative")
 	}

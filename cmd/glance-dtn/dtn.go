@@ -92,6 +92,8 @@ func runDTN(ctx context.Context, conf config.DTN, file string, log *slog.Logger)
 	engines := map[string]mover.Engine{mover.Stream: &stream.Engine{
 		Root: export,
 		TLS:  func() *tls.Config { return ring.ClientTLS(pki.Identity{Role: pki.DTN}) },
+
+		Protection: mover.Protection(conf.Protection),
 	}}
 	if conf.GridFTP.URL != "" {
 		engines[mover.GridFTP] = gridEngine(conf, export, ring)
@@ -162,6 +164,7 @@ func landingOf(conf config.DTN, export, state *os.Root, ring *pki.Keyring, open 
 		TLS:   ring.ServerTLS(nil),
 		Check: func(token, _ string) (mover.Ticket, error) { return check(token) },
 		Free:  free, Log: log,
+		Protection: mover.Protection(conf.Protection),
 	})
 	if err != nil {
 		return landing{}, err

@@ -16,6 +16,18 @@ type Block [16]byte
 // OfBlock returns the checksum of b.
 func OfBlock(b []byte) Block { return xxh3.Hash128(b).Bytes() }
 
+// BlockHash computes a Block of bytes that come in pieces. The zero value is ready.
+type BlockHash struct{ h xxh3.Hasher }
+
+// Write adds b. It never fails.
+func (h *BlockHash) Write(b []byte) (int, error) { return h.h.Write(b) }
+
+// Sum returns the checksum of what was written since the last Reset.
+func (h *BlockHash) Sum() Block { return h.h.Sum128().Bytes() }
+
+// Reset begins anew.
+func (h *BlockHash) Reset() { h.h.Reset() }
+
 // String returns b as 32 lower-case hex digits.
 func (b Block) String() string { return hex.EncodeToString(b[:]) }
 

@@ -28,6 +28,23 @@ func TestBlock(t *testing.T) {
 	}
 }
 
+func TestBlockOfPieces(t *testing.T) {
+	b := make([]byte, 300_001)
+	for i := range b {
+		b[i] = byte(i * i >> 7)
+	}
+	var h digest.BlockHash
+	for _, n := range []int{0, 1, 4096, 65537, len(b)} {
+		h.Reset()
+		for rest := b; len(rest) > 0; rest = rest[min(max(n, 1), len(rest)):] {
+			h.Write(rest[:min(max(n, 1), len(rest))])
+		}
+		if got, want := h.Sum(), digest.OfBlock(b); got != want {
+			t.Errorf("in pieces of %d: %v, want %v", n, got, want)
+		}
+	}
+}
+
 func TestBlockRefusesOtherText(t *testing.T) {
 	for _, text := range []string{"", "99aa", "99aa06d3014798d86001c324468d497", "99aa06d3014798d86001c324468d497f00", "x9aa06d3014798d86001c324468d497f"} {
 		var b digest.Block

@@ -175,7 +175,7 @@ func (s *Server) checkRequest(r mover.Request) error {
 		code = mover.CodeName
 		fault("body.source.name", err)
 	}
-	fault("body.source.digest", r.Source.Digest.Validate())
+	fault("body.source.digest", r.Source.CheckDigest())
 	fault("body.destination.address", mover.CheckAddress(r.Destination.Address))
 	if _, ok := s.opt.Engines[r.Engine]; !ok {
 		advice := ""

@@ -3,7 +3,6 @@ package stream
 import (
 	"cmp"
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"hash"
@@ -36,46 +35,42 @@ var errGone = errors.New("the arrival was removed at the destination")
 type arrival struct {
 	record
 	export, state *os.Root
-	spawn         func(func()) // starts a goroutine that the Receiver waits for
-	news          *news        // is told when status has changed
+	spawn         func(func())                    // starts a goroutine that the Receiver waits for
+	complete      func(context.Context, *arrival) // is called when all is proven
+	news          *news                           // is told when status has changed
 	blocks        uint32
 	part          string // the file's name until it is complete
 
-	finishing sync.Mutex // held while the file is completed
-
-	mu       sync.Mutex // guards what follows
-	changed  sync.Cond
-	arrived  bool
-	gone     bool   // dropped or wrong: another arrival may have the name by now
-	fault    error  // of the disk; the next session tries again
-	lastErr  string // why the first connection of the session ended
-	session  session
-	conns    map[*tls.Conn]bool
-	followed bool            // the goroutine runs; data and journal are open
-	data     *os.File        // the part
-	journal  *os.File        // its proven blocks
-	claims   bitmap          // noted before a restart, not proven again yet
-	claimed  uint32          // how many
-	order    uint32          // no claim is below it
-	writing  map[uint32]bool // blocks being written
-	proven   bitmap
-	sums     []digest.Block // of the blocks in proven and claims; nil after a restart with all of them there
-	count    uint32         // of proven
-	prefix   uint32         // blocks from the start, all proven
-	hash     hash.Hash      // of the first hashed blocks
-	hashed   uint32
-	hot      map[uint32]*[frameSize]byte // of the blocks to be hashed next, those still in memory
+	mu        sync.Mutex // guards what follows
+	changed   sync.Cond
+	arrived   bool
+	gone      bool            // dropped or wrong: another arrival may have the name by now
+	fault     error           // of the disk; the next session tries again
+	lastErr   string          // why the last link that brought it ended
+	holder    seat            // on the link that brings it; the zero seat: none does
+	finishing bool            // complete runs
+	followed  bool            // the goroutine runs; data and journal are open
+	data      *os.File        // the part
+	journal   *os.File        // its proven blocks
+	claims    bitmap          // noted before a restart, not proven again yet
+	claimed   uint32          // how many
+	order     uint32          // no claim is below it
+	writing   map[uint32]bool // blocks being written
+	proven    bitmap
+	sums      []digest.Block // of the blocks in proven and claims; nil when not all are known
+	count     uint32         // of proven
+	prefix    uint32         // blocks from the start, all proven
+	hash      hash.Hash      // of the first hashed blocks; nil: nobody asked for it
+	hashed    uint32
+	hot       map[uint32]*frame // of the blocks to be hashed next, those still in memory
 }
 
-// session is the sender's Move whose connections may use an arrival.
-type session struct{ id, token, from string }
-
-func newArrival(export, state *os.Root, spawn func(func()), n *news, r record) *arrival {
+func newArrival(export, state *os.Root, n *news, r record) *arrival {
 	dir, base := path.Split(r.File.Name)
 	a := &arrival{
-		record: r, export: export, state: state, spawn: spawn, news: n,
+		record: r, export: export, state: state, news: n,
 		blocks: blockCount(r.File.Size), part: dir + "." + base + ".part",
-		conns: map[*tls.Conn]bool{}, writing: map[uint32]bool{},
+		writing: map[uint32]bool{},
 	}
 	a.changed.L = &a.mu
 	a.forget()
@@ -87,8 +82,11 @@ func (a *arrival) forget() {
 	a.claims, a.claimed, a.order = newBitmap(a.blocks), 0, 0
 	a.proven, a.count, a.prefix = newBitmap(a.blocks), 0, 0
 	a.sums = make([]digest.Block, a.blocks)
-	a.hash, _ = digest.New(a.File.Digest.Algo) // Digest.Validate knew it
-	a.hashed, a.hot = 0, map[uint32]*[frameSize]byte{}
+	a.hash = nil
+	if a.kept() {
+		a.hash, _ = digest.New(a.File.Digest.Algo) // Digest.Validate knew it
+	}
+	a.hashed, a.hot = 0, map[uint32]*frame{}
 }
 
 // restore takes up what is on disk after a restart. A file under its final name
@@ -136,7 +134,7 @@ func (a *arrival) status() mover.Arrival {
 		File: a.File, State: mover.Arriving, Path: a.part,
 		Proven: min(blockStart(a.prefix), a.File.Size), Moved: a.bytes(a.count), Since: a.Since,
 	}
-	if len(a.conns) == 0 {
+	if a.holder.link == nil {
 		s.Error = a.lastErr
 	}
 	return s
@@ -176,67 +174,82 @@ func (a *arrival) missing() int64 {
 	return max(0, a.File.Size-a.bytes(a.count+a.claimed))
 }
 
-// enter lets c use the arrival: as the first connection of s, which ends an
-// earlier session, or as one more of it. It returns the blocks that need not be
-// sent, or that the file has arrived: then c has not entered.
-func (a *arrival) enter(s session, join bool, c *tls.Conn) (have bitmap, done bool, err error) {
+// kept reports whether the bytes of a block are needed once more, for the file's digest.
+func (a *arrival) kept() bool { return !a.File.Digest.IsZero() }
+
+// enter gives the arrival to a link, whose sender is told the blocks that it need not
+// send, and ends it on another one that has it. Or the file has arrived: then it was not
+// given.
+func (a *arrival) enter(s seat) (done bool, err error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	switch {
-	case a.gone:
-		return nil, false, errGone
-	case a.arrived:
-		return nil, true, nil
-	case join && a.session != s:
-		return nil, false, errOver
-	case len(a.conns) >= 2*mover.MaxParallelism: // those of an earlier session among them
-		return nil, false, errors.New("too many connections for one file")
+	if a.gone {
+		return false, errGone
 	}
-	if !join {
-		a.disconnect()
-		a.session, a.lastErr = s, ""
+	if a.arrived {
+		return true, nil
 	}
+	a.evict(errOver)
+	a.lastErr = ""
 	defer a.news.tell()
 	if !a.followed {
 		if err := a.open(); err != nil {
-			return nil, false, noSpace(err)
+			return false, noSpace(err)
 		}
-		a.followed, a.fault = true, nil
+		a.followed = true
 		a.spawn(a.follow)
 	}
-	a.conns[c] = true
-	have = slices.Clone(a.proven)
+	a.holder, a.fault = s, nil
+	have := slices.Clone(a.proven)
 	for i, claims := range a.claims {
 		have[i] |= claims
 	}
-	return have, false, nil
+	s.link.say.add(answer{Have: have}.bytes(s.file)) // before anything else is told of it
+	a.due()
+	return false, nil
 }
 
-// is reports whether the arrival's session is s.
-func (a *arrival) is(s session) bool {
+// leave takes the arrival from a link, which ended with err. It may be repeated.
+func (a *arrival) leave(s seat, err error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return a.session == s
-}
-
-// leave counts out a connection that ended with err; nil: by the sender. It may be repeated.
-func (a *arrival) leave(c *tls.Conn, err error) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	delete(a.conns, c)
-	if err == nil {
-		err = errLeft
+	if a.holder == s {
+		a.vacate(err)
 	}
-	a.lastErr = cmp.Or(a.lastErr, err.Error())
+}
+
+// fail ends the arrival on a link, whose sender is told err.
+func (a *arrival) fail(s seat, err error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.holder == s {
+		a.evict(err)
+	}
+}
+
+// evict is fail for whatever link has it. The caller holds mu.
+func (a *arrival) evict(err error) {
+	if a.holder.link != nil {
+		a.holder.end(refusal(err))
+		a.vacate(err)
+	}
+}
+
+// vacate leaves the arrival without a link. The caller holds mu.
+func (a *arrival) vacate(err error) {
+	a.holder, a.lastErr = seat{}, err.Error()
 	a.changed.Broadcast()
 	a.news.tell()
 }
 
-// disconnect cuts every connection. The caller holds mu.
-func (a *arrival) disconnect() {
-	for c := range a.conns {
-		cut(c)
+// due has the file completed when every block is proven. The caller holds mu.
+func (a *arrival) due() {
+	if a.count < a.blocks || a.finishing || a.holder.link == nil {
+		return
 	}
+	a.finishing = true
+	ctx := a.holder.link.ctx
+	a.spawn(func() { a.complete(ctx, a) })
 }
 
 // open opens the part and its journal. The part has its full size from the start,
@@ -269,74 +282,83 @@ func (a *arrival) open() (err error) {
 	return nil
 }
 
-// store writes block i, whose digest is sum, unless it is there already, and tells
-// whether it did. On a nil error it is proven. What is proven is never written again.
-func (a *arrival) store(i uint32, sum digest.Block, b []byte) (wrote bool, err error) {
-	if !a.reserve(i) {
-		return false, a.refused()
+// reserve lets the caller write block i, which came on s, unless it is there, or s does
+// not have the arrival any more. It waits while another writes it. Who may write calls
+// note or release. What is proven is never written again.
+func (a *arrival) reserve(s seat, i uint32) (mine, there bool) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for a.writing[i] {
+		a.changed.Wait()
 	}
-	_, err = a.data.WriteAt(b, blockStart(i))
-	if err == nil {
-		_, err = a.journal.Write(journalRecord(i, sum))
+	if a.holder != s {
+		return false, false
+	}
+	if a.proven.has(i) {
+		return false, true
+	}
+	a.unclaim(i)
+	a.writing[i] = true
+	return true, false
+}
+
+// note notes that block i was written and proven, and has this sum; nil: nobody knows.
+func (a *arrival) note(i uint32, sum *digest.Block) error {
+	if sum != nil {
+		if _, err := a.journal.Write(journalRecord(i, *sum)); err != nil {
+			return err
+		}
+	}
+	if a.hash == nil {
+		writeBack(a.data, blockStart(i), mover.BlockSize)
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	delete(a.writing, i)
 	a.changed.Broadcast()
-	if err != nil {
-		return false, noSpace(fmt.Errorf("write block %d: %w", i, err))
-	}
 	a.prove(i, sum)
-	return true, nil
+	a.due()
+	return nil
+}
+
+// release gives up a block that was reserved and did not come.
+func (a *arrival) release(i uint32) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	delete(a.writing, i)
+	a.changed.Broadcast()
 }
 
 // keep gives the frame of block i, which store has written, to the hash if that needs
 // it soon, and returns the one to go on with. Only what was written may be kept: other
 // bytes with the same checksum are easily made, and the hash has to be that of the file.
 // It waits while the file is too far ahead of its hash.
-func (a *arrival) keep(i uint32, frame *[frameSize]byte) *[frameSize]byte {
+func (a *arrival) keep(i uint32, block *frame) *frame {
+	if !a.kept() {
+		return block
+	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	soon := i >= a.hashed && i-a.hashed < 2*ahead
 	if soon && a.followed && a.proven.has(i) && a.hot[i] == nil {
-		a.hot[i] = frame
-		frame = frames.Get().(*[frameSize]byte)
+		a.hot[i] = block
+		block = frames.Get().(*frame)
 	}
 	for a.claimed == 0 && a.hot[a.hashed] != nil && a.prefix >= a.hashed+ahead && a.fault == nil && !a.gone {
 		a.changed.Wait()
 	}
-	return frame
+	return block
 }
 
-// reserve waits until nobody writes block i, and returns whether the caller should.
-func (a *arrival) reserve(i uint32) bool {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	for a.writing[i] {
-		a.changed.Wait()
-	}
-	if a.gone || a.proven.has(i) {
-		return false
-	}
-	a.unclaim(i)
-	a.writing[i] = true
-	return true
-}
-
-// refused is why reserve said no.
-func (a *arrival) refused() error {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if a.gone {
-		return errGone
-	}
-	return nil
-}
-
-// prove notes that block i is there and has this digest. The caller holds mu.
-func (a *arrival) prove(i uint32, sum digest.Block) {
+// prove notes that block i is there and has this sum. The caller holds mu.
+func (a *arrival) prove(i uint32, sum *digest.Block) {
 	a.proven.add(i)
-	a.sums[i] = sum
+	if sum == nil {
+		a.sums = nil
+	}
+	if a.sums != nil {
+		a.sums[i] = *sum
+	}
 	a.count++
 	for a.prefix < a.blocks && a.proven.has(a.prefix) {
 		a.prefix++
@@ -344,41 +366,41 @@ func (a *arrival) prove(i uint32, sum digest.Block) {
 	a.news.tell()
 }
 
-// follow proves claims and hashes, until no connection is left. It closes what open opened.
+// follow proves claims and hashes, until nobody needs it. It closes what open opened.
 func (a *arrival) follow() {
 	for {
-		i, claim, frame, ok := a.next()
+		i, claim, block, ok := a.next()
 		if !ok {
 			return
 		}
 		n := blockLen(a.File.Size, i)
 		var err error
-		if frame == nil {
-			frame = frames.Get().(*[frameSize]byte)
-			_, err = a.data.ReadAt(frame[headerSize:headerSize+n], blockStart(i))
+		if block == nil {
+			block = frames.Get().(*frame)
+			_, err = a.data.ReadAt(block[:n], blockStart(i))
 		}
-		b := frame[headerSize : headerSize+n]
+		b := block[:n]
 		if claim {
 			a.settle(i, b, err)
 		} else {
 			a.digest(i, b, err)
 		}
-		frames.Put(frame)
+		frames.Put(block)
 	}
 }
 
 // next waits for a block that is to be read: a claim, or else the next to be hashed.
 // It returns the block's frame if that is still in memory.
-func (a *arrival) next() (i uint32, claim bool, frame *[frameSize]byte, ok bool) {
+func (a *arrival) next() (i uint32, claim bool, block *frame, ok bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	for len(a.conns) > 0 {
+	for a.holder.link != nil || a.finishing || len(a.writing) > 0 {
 		for ; a.claimed > 0; a.order++ {
 			if a.claims.has(a.order) {
 				return a.order, true, nil, true
 			}
 		}
-		if a.hashed < a.prefix && a.fault == nil {
+		if a.hash != nil && a.hashed < a.prefix && a.fault == nil {
 			return a.hashed, false, a.hot[a.hashed], true
 		}
 		a.changed.Wait()
@@ -394,10 +416,19 @@ func (a *arrival) settle(i uint32, b []byte, err error) {
 	sum := digest.OfBlock(b)
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if a.claims.has(i) && err == nil && sum == a.sums[i] {
-		a.prove(i, sum)
+	claimed, was := a.claims.has(i), digest.Block{}
+	if a.sums != nil {
+		was = a.sums[i]
 	}
 	a.unclaim(i)
+	switch {
+	case !claimed: // it came again meanwhile
+	case err == nil && sum == was:
+		a.prove(i, &sum)
+		a.due()
+	case a.holder.link != nil:
+		a.holder.tell(kindAgain, i)
+	}
 	a.changed.Broadcast()
 }
 
@@ -420,35 +451,44 @@ func (a *arrival) digest(i uint32, b []byte, err error) {
 	a.hashed++
 }
 
-// finish completes the file: it waits until all is proven and hashed, compares the
-// digest, syncs, and gives the file its name. It returns the blocks that are there
-// if some are not. It may be repeated. An error with mover.CodeContent or
-// errUnsynced means that the part is worthless.
-func (a *arrival) finish(ctx context.Context) (done bool, have bitmap, err error) {
-	a.finishing.Lock()
-	defer a.finishing.Unlock()
-	got, have, err := a.whole(ctx)
-	if have != nil || err != nil {
-		return false, have, err
+// finish completes the file, of which every block is proven: it waits until all is
+// hashed, compares the digest, syncs, and gives the file its name. It may be repeated.
+// An error with mover.CodeContent or errUnsynced means that the part is worthless.
+func (a *arrival) finish(ctx context.Context) error {
+	got, err := a.whole(ctx)
+	if err != nil {
+		return err
 	}
-	if err := digest.Check(a.File.Digest, got); err != nil {
-		return false, nil, mover.Coded(mover.CodeContent, err)
+	if a.kept() {
+		if err := digest.Check(a.File.Digest, got); err != nil {
+			return mover.Coded(mover.CodeContent, err)
+		}
 	}
 	if err := a.data.Sync(); err != nil {
-		return false, nil, fmt.Errorf("%w: %w", errUnsynced, err)
+		return fmt.Errorf("%w: %w", errUnsynced, err)
 	}
 	if err := a.rename(); err != nil {
-		return false, nil, err
+		return err
 	}
 	if err := durable.SyncDir(a.export, path.Dir(a.part)); err != nil {
-		return false, nil, err
+		return err
 	}
-	return true, nil, durable.Remove(a.state, blocksName(a.File.Name))
+	return durable.Remove(a.state, blocksName(a.File.Name))
 }
 
-// whole waits for the digest of the whole file. It returns the proven blocks
-// instead when there are others.
-func (a *arrival) whole(ctx context.Context) (digest.Digest, bitmap, error) {
+// finished ends what due began, and takes the arrival from its link. It returns the
+// seat there, whose sender is to be told.
+func (a *arrival) finished(err error) seat {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	s := a.holder
+	a.finishing = false
+	a.vacate(cmp.Or(err, errLeft))
+	return s
+}
+
+// whole waits for the digest of the whole file; none when nobody asked for it.
+func (a *arrival) whole(ctx context.Context) (digest.Digest, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	stop := context.AfterFunc(ctx, func() {
@@ -460,15 +500,15 @@ func (a *arrival) whole(ctx context.Context) (digest.Digest, bitmap, error) {
 	for {
 		switch {
 		case a.gone:
-			return digest.Digest{}, nil, errGone
+			return digest.Digest{}, errGone
 		case a.fault != nil:
-			return digest.Digest{}, nil, a.fault
+			return digest.Digest{}, a.fault
 		case ctx.Err() != nil:
-			return digest.Digest{}, nil, context.Cause(ctx)
-		case a.claimed == 0 && a.prefix < a.blocks:
-			return digest.Digest{}, slices.Clone(a.proven), nil
+			return digest.Digest{}, context.Cause(ctx)
+		case a.hash == nil:
+			return digest.Digest{}, nil
 		case a.hashed == a.blocks:
-			return digest.Of(a.File.Digest.Algo, a.hash), nil, nil
+			return digest.Of(a.File.Digest.Algo, a.hash), nil
 		}
 		a.changed.Wait()
 	}
@@ -503,7 +543,7 @@ func (a *arrival) progress() uint32 {
 func (a *arrival) remove() error {
 	a.mu.Lock()
 	a.gone = true
-	a.disconnect()
+	a.evict(errGone)
 	a.changed.Broadcast()
 	a.mu.Unlock()
 	return removeFiles(a.export, a.state, a.File.Name, a.part)

@@ -19,23 +19,24 @@ const lingerTime = 5 * time.Second
 
 // dial opens a connection to another DTN and shakes hands. It tells how long the
 // first took, without the second.
-func dial(ctx context.Context, e *Engine, address string) (_ *tls.Conn, rtt time.Duration, err error) {
+func dial(ctx context.Context, e *Engine, address string) (_ *tls.Conn, _ *gather, rtt time.Duration, err error) {
 	host, _, err := net.SplitHostPort(address)
 	if err != nil {
-		return nil, 0, err
+		return nil, nil, 0, err
 	}
 	begin := time.Now()
 	nc, err := e.dialer()(ctx, "tcp", address)
 	rtt = time.Since(begin)
 	if err != nil {
-		return nil, 0, err
+		return nil, nil, 0, err
 	}
-	c := tls.Client(nc, clientConfig(e.TLS(), host))
+	out := &gather{Conn: nc}
+	c := tls.Client(out, clientConfig(e.TLS(), host))
 	if err := c.HandshakeContext(ctx); err != nil {
 		_ = nc.Close() // ctx may have closed it already
-		return nil, 0, authError(err)
+		return nil, nil, 0, authError(err)
 	}
-	return c, rtt, nil
+	return c, out, rtt, nil
 }
 
 // clientConfig makes of conf one for a server that is host, and a DTN.
@@ -77,6 +78,16 @@ func authError(err error) error {
 		return mover.Coded(mover.CodeAuth, fmt.Errorf("the certificates of the two DTNs do not fit, see glance-dtn pki: %w", err))
 	}
 	return err
+}
+
+// bare returns the connection below TLS. It holds the first byte after the last that
+// TLS was read for, because the two ends have taken turns: nothing was sent before what
+// went before it was answered.
+func bare(c *tls.Conn) net.Conn {
+	if g, ok := c.NetConn().(*gather); ok {
+		return g.Conn
+	}
+	return c.NetConn()
 }
 
 // cut closes c at once, without a word to the peer, whatever is going on.

@@ -21,64 +21,105 @@ import (
 	"github.com/glance-dtn/glance-dtn/mover"
 )
 
-// script is a receiver that answers as a test wants. It gives each connection's
-// number, from 0, and each frame, to answer, which writes to w, or returns an error
-// to close the connection.
+// script is a receiver that answers as a test wants. It gives the number of a lane, from
+// 0, and each block's header to block, which says what it likes on the control
+// connection, or returns an error to close the lane. Without a block of its own an empty
+// file is given to idle instead.
 type script struct {
-	greet  answer
-	answer func(conn int, h header, w io.Writer) error
+	welcome answer // to a hello
+	greet   answer // to an opening
+	block   func(lane int, h header, w *control) error
+	idle    func(w *control) error
+}
+
+// control is a link's control connection at the script.
+type control struct {
+	net.Conn
+	mu sync.Mutex // held while it is written to
+}
+
+func (c *control) say(k kind, index uint32) error { return c.write(header{k, 1, index, 0}.bytes()) }
+func (c *control) answer(a answer) error          { return c.write(a.bytes(1)) }
+func (c *control) done() error                    { return c.answer(answer{Done: true}) }
+
+func (c *control) write(b []byte) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	_, err := c.Write(b)
+	return err
 }
 
 // play serves the script in place of a receiver.
-func (r *rig) play(t *testing.T, size int64, s script) {
+func (r *rig) play(t *testing.T, s script) {
 	t.Helper()
 	l := tls.NewListener(r.pipes, serverTLS(r.ca, r.issue(t, "B", pki.DTN)))
 	var conns sync.WaitGroup
+	if idle := s.idle; idle != nil {
+		s.idle = func(w *control) error {
+			conns.Go(func() { _ = idle(w) }) // what it says cannot be said when the move has ended
+			return nil
+		}
+	}
 	conns.Go(func() {
-		for n := 0; ; n++ {
+		var first *control
+		for lanes := 0; ; {
 			c, err := l.Accept()
 			if err != nil {
 				return
 			}
-			conns.Go(func() { defer c.Close(); s.serve(n, c, size) })
+			h, err := readHello(c)
+			if err == nil {
+				a := s.welcome
+				if a.Block == 0 && a.Code == "" {
+					a.Block = mover.BlockSize
+				}
+				_, err = c.Write(a.bytes(0))
+			}
+			if err != nil {
+				c.Close()
+				continue
+			}
+			if !h.Lane {
+				first = &control{Conn: c}
+				conns.Go(func() { defer c.Close(); s.serve(first) })
+				continue
+			}
+			n, w := lanes, first
+			lanes++
+			conns.Go(func() { defer c.Close(); s.lane(n, c, w) })
 		}
 	})
 	t.Cleanup(func() { l.Close(); conns.Wait() })
 }
 
-func (s script) serve(n int, c net.Conn, size int64) {
-	if _, err := readHello(c); err != nil {
-		return
-	}
-	if s.greet.Block == 0 {
-		s.greet.Block = mover.BlockSize
-	}
-	if _, err := c.Write(s.greet.bytes()); err != nil {
-		return
-	}
-	b := make([]byte, frameSize)
+func (s script) serve(c *control) {
 	for {
-		if _, err := io.ReadFull(c, b[:headerSize]); err != nil {
-			return
+		h, err := readHeader(c)
+		if err == nil {
+			_, err = io.CopyN(io.Discard, c, int64(h.length))
 		}
-		h, err := parseHeader(b, size)
+		if err == nil && h.kind == kindOpen {
+			err = c.answer(s.greet)
+			if err == nil && s.idle != nil {
+				err = s.idle(c)
+			}
+		}
 		if err != nil {
 			return
 		}
-		if _, err := io.ReadFull(c, b[:h.length]); err != nil || s.answer(n, h, c) != nil {
-			return
-		}
 	}
 }
 
-func say(w io.Writer, kind byte, value uint32) error {
-	_, err := w.Write(message{kind, value}.bytes())
-	return err
-}
-
-func done(w io.Writer) error {
-	_, err := w.Write(answer{Done: true}.bytes())
-	return err
+func (s script) lane(n int, c net.Conn, w *control) {
+	for {
+		h, err := readHeader(c)
+		if err == nil {
+			_, err = io.CopyN(io.Discard, c, int64(h.length)+proofSize)
+		}
+		if err != nil || s.block(n, h, w) != nil {
+			return
+		}
+	}
 }
 
 func (r *rig) moves(t *testing.T, f mover.File, parallelism int) error {
@@ -88,18 +129,33 @@ func (r *rig) moves(t *testing.T, f mover.File, parallelism int) error {
 	return r.rig.Engine.Move(t.Context(), req, func(int64) {})
 }
 
+// proves tells that blocks are proven, and the file done with the last of n.
+func proves(n int) func(int, header, *control) error {
+	var mu sync.Mutex
+	proven := map[uint32]bool{}
+	return func(_ int, h header, w *control) error {
+		if err := w.say(kindProven, h.index); err != nil {
+			return err
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		if proven[h.index] = true; len(proven) == n {
+			return w.done()
+		}
+		return nil
+	}
+}
+
 func TestDamagedBlockAloneIsSentAgain(t *testing.T) {
 	r := newPipeRig(t)
 	f := r.stage(t, "image", 5*mover.BlockSize)
 	sent := map[uint32]int{}
-	r.play(t, f.Size, script{answer: func(_ int, h header, w io.Writer) error {
-		if h.kind == kindCommit {
-			return done(w)
-		}
+	prove := proves(5)
+	r.play(t, script{block: func(n int, h header, w *control) error {
 		if sent[h.index]++; h.index == 2 && sent[2] < maxTries {
-			return say(w, kindAgain, 2)
+			return w.say(kindAgain, 2)
 		}
-		return say(w, kindProven, h.index)
+		return prove(n, h, w)
 	}})
 	if err := r.moves(t, f, 1); err != nil {
 		t.Fatal(err)
@@ -111,97 +167,162 @@ func TestDamagedBlockAloneIsSentAgain(t *testing.T) {
 	}
 }
 
+// TestABlockThatWasThereIsSent has the receiver find that what it had of a block is
+// damaged.
+func TestABlockThatWasThereIsSent(t *testing.T) {
+	r := newPipeRig(t)
+	f := r.stage(t, "image", 2*mover.BlockSize)
+	r.play(t, script{greet: answer{Have: bitmap{3}}, block: proves(1), idle: func(w *control) error { return w.say(kindAgain, 1) }})
+	var told []int64
+	req := r.request(t, f)
+	if err := r.rig.Engine.Move(t.Context(), req, func(n int64) { told = append(told, n) }); err != nil {
+		t.Fatal(err)
+	}
+	for _, n := range told {
+		if n != f.Size && n != mover.BlockSize {
+			t.Errorf("%v bytes were reported", told)
+		}
+	}
+}
+
 func TestBlockThatStaysDamagedEndsTheMove(t *testing.T) {
 	r := newPipeRig(t)
 	f := r.stage(t, "image", mover.BlockSize)
-	r.play(t, f.Size, script{answer: func(_ int, h header, w io.Writer) error { return say(w, kindAgain, h.index) }})
+	r.play(t, script{block: func(_ int, h header, w *control) error { return w.say(kindAgain, h.index) }})
 	if err := r.moves(t, f, 1); mover.CodeOf(err) != mover.CodeContent {
 		t.Errorf("got %v, want code %s", err, mover.CodeContent)
 	}
 }
 
-func TestBlocksOfADeadConnectionGoOverTheOthers(t *testing.T) {
+func TestBlocksOfADeadLaneGoOverTheOthers(t *testing.T) {
 	r := newPipeRig(t)
 	f := r.stage(t, "image", 20*mover.BlockSize)
-	var mu sync.Mutex
-	proven := map[uint32]bool{}
-	r.play(t, f.Size, script{answer: func(n int, h header, w io.Writer) error {
-		mu.Lock()
-		defer mu.Unlock()
-		switch {
-		case h.kind == kindCommit:
-			return done(w)
-		case n == 0:
+	prove := proves(20)
+	r.play(t, script{block: func(n int, h header, w *control) error {
+		if n == 0 {
 			return errors.New("dies with its first block")
 		}
-		proven[h.index] = true
-		return say(w, kindProven, h.index)
+		return prove(n, h, w)
 	}})
 	if err := r.moves(t, f, 3); err != nil {
 		t.Fatal(err)
 	}
-	if len(proven) != 20 {
-		t.Errorf("%d blocks were proven, want 20", len(proven))
+}
+
+// TestLanesThatBringNothingEndTheLink holds that a link does not dial for ever.
+func TestLanesThatBringNothingEndTheLink(t *testing.T) {
+	r := newPipeRig(t)
+	f := r.stage(t, "image", 3*mover.BlockSize)
+	var lanes atomic.Int32
+	r.play(t, script{block: func(int, header, *control) error { lanes.Add(1); return errors.New("dies with its first block") }})
+	if err := r.moves(t, f, 2); err == nil || !strings.Contains(err.Error(), "no connection for blocks") {
+		t.Errorf("got %v", err)
+	}
+	if n := lanes.Load(); n > maxFruitless+2 {
+		t.Errorf("%d lanes were opened", n)
 	}
 }
 
-func TestNoMoreConnectionsThanBlocks(t *testing.T) {
+// TestMovesShareALink has two moves at once to one receiver, and a third one later.
+func TestMovesShareALink(t *testing.T) {
+	r := newRig(t)
+	a, b := r.stage(t, "a", 9*mover.BlockSize), r.stage(t, "b", 1)
+	e := r.rig.Engine.(*Engine)
+	dial, dialled := e.Dial, new(atomic.Int32)
+	e.Dial = func(ctx context.Context, network, address string) (net.Conn, error) {
+		dialled.Add(1)
+		return dial(ctx, network, address)
+	}
+	move := func(f mover.File, begun func()) error {
+		req := r.request(t, f)
+		req.PCP.Parallelism = 2
+		return e.Move(t.Context(), req, func(int64) { begun() })
+	}
+	other := make(chan error, 1)
+	var once sync.Once
+	err := move(a, func() { once.Do(func() { other <- move(b, func() {}) }) })
+	if err = errors.Join(err, <-other); err != nil {
+		t.Fatal(err)
+	}
+	if n := dialled.Load(); n > 3 {
+		t.Errorf("%d connections for two moves at once, want a control connection and two lanes", n)
+	}
+	if len(e.links) != 0 {
+		t.Errorf("%d links are open, and nothing is moved", len(e.links))
+	}
+	if err := errors.Join(r.recv().Drop("inbox/a"), move(a, func() {})); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestOneMoveMayEndAndTheOtherGoesOn cancels one of two moves on a link.
+func TestOneMoveMayEndAndTheOtherGoesOn(t *testing.T) {
+	r := newRig(t)
+	a, b := r.stage(t, "a", 40*mover.BlockSize), r.stage(t, "b", 40*mover.BlockSize)
+	ctx, cancel := context.WithCancel(t.Context())
+	other := make(chan error, 1)
+	var once sync.Once
+	err := r.rig.Engine.Move(t.Context(), r.request(t, a), func(int64) {
+		once.Do(func() {
+			go func() { other <- r.rig.Engine.Move(ctx, r.request(t, b), func(int64) { cancel() }) }()
+		})
+	})
+	if err != nil {
+		t.Errorf("the move that goes on: %v", err)
+	}
+	if err := <-other; !errors.Is(err, context.Canceled) {
+		t.Errorf("the move that was cancelled: %v", err)
+	}
+}
+
+func TestNoMoreLanesThanBlocks(t *testing.T) {
 	r := newPipeRig(t)
 	f := r.stage(t, "image", 3*mover.BlockSize)
-	var have bitmap = []byte{1}
-	conns := map[int]bool{}
+	lanes := map[int]bool{}
 	var mu sync.Mutex
-	r.play(t, f.Size, script{greet: answer{Have: have}, answer: func(n int, h header, w io.Writer) error {
+	prove := proves(2)
+	r.play(t, script{greet: answer{Have: bitmap{1}}, block: func(n int, h header, w *control) error {
 		mu.Lock()
-		defer mu.Unlock()
-		conns[n] = true
-		if h.kind == kindCommit {
-			return done(w)
-		}
+		lanes[n] = true
+		mu.Unlock()
 		if h.index == 0 {
 			t.Error("block 0 was sent, though it is there")
 		}
-		return say(w, kindProven, h.index)
+		return prove(n, h, w)
 	}})
 	if err := r.moves(t, f, mover.MaxParallelism); err != nil {
 		t.Fatal(err)
 	}
-	if len(conns) > 2 {
-		t.Errorf("%d connections for two blocks", len(conns))
+	if len(lanes) > 2 {
+		t.Errorf("%d lanes for two blocks", len(lanes))
 	}
 }
 
 func TestReceiverThatMisbehaves(t *testing.T) {
-	refuse := func(w io.Writer) error {
-		_, err := w.Write(answer{Code: mover.CodeSpace, Error: "the disk is full"}.bytes())
-		return err
-	}
 	for want, s := range map[string]struct {
 		code   mover.Code
 		script script
 	}{
-		"wants blocks of 7 bytes": {mover.CodeOther, script{greet: answer{Block: 7}}},
+		"wants blocks of 7 bytes": {mover.CodeOther, script{welcome: answer{Block: 7}}},
+		"not in this protection":  {mover.CodeAuth, script{welcome: answer{Code: mover.CodeAuth, Error: "not in this protection"}}},
 		"no such ticket":          {mover.CodeTicket, script{greet: answer{Code: mover.CodeTicket, Error: "no such ticket"}}},
-		"the disk is full":        {mover.CodeSpace, script{answer: func(_ int, _ header, w io.Writer) error { return refuse(w) }}},
-		"which was not sent":      {mover.CodeOther, script{answer: func(_ int, _ header, w io.Writer) error { return say(w, kindProven, 1) }}},
-		"of unknown kind 99":      {mover.CodeOther, script{answer: func(_ int, _ header, w io.Writer) error { return say(w, 99, 0) }}},
-		"what was not asked": {mover.CodeOther, script{answer: func(_ int, _ header, w io.Writer) error {
-			return errors.Join(done(w), done(w), say(w, kindProven, 0))
+		"the disk is full": {mover.CodeSpace, script{block: func(_ int, _ header, w *control) error {
+			return w.answer(answer{Code: mover.CodeSpace, Error: "the disk is full"})
 		}}},
-		"no progress at the receiver for 2m0s": {mover.CodeOther, script{answer: func(int, header, io.Writer) error { return nil }}},
-		"lost proven blocks": {mover.CodeOther, script{answer: func(_ int, h header, w io.Writer) error {
-			if h.kind == kindBlock {
-				return say(w, kindProven, h.index)
-			}
-			_, err := w.Write(answer{Have: bitmap{0}}.bytes())
-			return err
+		"which was not sent": {mover.CodeOther, script{block: func(_ int, h header, w *control) error {
+			return errors.Join(w.say(kindProven, h.index), w.say(kindProven, h.index))
 		}}},
+		"of a file with 1":   {mover.CodeOther, script{block: func(_ int, _ header, w *control) error { return w.say(kindProven, 1) }}},
+		"file 7, which":      {mover.CodeOther, script{block: func(_ int, _ header, w *control) error { return w.write(header{kindProven, 7, 0, 0}.bytes()) }}},
+		"of unknown kind 99": {mover.CodeOther, script{block: func(_ int, _ header, w *control) error { return w.say(99, 0) }}},
+		"of unknown kind 4":  {mover.CodeOther, script{block: func(_ int, _ header, w *control) error { return w.say(kindBlock, 0) }}},
+		"what was not asked": {mover.CodeOther, script{block: func(_ int, _ header, w *control) error { return w.answer(answer{}) }}},
 	} {
 		t.Run(want, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				r := newPipeRig(t)
 				f := r.stage(t, "image", mover.BlockSize)
-				r.play(t, f.Size, s.script)
+				r.play(t, s.script)
 				err := r.moves(t, f, 1)
 				if err == nil || mover.CodeOf(err) != s.code || !strings.Contains(err.Error(), want) {
 					t.Errorf("got %v (code %s), want code %s", err, mover.CodeOf(err), s.code)
@@ -211,18 +332,55 @@ func TestReceiverThatMisbehaves(t *testing.T) {
 	}
 }
 
-func TestSignsOfLifeKeepACommitAlive(t *testing.T) {
+// TestSilence has a receiver say nothing more, at each point where it owes a word.
+func TestSilence(t *testing.T) {
+	silent := func(int, header, *control) error { return nil }
+	for name, c := range map[string]struct {
+		blocks int64
+		script script
+	}{
+		"of a block":   {2, script{block: silent}},
+		"at the end":   {1, script{block: func(_ int, h header, w *control) error { return w.say(kindProven, h.index) }}},
+		"all is there": {1, script{greet: answer{Have: bitmap{1}}, block: silent}},
+		"signs of life without progress": {0, script{idle: func(w *control) error {
+			for {
+				if err := w.say(kindBusy, 7); err != nil {
+					return err
+				}
+				time.Sleep(time.Second)
+			}
+		}}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				r := newPipeRig(t)
+				f := r.stage(t, "image", c.blocks*mover.BlockSize)
+				r.play(t, c.script)
+				begin := time.Now()
+				err := r.moves(t, f, 1)
+				if err == nil || mover.CodeOf(err) != mover.CodeOther {
+					t.Errorf("got %v", err)
+				}
+				if d := time.Since(begin); d < DefaultStall || d > 6*DefaultStall {
+					t.Errorf("it took %v", d)
+				}
+			})
+		})
+	}
+}
+
+func TestSignsOfLifeKeepAMoveAlive(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newPipeRig(t)
 		f := r.stage(t, "image", 0)
-		r.play(t, f.Size, script{answer: func(_ int, _ header, w io.Writer) error {
+		r.play(t, script{idle: func(w *control) error {
 			for i := range uint32(10) {
-				if err := say(w, kindBusy, i+1); err != nil {
+				if err := w.say(kindBusy, i+1); err != nil {
 					return err
 				}
 				time.Sleep(DefaultStall - time.Second)
 			}
-			return done(w)
+			return w.done()
 		}})
 		if err := r.moves(t, f, 1); err != nil {
 			t.Error(err)
@@ -230,21 +388,27 @@ func TestSignsOfLifeKeepACommitAlive(t *testing.T) {
 	})
 }
 
-func TestSignsOfLifeWithoutProgressDoNot(t *testing.T) {
+// TestALinkInUseIsNotIdle has a file take longer than a receiver lets a link rest.
+func TestALinkInUseIsNotIdle(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newPipeRig(t)
-		f := r.stage(t, "image", 0)
-		r.play(t, f.Size, script{answer: func(_ int, _ header, w io.Writer) error {
-			for {
-				if err := say(w, kindBusy, 7); err != nil {
-					return err
-				}
-				time.Sleep(time.Second)
+		f := r.stage(t, "image", 2*mover.BlockSize)
+		r.opts.Idle = time.Minute
+		r.start(t, "")
+		r.rig.Engine.(*Engine).Stall = time.Hour
+		first := true
+		req := r.request(t, f)
+		req.PCP = mover.PCP{Parallelism: 1, Pipelining: 1}
+		err := r.rig.Engine.Move(t.Context(), req, func(n int64) {
+			if first && n > 0 {
+				first = false
+				time.Sleep(10 * time.Minute) // the link goes on meanwhile
 			}
-		}})
-		if err := r.moves(t, f, 1); err == nil || !strings.Contains(err.Error(), "no progress at the receiver for 2m0s") {
-			t.Errorf("got %v", err)
+		})
+		if err != nil {
+			t.Error(err)
 		}
+		r.stop()
 	})
 }
 
@@ -304,19 +468,17 @@ func TestParallelismFollowsThePath(t *testing.T) {
 				return dial(ctx, network, address)
 			}
 			all := make(chan struct{}) // no block is answered before every connection is there
-			r.play(t, f.Size, script{answer: func(_ int, h header, w io.Writer) error {
+			prove := proves(40)
+			r.play(t, script{block: func(n int, h header, w *control) error {
 				<-all
-				if h.kind == kindCommit {
-					return done(w)
-				}
-				return say(w, kindProven, h.index)
+				return prove(n, h, w)
 			}})
 			time.AfterFunc(time.Minute, func() { close(all) })
 			if err := r.moves(t, f, c.asked); err != nil {
 				t.Fatal(err)
 			}
-			if got := int(dialled.Load()); got != c.want {
-				t.Errorf("%v away, %d asked for: %d connections, want %d", c.rtt, c.asked, got, c.want)
+			if got := int(dialled.Load()) - 1; got != c.want {
+				t.Errorf("%v away, %d asked for: %d lanes, want %d", c.rtt, c.asked, got, c.want)
 			}
 		})
 	}

@@ -17,7 +17,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/glance-dtn/glance-dtn/internal/digest"
 	"github.com/glance-dtn/glance-dtn/internal/durable"
 	"github.com/glance-dtn/glance-dtn/mover"
 )
@@ -48,6 +47,9 @@ type ReceiverOptions struct {
 	// Log is told when files begin, arrive and are refused; nil: nothing.
 	Log *slog.Logger
 
+	// Protection is the weakest that a sender may choose; empty: mover.Private.
+	Protection mover.Protection
+
 	Conns     int           // connections with a certificate at once; 0: DefaultConns
 	Strangers int           // connections at once that have not shown one yet; 0: DefaultStrangers
 	PerPlace  int           // of these from one IPv4 address or IPv6 network; 0: DefaultPerPlace
@@ -70,6 +72,7 @@ type Receiver struct {
 	mu       sync.Mutex // guards what follows
 	arrivals map[string]*arrival
 	tickets  map[string]use
+	links    map[string]*incoming // by the sender's site and the name it chose
 }
 
 // NewReceiver reads from state what has arrived, is arriving, and which tickets
@@ -81,9 +84,13 @@ func NewReceiver(export, state *os.Root, o ReceiverOptions) (*Receiver, error) {
 	o.Handshake = cmp.Or(o.Handshake, DefaultHandshake)
 	o.Idle = cmp.Or(o.Idle, DefaultIdle)
 	o.Busy = cmp.Or(o.Busy, time.Second)
+	o.Protection = cmp.Or(o.Protection, mover.Private)
+	if err := o.Protection.Validate(); err != nil {
+		return nil, err
+	}
 	r := &Receiver{
 		export: export, state: state, opts: o, log: cmp.Or(o.Log, slog.New(slog.DiscardHandler)),
-		arrivals: map[string]*arrival{}, tickets: map[string]use{},
+		arrivals: map[string]*arrival{}, tickets: map[string]use{}, links: map[string]*incoming{},
 	}
 	if err := r.load(); err != nil {
 		return nil, fmt.Errorf("read the state of the receiver: %w", err)
@@ -112,13 +119,19 @@ func (r *Receiver) load() error {
 		return err
 	}
 	for _, rec := range records {
-		a := newArrival(r.export, r.state, r.work.Go, &r.news, rec)
+		a := r.newArrival(rec)
 		if err := a.restore(); err != nil {
 			return err
 		}
 		r.arrivals[rec.File.Name] = a
 	}
 	return r.sweep()
+}
+
+func (r *Receiver) newArrival(rec record) *arrival {
+	a := newArrival(r.export, r.state, &r.news, rec)
+	a.spawn, a.complete = r.work.Go, r.complete
+	return a
 }
 
 // sweep removes parts without a record.
@@ -205,7 +218,7 @@ func (r *Receiver) Drop(name string) error {
 	}
 	a := r.lookup(name)
 	if a == nil { // a file of which the state was lost
-		a = newArrival(r.export, r.state, r.work.Go, &r.news, record{File: mover.File{Name: name}})
+		a = r.newArrival(record{File: mover.File{Name: name}})
 	}
 	if err := r.discard(a); err != nil {
 		return fmt.Errorf("drop %s: %w", name, err)
@@ -291,151 +304,89 @@ func (r *Receiver) shake(ctx context.Context, nc net.Conn) (*tls.Conn, error) {
 
 // handle serves one connection of a caller who has shown a certificate.
 func (r *Receiver) handle(ctx context.Context, c *tls.Conn) {
-	a, reply, err := r.greet(c)
+	l, h, err := r.greet(ctx, c)
 	if err != nil {
-		reply = refusal(err)
-	}
-	_ = c.SetDeadline(time.Now().Add(r.opts.Idle))
-	if a == nil {
-		_, _ = c.Write(reply.bytes()) // the sender asks again when it gets none
+		r.log.Warn("sender refused", "peer", c.RemoteAddr().String(), "err", err)
+		_ = c.SetDeadline(time.Now().Add(r.opts.Idle))
+		_, _ = c.Write(refusal(err).bytes(0)) // the sender asks again when it gets none
 		linger(c)
 		return
 	}
-	if _, err = c.Write(reply.bytes()); err == nil {
-		err = r.receive(ctx, c, a)
+	if _, err = c.Write(answer{Block: mover.BlockSize}.bytes(0)); err == nil {
+		_ = c.SetDeadline(time.Time{})
+		if h.Lane {
+			err = l.lane(c)
+		} else {
+			err = l.serve()
+		}
 	}
-	if errors.Is(err, io.EOF) {
-		err = nil
+	if h.Lane {
+		l.part(c)
+	} else {
+		l.finish(err)
+		r.forget(l)
 	}
-	if err != nil {
-		_, _ = c.Write(refusal(err).bytes())
-	}
-	a.leave(c, err)
-	if err != nil {
-		linger(c)
+	if err != nil && !errors.Is(err, io.EOF) {
+		r.log.Debug("a connection ended", "site", l.site, "lane", h.Lane, "err", err)
 	}
 }
 
-// greet reads the hello and answers it. It returns the arrival that c has entered;
-// none when it is refused or there is nothing to do.
-func (r *Receiver) greet(c *tls.Conn) (*arrival, answer, error) {
+// greet reads the hello, and returns the link that it opens or adds a lane to.
+func (r *Receiver) greet(ctx context.Context, c *tls.Conn) (*incoming, hello, error) {
 	site, err := dtnOf(c.ConnectionState())
 	if err != nil {
-		return nil, answer{}, mover.Coded(mover.CodeAuth, err)
+		return nil, hello{}, mover.Coded(mover.CodeAuth, err)
 	}
 	h, err := readHello(c)
-	if err != nil {
-		return nil, answer{}, err
-	}
-	s := session{h.Session, h.Ticket, site}
-	a := r.joined(s)
-	if !h.Join {
-		a, err = r.admit(s, h)
-	} else if a == nil {
-		err = errOver
+	if err == nil {
+		err = h.Protection.Validate()
 	}
 	if err != nil {
-		r.log.Warn("sender refused", "site", site, "err", err)
-		return nil, answer{}, err
+		return nil, h, err
 	}
-	have, done, err := a.enter(s, h.Join, c)
-	if err != nil || done {
-		return nil, answer{Block: mover.BlockSize, Done: done}, err
+	if !h.Protection.AtLeast(r.opts.Protection) {
+		return nil, h, mover.Coded(mover.CodeAuth, fmt.Errorf("this DTN takes no file in %s, at least in %s: see protection in its configuration", h.Protection, r.opts.Protection))
 	}
-	if !h.Join {
-		r.log.Info("file arrives", "site", site, "file", a.File.Name, "bytes", a.File.Size)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	name := site + " " + h.Link
+	l := r.links[name]
+	switch {
+	case h.Lane && (l == nil || l.protection != h.Protection):
+		return nil, h, errOver
+	case h.Lane:
+		return l, h, l.join(c)
+	case l != nil:
+		return nil, h, errors.New("this link is open")
 	}
-	return a, answer{Block: mover.BlockSize, Have: have}, nil
+	l = newIncoming(ctx, r, c, name, site, h.Protection)
+	r.links[name] = l
+	return l, h, nil
 }
 
-// joined returns the arrival whose session is s.
-func (r *Receiver) joined(s session) *arrival {
-	for _, a := range r.list() {
-		if a.is(s) {
-			return a
-		}
-	}
-	return nil
+func (r *Receiver) forget(l *incoming) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.links, l.name)
 }
 
-// receive serves frames until the sender has no more.
-func (r *Receiver) receive(ctx context.Context, c *tls.Conn, a *arrival) error {
-	frame := frames.Get().(*[frameSize]byte)
-	defer func() { frames.Put(frame) }()
-	for {
-		_ = c.SetDeadline(time.Now().Add(r.opts.Idle))
-		if _, err := io.ReadFull(c, frame[:headerSize]); err != nil {
-			return err
-		}
-		h, err := parseHeader(frame[:headerSize], a.File.Size)
-		if err != nil {
-			return err
-		}
-		reply := message{kindProven, h.index}.bytes()
-		if h.kind == kindCommit {
-			reply, err = r.commit(ctx, c, a)
-		} else {
-			b := frame[headerSize : headerSize+h.length]
-			if _, err := io.ReadFull(c, b); err != nil {
-				return err
-			}
-			if digest.OfBlock(b) == h.digest {
-				var wrote bool
-				if wrote, err = a.store(h.index, h.digest, b); wrote {
-					frame = a.keep(h.index, frame)
-				}
-			} else {
-				reply = message{kindAgain, h.index}.bytes()
-			}
-		}
-		if err != nil {
-			return err
-		}
-		if _, err := c.Write(reply); err != nil {
-			return err
-		}
-	}
-}
-
-// commit completes a, telling the sender meanwhile that it is alive. It returns
-// the answer.
-func (r *Receiver) commit(ctx context.Context, c *tls.Conn, a *arrival) ([]byte, error) {
-	_ = c.SetDeadline(time.Time{})
-	stop := r.keepBusy(c, a)
-	done, have, err := a.finish(ctx)
-	stop()
+// complete completes a, and tells the sender.
+func (r *Receiver) complete(ctx context.Context, a *arrival) {
+	err := a.finish(ctx)
+	sender := a.finished(err)
 	if mover.CodeOf(err) == mover.CodeContent || errors.Is(err, errUnsynced) {
-		a.leave(c, err) // the sender has to learn why
 		r.admin.Lock()
 		defer r.admin.Unlock()
 		err = errors.Join(err, r.discard(a))
 	}
+	reply := answer{Done: true}
 	if err != nil {
 		r.log.Warn("file refused", "file", a.File.Name, "err", err)
-		return nil, err
-	}
-	if done {
+		reply = refusal(err)
+	} else {
 		r.log.Info("file arrived", "file", a.File.Name, "bytes", a.File.Size)
 	}
-	return answer{Block: mover.BlockSize, Done: done, Have: have}.bytes(), nil
-}
-
-// keepBusy tells the sender now and then that a's commit goes on, until stop is called.
-func (r *Receiver) keepBusy(c *tls.Conn, a *arrival) (stop func()) {
-	quit := make(chan struct{})
-	var telling sync.WaitGroup
-	telling.Go(func() {
-		tick := time.NewTicker(r.opts.Busy)
-		defer tick.Stop()
-		for {
-			select {
-			case <-quit:
-				return
-			case <-tick.C:
-				_ = c.SetWriteDeadline(time.Now().Add(r.opts.Idle))
-				_, _ = c.Write(message{kindBusy, a.progress()}.bytes()) // the answer's write fails, too
-			}
-		}
-	})
-	return func() { close(quit); telling.Wait() }
+	if sender.link != nil {
+		sender.end(reply)
+	}
 }

@@ -26,15 +26,18 @@ import (
 	"github.com/glance-dtn/glance-dtn/mover"
 )
 
-// sender speaks the protocol by hand.
+// sender speaks the protocol by hand: with a control connection, and a lane.
 type sender struct {
-	t *testing.T
-	*tls.Conn
-	source *os.File
-	file   mover.File
+	t       *testing.T
+	r       *rig
+	link    string
+	control *tls.Conn
+	lane    *tls.Conn
+	source  *os.File
+	file    mover.File
 }
 
-func (r *rig) connect(t *testing.T, req mover.Request, cert tls.Certificate) *sender {
+func (r *rig) connect(t *testing.T, cert tls.Certificate) *tls.Conn {
 	t.Helper()
 	nc, err := r.wires.dial(t.Context(), "tcp", r.rig.Address)
 	if err != nil {
@@ -44,117 +47,155 @@ func (r *rig) connect(t *testing.T, req mover.Request, cert tls.Certificate) *se
 	if err := c.HandshakeContext(t.Context()); err != nil {
 		t.Fatal(err)
 	}
+	_ = c.SetDeadline(time.Now().Add(time.Minute))
+	t.Cleanup(func() { c.Close() })
+	return c
+}
+
+// greet connects as site A's DTN, and opens a link or adds a lane to it.
+func (r *rig) greet(t *testing.T, link string, lane bool) (*tls.Conn, answer) {
+	t.Helper()
+	c := r.connect(t, r.issue(t, "A", pki.DTN))
+	write(t, c, hello{Version: version, Link: link, Lane: lane, Protection: mover.Private}.bytes())
+	_, a := hear(t, c)
+	return c, a
+}
+
+// open opens a link of that name with one lane, and the file on it.
+func (r *rig) open(t *testing.T, req mover.Request, link string) (*sender, answer) {
+	t.Helper()
 	src, err := os.Open(filepath.Join(r.rig.Source, req.Source.Name))
 	if err != nil {
 		t.Fatal(err)
 	}
-	_ = c.SetDeadline(time.Now().Add(time.Minute))
-	t.Cleanup(func() { c.Close(); src.Close() })
-	return &sender{t, c, src, req.Source}
+	t.Cleanup(func() { src.Close() })
+	s := &sender{t: t, r: r, link: link, source: src, file: req.Source}
+	s.control, _ = r.greet(t, link, false)
+	s.lane, _ = r.greet(t, link, true)
+	return s, s.open(1, req)
 }
 
-// open connects as site A's DTN and opens a session, or joins the one of that name.
-func (r *rig) open(t *testing.T, req mover.Request, session string, join bool) (*sender, answer) {
-	t.Helper()
-	s := r.connect(t, req, r.issue(t, "A", pki.DTN))
-	h := hello{Version: version, Ticket: req.Destination.Ticket, Session: session, Join: join, Size: req.Source.Size, Digest: req.Source.Digest}
-	return s, s.ask(h.bytes())
-}
-
-// ask sends b and reads the answer, past signs of life.
-func (s *sender) ask(b []byte) answer {
+// open opens a file and returns the answer.
+func (s *sender) open(id uint32, req mover.Request) answer {
 	s.t.Helper()
-	if _, err := s.Write(b); err != nil {
-		s.t.Fatal(err)
+	write(s.t, s.control, header{kind: kindOpen, file: id}.with(opening{Ticket: req.Destination.Ticket, Size: req.Source.Size, Digest: req.Source.Digest}))
+	return s.answer()
+}
+
+func write(t *testing.T, c net.Conn, b []byte) {
+	t.Helper()
+	if _, err := c.Write(b); err != nil {
+		t.Fatal(err)
 	}
+}
+
+// hear returns what the receiver says next, but for signs of life.
+func hear(t *testing.T, c net.Conn) (header, answer) {
+	t.Helper()
 	for {
-		m, err := readMessage(s)
+		h, err := readHeader(c)
 		if err != nil {
-			s.t.Fatal(err)
+			t.Fatal(err)
 		}
-		if m.kind == kindBusy {
+		if h.kind == kindBusy {
 			continue
 		}
-		if m.kind != kindAnswer {
-			s.t.Fatalf("got %+v, want an answer", m)
+		var a answer
+		if h.kind == kindAnswer {
+			if a, err = readAnswer(c, h.length); err != nil {
+				t.Fatal(err)
+			}
 		}
-		a, err := readAnswer(s, m.value)
-		if err != nil {
-			s.t.Fatal(err)
-		}
-		return a
+		return h, a
 	}
 }
 
+// answer returns the receiver's next answer, past what it says of blocks.
+func (s *sender) answer() answer {
+	s.t.Helper()
+	for {
+		if h, a := hear(s.t, s.control); h.kind == kindAnswer {
+			return a
+		}
+	}
+}
+
+// block is a block as it goes over a lane.
 func (s *sender) block(i uint32) []byte {
 	s.t.Helper()
 	n := blockLen(s.file.Size, i)
 	b := make([]byte, headerSize+n)
+	header{kindBlock, 1, i, n}.put(b)
 	if err := readBlock(s.source, b[headerSize:], blockStart(i)); err != nil {
 		s.t.Fatal(err)
 	}
-	header{kindBlock, i, n, digest.OfBlock(b[headerSize:])}.put(b)
-	return b
+	sum := digest.OfBlock(b[headerSize:])
+	return append(b, sum[:]...)
 }
 
-// send sends a frame and returns the message it gets.
-func (s *sender) send(b []byte) message {
+// send sends a block and returns what the receiver says to it.
+func (s *sender) send(b []byte) header {
 	s.t.Helper()
-	if _, err := s.Write(b); err != nil {
-		s.t.Fatal(err)
+	write(s.t, s.lane, b)
+	h, a := hear(s.t, s.control)
+	if h.kind == kindAnswer {
+		s.t.Fatalf("the file ends: %+v", a)
 	}
-	m, err := readMessage(s)
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	return m
+	return h
 }
 
-func (s *sender) commit() answer { return s.ask(commitFrame()) }
-
-// ends checks that the receiver closes the connection.
-func (s *sender) ends() {
+// last sends the last block and returns the answer.
+func (s *sender) last(i uint32) answer {
 	s.t.Helper()
-	if n, err := s.Read(make([]byte, 1)); err == nil {
-		s.t.Errorf("the connection goes on: %d bytes", n)
-	}
+	write(s.t, s.lane, s.block(i))
+	return s.answer()
 }
 
-func TestDamagedBlockIsAskedForAgainAndNotWritten(t *testing.T) {
+// close closes the link.
+func (s *sender) close() {
+	s.control.Close()
+	s.lane.Close()
+}
+
+func TestDamagedBlockAloneIsAskedForAgain(t *testing.T) {
 	r := newRig(t)
 	req := r.request(t, r.stage(t, "image", 2*mover.BlockSize))
-	s, _ := r.open(t, req, "s", false)
-	bad := s.block(1)
-	bad[len(bad)-1] ^= 1
-	if m := s.send(bad); m != (message{kindAgain, 1}) {
-		t.Errorf("damaged: got %+v", m)
+	s, _ := r.open(t, req, "s")
+	bad := s.block(0)
+	bad[headerSize+5] ^= 1
+	for range 2 {
+		if h := s.send(bad); h != (header{kind: kindAgain, file: 1}) {
+			t.Errorf("damaged: got %+v", h)
+		}
 	}
-	if m := s.send(s.block(0)); m != (message{kindProven, 0}) {
-		t.Errorf("whole: got %+v", m)
+	if a, err := r.recv().Arrival("inbox/image"); err != nil || a.Proven != 0 || a.Moved != 0 {
+		t.Errorf("what was damaged counts: %+v, %v", a, err)
 	}
-	part, err := os.ReadFile(filepath.Join(r.rig.Destination, "inbox/.image.part"))
-	if err != nil || len(part) != 2*mover.BlockSize || !bytes.Equal(part[mover.BlockSize:], make([]byte, mover.BlockSize)) {
-		t.Errorf("the part has %d bytes (%v), some of them damaged", len(part), err)
+	if h := s.send(s.block(0)); h != (header{kind: kindProven, file: 1}) {
+		t.Errorf("whole: got %+v", h)
 	}
-	if a := s.commit(); a.Done || !a.Have.has(0) || a.Have.has(1) {
-		t.Errorf("early commit: %+v, want block 1 asked for", a)
+	if h := s.send(bad); h.kind != kindProven { // it is there, and not written again
+		t.Errorf("damaged, after it was whole: got %+v", h)
 	}
-	s.send(s.block(1))
-	if a := s.commit(); !a.Done {
-		t.Errorf("commit: %+v", a)
+	if a := s.last(1); !a.Done {
+		t.Errorf("the end: %+v", a)
 	}
 }
 
 func TestArrivalTellsHowFarItIs(t *testing.T) {
 	r := newRig(t)
 	req := r.request(t, r.stage(t, "image", 3*mover.BlockSize+5))
-	s, _ := r.open(t, req, "s", false)
+	s, _ := r.open(t, req, "s")
 	for _, c := range []struct {
 		block         uint32
 		proven, moved int64
-	}{{0, mover.BlockSize, mover.BlockSize}, {3, mover.BlockSize, mover.BlockSize + 5}, {2, mover.BlockSize, 2*mover.BlockSize + 5}, {1, 3*mover.BlockSize + 5, 3*mover.BlockSize + 5}} {
+	}{{0, mover.BlockSize, mover.BlockSize}, {3, mover.BlockSize, mover.BlockSize + 5}, {2, mover.BlockSize, 2*mover.BlockSize + 5}, {1, 0, 0}} {
 		s.send(s.block(c.block))
 		a, err := r.recv().Arrival("inbox/image")
+		if c.block == 1 { // the last to come
+			s.answer()
+			break
+		}
 		if err != nil || a.State != mover.Arriving || a.Proven != c.proven || a.Moved != c.moved || a.Path != "inbox/.image.part" {
 			t.Errorf("after block %d: %+v, %v; want %d proven, %d moved", c.block, a, err, c.proven, c.moved)
 		}
@@ -162,7 +203,6 @@ func TestArrivalTellsHowFarItIs(t *testing.T) {
 			t.Errorf("after block %d: %d bytes promised", c.block, p)
 		}
 	}
-	s.commit()
 	for range 2 {
 		all := r.recv().Arrivals()
 		if len(all) != 1 || all[0].State != mover.Arrived || all[0].Path != "inbox/image" || all[0].Proven != req.Source.Size {
@@ -175,27 +215,71 @@ func TestArrivalTellsHowFarItIs(t *testing.T) {
 	}
 }
 
-func TestNewSessionEndsTheOldOne(t *testing.T) {
+// TestTheLastLinkHasTheFile opens a file on a second link while a first one brings it.
+func TestTheLastLinkHasTheFile(t *testing.T) {
 	r := newRig(t)
 	req := r.request(t, r.stage(t, "image", 2*mover.BlockSize))
-	old, _ := r.open(t, req, "old", false)
+	old, _ := r.open(t, req, "old")
 	old.send(old.block(0))
-	s, a := r.open(t, req, "new", false)
+	s, a := r.open(t, req, "new")
 	if !a.Have.has(0) || a.Have.has(1) {
-		t.Errorf("the new session is told %x", a.Have)
+		t.Errorf("the new link is told %x", a.Have)
 	}
-	old.ends()
-	if _, a := r.open(t, req, "old", true); a.Code != mover.CodeOther || !strings.Contains(a.Error, "over") {
-		t.Errorf("joining the old session: %+v", a)
+	if a := old.answer(); a.Code != mover.CodeOther || !strings.Contains(a.Error, "over") {
+		t.Errorf("the old link is told %+v", a)
 	}
-	more, a := r.open(t, req, "new", true)
-	if a.Code != "" {
-		t.Fatalf("joining the new session: %+v", a)
+	write(t, old.lane, old.block(1)) // nobody wants it any more
+	if a := old.open(2, req); a.Code != "" || !a.Have.has(0) || a.Have.has(1) {
+		t.Errorf("the old link again: %+v", a)
 	}
-	more.send(more.block(1))
-	if a := s.commit(); !a.Done {
-		t.Errorf("commit: %+v", a)
+	if a := s.answer(); a.Code != mover.CodeOther {
+		t.Errorf("the new link is told %+v", a)
 	}
+	b := old.block(1)
+	header{kindBlock, 2, 1, mover.BlockSize}.put(b)
+	write(t, old.lane, b)
+	if a := old.answer(); !a.Done {
+		t.Errorf("the end: %+v", a)
+	}
+}
+
+// TestFilesShareALink sends blocks of two files over one lane, some before the file is
+// open and some when it has ended.
+func TestFilesShareALink(t *testing.T) {
+	r := newRig(t)
+	one, two := r.request(t, r.stage(t, "one", mover.BlockSize+1)), r.request(t, r.stage(t, "two", 1))
+	s, _ := r.open(t, one, "s")
+	first := s.block(0)
+	early := append(header{kindBlock, 2, 0, 1}.bytes(), 0)
+	if _, err := must(os.Open(filepath.Join(r.rig.Source, two.Source.Name))).Read(early[headerSize:]); err != nil {
+		t.Fatal(err)
+	}
+	sum := digest.OfBlock(early[headerSize:])
+	early = append(early, sum[:]...)
+	write(t, s.lane, first)
+	write(t, s.lane, early)
+	if h, _ := hear(t, s.control); h != (header{kind: kindProven, file: 1}) {
+		t.Errorf("the first file's block: %+v", h)
+	}
+	write(t, s.control, header{kind: kindOpen, file: 2}.with(opening{Ticket: two.Destination.Ticket, Size: 1, Digest: two.Source.Digest}))
+	for done := false; !done; {
+		h, a := hear(t, s.control)
+		if h.file != 2 || a.Code != "" {
+			t.Fatalf("the second file: %+v %+v", h, a)
+		}
+		done = a.Done
+	}
+	write(t, s.lane, early) // it has ended
+	if a := s.last(1); !a.Done {
+		t.Errorf("the first file: %+v", a)
+	}
+}
+
+func must[T any](v T, err error) T {
+	if err != nil {
+		panic(err)
+	}
+	return v
 }
 
 func TestOnlyDTNsWithACertificateMaySend(t *testing.T) {
@@ -267,15 +351,14 @@ func TestLimitsOfAListener(t *testing.T) {
 		closed("no handshake", first, DefaultHandshake)
 		closed("no handshake", second, 0)
 
-		req := r.request(t, r.stage(t, "image", mover.BlockSize))
-		silent := r.connect(t, req, r.issue(t, "A", pki.DTN))
+		silent := r.connect(t, r.issue(t, "A", pki.DTN))
 		closed("no hello", silent, DefaultHandshake)
 		silent.Close()
 		synctest.Wait() // it is counted out
-		s, _ := r.open(t, req, "s", false)
-		r.open(t, req, "s", true)
-		closed("one too many with a certificate", r.connect(t, req, r.issue(t, "A", pki.DTN)), 0)
-		closed("no frame", s, DefaultIdle)
+		s, _ := r.open(t, r.request(t, r.stage(t, "image", mover.BlockSize)), "s")
+		closed("one too many with a certificate", r.connect(t, r.issue(t, "A", pki.DTN)), 0)
+		closed("no block", s.lane, DefaultIdle)
+		closed("no word", s.control, 0)
 	})
 }
 
@@ -344,7 +427,8 @@ func TestIdleStrangersKeepNobodyOut(t *testing.T) {
 	}
 	req := r.request(t, r.stage(t, "image", mover.BlockSize))
 	req.PCP.Parallelism = 1
-	from <- "192.0.2.7:5555"
+	from <- "192.0.2.7:5555" // to control the link
+	from <- "192.0.2.7:5556" // a lane
 	if err := r.rig.Engine.Move(t.Context(), req, func(int64) {}); err != nil {
 		t.Errorf("a move from elsewhere: %v", err)
 	}
@@ -392,26 +476,81 @@ func TestGateBoundsAllAndEach(t *testing.T) {
 	}
 }
 
-func TestProtocolErrorsEndTheSession(t *testing.T) {
+func TestProtocolErrorsEndTheConnection(t *testing.T) {
 	r := newRig(t)
 	req := r.request(t, r.stage(t, "image", 2*mover.BlockSize))
-	for want, h := range map[string]header{
-		"unknown kind":           {kind: 77},
-		"block 2 of a file":      {kind: kindBlock, index: 2, length: 1},
-		"instead of 1048576":     {kind: kindBlock, index: 0, length: 1 << 30},
-		"commit carries a block": {kind: kindCommit, index: 1},
+	for name, h := range map[string]header{
+		"an unknown kind":       {kind: 77},
+		"a block outside":       {kind: kindBlock, file: 1, index: 2, length: 1},
+		"a block of wrong size": {kind: kindBlock, file: 1, index: 0, length: 1000},
+		"a block without end":   {kind: kindBlock, file: 1, index: 0, length: 1 << 30},
+		"an opening":            {kind: kindOpen, file: 2},
 	} {
-		s, _ := r.open(t, req, rand.Text(), false)
-		b := make([]byte, headerSize)
-		h.put(b)
-		if a := s.ask(b); a.Code != mover.CodeOther || !strings.Contains(a.Error, want) {
-			t.Errorf("%+v: %+v, want %q", h, a, want)
+		s, _ := r.open(t, req, rand.Text())
+		write(t, s.lane, append(h.bytes(), make([]byte, 1000)...))
+		if _, err := s.lane.Read(make([]byte, 1)); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Errorf("%s on a lane: it goes on", name)
 		}
-		s.ends()
 	}
-	s := r.connect(t, req, r.issue(t, "A", pki.DTN))
-	if a := s.ask([]byte("\x7f\xff\xff\xff")); !strings.Contains(a.Error, "at most") {
+	for name, b := range map[string][]byte{
+		"an unknown kind":        header{kind: 77}.bytes(),
+		"a block":                header{kindBlock, 1, 0, mover.BlockSize}.bytes(),
+		"a file opened twice":    header{kind: kindOpen, file: 1}.with(opening{}),
+		"an opening without end": header{kind: kindOpen, file: 2, length: maxOpen + 1}.bytes(),
+	} {
+		s, _ := r.open(t, req, rand.Text())
+		write(t, s.control, b)
+		if _, err := s.lane.Read(make([]byte, 1)); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Errorf("%s on the control connection: the link goes on", name)
+		}
+	}
+	c := r.connect(t, r.issue(t, "A", pki.DTN))
+	write(t, c, []byte("\x7f\xff\xff\xff"))
+	if _, a := hear(t, c); !strings.Contains(a.Error, "at most") {
 		t.Errorf("a hello without end: %+v", a)
+	}
+	if _, a := r.greet(t, "nobody's", true); !strings.Contains(a.Error, "over") {
+		t.Errorf("a lane of no link: %+v", a)
+	}
+}
+
+func TestNoMoreFilesThanALinkTakes(t *testing.T) {
+	r := newRig(t)
+	c, _ := r.greet(t, "s", false)
+	for id := range uint32(maxFiles + 1) {
+		write(t, c, header{kind: kindOpen, file: id + 1}.with(opening{Ticket: "none"}))
+		if h, a := hear(t, c); h.file != id+1 || a.Code != mover.CodeTicket {
+			t.Fatalf("refused files count: %+v %+v", h, a)
+		}
+	}
+}
+
+// TestProtectionHasAFloor opens links in less than the receiver asks for.
+func TestProtectionHasAFloor(t *testing.T) {
+	r := newRig(t)
+	f := r.stage(t, "image", 3*mover.BlockSize+7)
+	for i, floor := range []mover.Protection{mover.Clear, mover.Safe, mover.Private} {
+		r.opts.Protection = floor
+		r.restart(t)
+		for k, p := range []mover.Protection{mover.Clear, mover.Safe, mover.Private} {
+			req := r.request(t, f)
+			req.Protection = p
+			err := r.rig.Engine.Move(t.Context(), req, func(int64) {})
+			if k < i && (mover.CodeOf(err) != mover.CodeAuth || !strings.Contains(err.Error(), string(floor))) {
+				t.Errorf("%s where %s is asked for: %v", p, floor, err)
+			}
+			if k >= i && err != nil {
+				t.Errorf("%s where %s is asked for: %v", p, floor, err)
+			}
+			if err := r.recv().Drop("inbox/image"); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	req := r.request(t, f)
+	req.Protection = "strong"
+	if err := r.rig.Engine.Move(t.Context(), req, func(int64) {}); err == nil || !strings.Contains(err.Error(), "one of clear, safe and private") {
+		t.Errorf("got %v", err)
 	}
 }
 
@@ -420,7 +559,7 @@ func TestProtocolErrorsEndTheSession(t *testing.T) {
 func TestPowerCut(t *testing.T) {
 	r := newRig(t)
 	req := r.request(t, r.stage(t, "image", 8*mover.BlockSize+9))
-	s, _ := r.open(t, req, "s", false)
+	s, _ := r.open(t, req, "s")
 	for _, i := range []uint32{0, 1, 2, 5, 6} {
 		s.send(s.block(i))
 	}
@@ -474,13 +613,11 @@ func TestEveryChangeOfTheInboxIsTold(t *testing.T) {
 		do   func()
 		ok   func(all []mover.Arrival) bool
 	}{
-		{"the beginning", func() { s, _ = r.open(t, req, "s", false) }, func(all []mover.Arrival) bool { return len(all) == 1 }},
+		{"the beginning", func() { s, _ = r.open(t, req, "s") }, func(all []mover.Arrival) bool { return len(all) == 1 }},
 		{"a block", func() { s.send(s.block(0)) }, func(all []mover.Arrival) bool { return all[0].Proven == mover.BlockSize }},
-		{"a lost connection", func() { s.Close() }, func(all []mover.Arrival) bool { return all[0].Error != "" }},
-		{"another session", func() { s, _ = r.open(t, req, "t", false) }, func(all []mover.Arrival) bool { return all[0].Error == "" }},
-		{"the last block", func() { s.send(s.block(1)) }, func(all []mover.Arrival) bool { return all[0].Proven == req.Source.Size }},
-		{"the end", func() { s.commit() }, func(all []mover.Arrival) bool { return all[0].State == mover.Arrived }},
-		{"the last connection's end", func() { s.Close() }, func(all []mover.Arrival) bool { return len(all) == 1 }},
+		{"a lost link", func() { s.close() }, func(all []mover.Arrival) bool { return all[0].Error != "" }},
+		{"another link", func() { s, _ = r.open(t, req, "t") }, func(all []mover.Arrival) bool { return all[0].Error == "" }},
+		{"the end", func() { s.last(1) }, func(all []mover.Arrival) bool { return all[0].State == mover.Arrived }},
 		{"the drop", func() {
 			if err := r.recv().Drop("inbox/image"); err != nil {
 				t.Error(err)
@@ -518,7 +655,7 @@ func TestResumeTakesLittleMemory(t *testing.T) {
 	}
 	var before, after runtime.MemStats
 	runtime.ReadMemStats(&before)
-	a := newArrival(export, state, nil, new(news), rec)
+	a := newArrival(export, state, new(news), rec)
 	err = a.restore()
 	runtime.ReadMemStats(&after)
 	if err != nil || a.claimed != blocks || a.sums[7] != (digest.Block{7}) {
@@ -534,8 +671,11 @@ func TestResumeTakesLittleMemory(t *testing.T) {
 func TestBlocksAreToldAsFarAsTheyAreProven(t *testing.T) {
 	r := newRig(t)
 	req := r.request(t, r.stage(t, "image", 3*mover.BlockSize+5))
-	s, _ := r.open(t, req, "s", false)
-	sum := func(i uint32) digest.Block { return digest.Block(s.block(i)[12:headerSize]) }
+	s, _ := r.open(t, req, "s")
+	sum := func(i uint32) digest.Block {
+		b := s.block(i)
+		return digest.OfBlock(b[headerSize : len(b)-proofSize])
+	}
 	want := func(when string, from int64, blocks ...uint32) {
 		t.Helper()
 		sums := []digest.Block{}
@@ -563,13 +703,12 @@ func TestBlocksAreToldAsFarAsTheyAreProven(t *testing.T) {
 
 	r.restart(t)
 	want("after a restart, before anything is read again", 0)
-	s, a := r.open(t, req, "t", false)
+	s, a := r.open(t, req, "t")
 	if !a.Have.has(2) {
-		t.Errorf("the new session is told %x", a.Have)
+		t.Errorf("the new link is told %x", a.Have)
 	}
-	s.send(s.block(3))
-	if a := s.commit(); !a.Done { // proves what was there
-		t.Fatalf("commit: %+v", a)
+	if a := s.last(3); !a.Done { // proves what was there
+		t.Fatalf("the end: %+v", a)
 	}
 	want("resumed", 0, 0, 1, 2, 3)
 	r.restart(t)
@@ -600,7 +739,7 @@ func TestStaleFileIsNotTaken(t *testing.T) {
 	if err := os.WriteFile(final, []byte("old"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	r.open(t, req, "s", false)
+	r.open(t, req, "s")
 	r.restart(t)
 	if a, err := r.recv().Arrival("inbox/image"); err != nil || a.State != mover.Arriving {
 		t.Errorf("got %+v, %v", a, err)
@@ -610,7 +749,7 @@ func TestStaleFileIsNotTaken(t *testing.T) {
 func TestLinkInTheInboxIsNotFollowed(t *testing.T) {
 	r := newRig(t)
 	req := r.request(t, r.stage(t, "image", mover.BlockSize))
-	r.open(t, req, "s", false)
+	r.open(t, req, "s")
 	r.stop()
 	victim := filepath.Join(r.rig.Destination, "victim")
 	part := filepath.Join(r.rig.Destination, "inbox/.image.part")
@@ -671,7 +810,7 @@ func TestSpentTicketIsKeptUntilItExpires(t *testing.T) {
 			return r
 		}
 		admit := func(r *Receiver) error {
-			_, err := r.admit(session{"s", "ticket-1", "A"}, hello{Size: f.Size, Digest: f.Digest})
+			_, err := r.admit("A", opening{Ticket: "ticket-1", Size: f.Size, Digest: f.Digest})
 			return err
 		}
 		r := again()
@@ -722,15 +861,12 @@ func TestTheHashTakesBlocksFromMemory(t *testing.T) {
 	stored, done := make(chan uint32, blocks), make(chan bool)
 	go func() {
 		defer close(done)
-		frame := new([frameSize]byte)
+		block := new(frame)
 		for i := range uint32(blocks) {
-			b := frame[headerSize:]
-			copy(b, image[blockStart(i):])
-			if wrote, err := a.store(i, digest.OfBlock(b), b); err != nil || !wrote {
-				t.Errorf("block %d: written %v, %v", i, wrote, err)
-			}
+			copy(block[:], image[blockStart(i):][:mover.BlockSize])
+			store(t, a, i, block[:mover.BlockSize])
 			stored <- i
-			frame = a.keep(i, frame)
+			block = a.keep(i, block)
 		}
 	}()
 	for range ahead {
@@ -742,11 +878,11 @@ func TestTheHashTakesBlocksFromMemory(t *testing.T) {
 	case <-time.After(50 * time.Millisecond):
 	}
 	for i := range uint32(blocks) {
-		n, claim, frame, ok := a.next()
-		if n != i || claim || !ok || frame == nil {
-			t.Fatalf("block %d: next is %d (claim %v, in memory %v, %v)", i, n, claim, frame != nil, ok)
+		n, claim, block, ok := a.next()
+		if n != i || claim || !ok || block == nil {
+			t.Fatalf("block %d: next is %d (claim %v, in memory %v, %v)", i, n, claim, block != nil, ok)
 		}
-		a.digest(i, frame[headerSize:], nil)
+		a.digest(i, block[:mover.BlockSize], nil)
 		if i+ahead < blocks {
 			<-stored
 		}
@@ -760,13 +896,22 @@ func TestTheHashTakesBlocksFromMemory(t *testing.T) {
 	}
 }
 
-func commitFrame() []byte {
-	b := make([]byte, headerSize)
-	header{kind: kindCommit}.put(b)
-	return b
+// store writes block i as a lane does.
+func store(t *testing.T, a *arrival, i uint32, b []byte) {
+	t.Helper()
+	if mine, _ := a.reserve(a.holder, i); !mine {
+		t.Fatalf("block %d is not to be written", i)
+	}
+	sum := digest.OfBlock(b)
+	if _, err := a.data.WriteAt(b, blockStart(i)); err != nil {
+		t.Fatal(err)
+	}
+	if err := a.note(i, &sum); err != nil {
+		t.Fatal(err)
+	}
 }
 
-// unfollowed is an arrival, with a session, that nothing hashes but the test.
+// unfollowed is an arrival, on a link, that nothing hashes but the test.
 func unfollowed(t *testing.T, size int64) (a *arrival, image []byte) {
 	t.Helper()
 	r := newRig(t)
@@ -780,13 +925,16 @@ func unfollowed(t *testing.T, size int64) (a *arrival, image []byte) {
 	if err := state.Mkdir(arrivalDir, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	a = newArrival(openRoot(t, r.rig.Destination), state, func(func()) {}, new(news), record{File: f})
-	if _, _, err := a.enter(session{id: "s"}, false, nil); err != nil {
+	a = newArrival(openRoot(t, r.rig.Destination), state, new(news), record{File: f})
+	a.spawn = func(func()) {}
+	at := seat{newIncoming(t.Context(), r.recv(), nil, "s", "A", mover.Private), 1}
+	if _, err := a.enter(at); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		a.leave(nil, nil)
-		a.next() // closes
+		a.leave(at, errLeft)
+		a.finishing = false // nobody did
+		a.next()            // closes
 	})
 	return a, image
 }
@@ -796,14 +944,11 @@ func TestAHashThatReadsBackHoldsNobody(t *testing.T) {
 	const blocks = 4 * ahead
 	a, image := unfollowed(t, blocks*mover.BlockSize)
 	for i := range uint32(blocks) { // as claims that were proven
-		b := image[blockStart(i):][:mover.BlockSize]
-		if _, err := a.store(i, digest.OfBlock(b), b); err != nil {
-			t.Fatal(err)
-		}
+		store(t, a, i, image[blockStart(i):][:mover.BlockSize])
 	}
-	frame := new([frameSize]byte)
-	copy(frame[headerSize:], image[blockStart(blocks-1):])
-	if got := a.keep(blocks-1, frame); got != frame || len(a.hot) != 0 {
+	block := new(frame)
+	copy(block[:], image[blockStart(blocks-1):])
+	if got := a.keep(blocks-1, block); got != block || len(a.hot) != 0 {
 		t.Errorf("%d frames are kept, want none", len(a.hot))
 	}
 }
@@ -820,11 +965,9 @@ func TestClaimsThatAreReadHoldNobody(t *testing.T) {
 		}
 		a.claim(i, digest.OfBlock(b))
 	}
-	frame := new([frameSize]byte)
-	copy(frame[headerSize:], image)
-	if _, err := a.store(0, digest.OfBlock(frame[headerSize:]), frame[headerSize:]); err != nil {
-		t.Fatal(err)
-	}
+	block := new(frame)
+	copy(block[:mover.BlockSize], image)
+	store(t, a, 0, block[:mover.BlockSize])
 	for range ahead {
 		i, claim, _, _ := a.next()
 		if !claim {
@@ -833,7 +976,7 @@ func TestClaimsThatAreReadHoldNobody(t *testing.T) {
 		a.settle(i, image[blockStart(i):][:mover.BlockSize], nil)
 	}
 	kept := make(chan bool)
-	go func() { defer close(kept); a.keep(0, frame) }()
+	go func() { defer close(kept); a.keep(0, block) }()
 	select {
 	case <-kept:
 	case <-time.After(5 * time.Second):
@@ -871,10 +1014,10 @@ func TestTheHashIsOfWhatIsOnDisk(t *testing.T) {
 	h, _ := digest.New(f.Digest.Algo)
 	h.Write(image)
 	f.Digest = digest.Of(f.Digest.Algo, h)
-	s, _ := r.open(t, r.request(t, f), "s", false)
+	s, _ := r.open(t, r.request(t, f), "s")
 	bad := s.block(i)
-	copy(bad[headerSize:], forged)
-	s.send(bad) // too far ahead of the hash to be kept in memory
+	copy(bad[headerSize:], forged) // the sum is the same
+	s.send(bad)                    // too far ahead of the hash to be kept in memory
 	for k := range uint32(ahead) {
 		s.send(s.block(k))
 	}
@@ -882,10 +1025,10 @@ func TestTheHashIsOfWhatIsOnDisk(t *testing.T) {
 		time.Sleep(time.Millisecond)
 	}
 	s.send(s.block(i)) // near enough to be kept now
-	for k := uint32(ahead); k < blocks; k++ {
+	for k := uint32(ahead); k < blocks-1; k++ {
 		s.send(s.block(k))
 	}
-	a := s.commit()
+	a := s.last(blocks - 1)
 	got, err := os.ReadFile(filepath.Join(r.rig.Destination, "inbox/image"))
 	if err == nil && !bytes.Equal(got, image) {
 		t.Errorf("arrived (%+v) with other bytes than the ticket promises", a)

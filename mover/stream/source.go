@@ -20,7 +20,7 @@ func openSource(root *os.Root, f mover.File) (*os.File, error) {
 	if f.Size < 0 || f.Size > maxBlocks*mover.BlockSize {
 		return nil, mover.Coded(mover.CodeSource, fmt.Errorf("%d bytes are not a size that can be sent", f.Size))
 	}
-	if err := f.Digest.Validate(); err != nil {
+	if err := f.CheckDigest(); err != nil {
 		return nil, mover.Coded(mover.CodeSource, err)
 	}
 	before, err := root.Lstat(f.Name)
@@ -77,7 +77,9 @@ func checkSize(got, want int64) error {
 func readBlock(f *os.File, b []byte, off int64) error {
 	_, err := f.ReadAt(b, off)
 	if errors.Is(err, io.EOF) {
-		return mover.Coded(mover.CodeSource, fmt.Errorf("the staged file became shorter while it was sent"))
+		return errShort
 	}
 	return err
 }
+
+var errShort = mover.Coded(mover.CodeSource, errors.New("the staged file became shorter while it was sent"))

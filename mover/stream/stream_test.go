@@ -1,6 +1,7 @@
 package stream
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"crypto/sha512"
@@ -25,7 +26,11 @@ import (
 )
 
 func TestConformance(t *testing.T) {
-	movertest.Run(t, func(t *testing.T) movertest.Rig { return newRig(t).rig })
+	for _, p := range []mover.Protection{mover.Private, mover.Safe, mover.Clear} {
+		t.Run(string(p), func(t *testing.T) {
+			movertest.Run(t, func(t *testing.T) movertest.Rig { return newRigIn(t, p).rig })
+		})
+	}
 }
 
 // rig is an engine of site A and a receiver of site B.
@@ -45,7 +50,14 @@ type rig struct {
 
 func newRig(t testing.TB) *rig {
 	t.Helper()
+	return newRigIn(t, mover.Private)
+}
+
+// newRigIn makes a rig that moves in p.
+func newRigIn(t testing.TB, p mover.Protection) *rig {
+	t.Helper()
 	r := prepare(t)
+	r.opts.Protection, r.rig.Engine.(*Engine).Protection = p, p
 	r.start(t, "127.0.0.1:0")
 	return r
 }
@@ -203,6 +215,10 @@ func (r *rig) recv() *Receiver {
 type wires struct {
 	sent  atomic.Int64
 	pipes pipes
+	plain bool                     // not counted: the engine sees that they are TCP
+	spoil func(b []byte, long int) // may change what is written: the number of the long write, from 1
+
+	longs atomic.Int32
 
 	mu   sync.Mutex // guards open
 	open []net.Conn
@@ -210,10 +226,14 @@ type wires struct {
 
 type wire struct {
 	net.Conn
-	sent *atomic.Int64
+	*wires
 }
 
 func (w wire) Write(b []byte) (int, error) {
+	if w.spoil != nil && len(b) >= pieceSize {
+		b = bytes.Clone(b)
+		w.spoil(b, int(w.longs.Add(1)))
+	}
 	n, err := w.Conn.Write(b)
 	w.sent.Add(int64(n))
 	return n, err
@@ -230,7 +250,10 @@ func (w *wires) dial(ctx context.Context, network, address string) (net.Conn, er
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.open = append(w.open, c)
-	return wire{c, &w.sent}, nil
+	if w.plain {
+		return c, nil
+	}
+	return wire{c, w}, nil
 }
 
 func (w *wires) cut() {

@@ -10,14 +10,14 @@ import (
 	"github.com/glance-dtn/glance-dtn/mover"
 )
 
-// admit returns the arrival that the session's ticket is for, a new one if there is
+// admit returns the arrival that the opening's ticket is for, a new one if there is
 // none. It binds the ticket to the file for good before anything else is written.
-func (r *Receiver) admit(s session, h hello) (*arrival, error) {
-	t, err := r.opts.Check(s.token, s.from)
+func (r *Receiver) admit(from string, o opening) (*arrival, error) {
+	t, err := r.opts.Check(o.Ticket, from)
 	if err != nil {
 		return nil, ticketError(err)
 	}
-	if err := checkTicket(t, s.from, h); err != nil {
+	if err := checkTicket(t, from, o); err != nil {
 		return nil, err
 	}
 	r.admin.Lock()
@@ -54,17 +54,17 @@ func ticketError(err error) error {
 }
 
 // checkTicket reports a ticket that this sender or this receiver cannot use.
-func checkTicket(t mover.Ticket, from string, h hello) error {
+func checkTicket(t mover.Ticket, from string, o opening) error {
 	if t.From != from {
 		return mover.Coded(mover.CodeTicket, fmt.Errorf("ticket: it lets site %q send, the sender is of site %q", t.From, from))
 	}
-	if t.File.Size != h.Size || t.File.Digest != h.Digest {
-		return mover.Coded(mover.CodeTicket, fmt.Errorf("ticket: it is for %v of %d bytes, the sender has %v of %d", t.File.Digest, t.File.Size, h.Digest, h.Size))
+	if t.File.Size != o.Size || t.File.Digest != o.Digest {
+		return mover.Coded(mover.CodeTicket, fmt.Errorf("ticket: it is for %v of %d bytes, the sender has %v of %d", t.File.Digest, t.File.Size, o.Digest, o.Size))
 	}
 	if t.File.Size < 0 || t.File.Size > maxBlocks*mover.BlockSize {
 		return mover.Coded(mover.CodeTicket, fmt.Errorf("ticket: %d bytes are not a size that can be taken", t.File.Size))
 	}
-	if err := t.File.Digest.Validate(); err != nil {
+	if err := t.File.CheckDigest(); err != nil {
 		return mover.Coded(mover.CodeTicket, fmt.Errorf("ticket: %w", err))
 	}
 	return checkName(t.File.Name)
@@ -145,7 +145,7 @@ func (r *Receiver) note(u use) error {
 
 // create makes the record of an arrival, on an inbox where no file has its name.
 func (r *Receiver) create(f mover.File) (*arrival, error) {
-	a := newArrival(r.export, r.state, r.work.Go, &r.news, record{File: f, Since: time.Now().UTC()})
+	a := r.newArrival(record{File: f, Since: time.Now().UTC()})
 	if err := removeFiles(r.export, r.state, f.Name, a.part); err != nil {
 		return nil, err
 	}

@@ -61,7 +61,7 @@ func Sign(cert tls.Certificate, t mover.Ticket) (string, error) {
 
 // Verify returns the ticket in token if the agent of site signed it, with a
 // certificate of roots, and it has not expired at now. Its file is then a name in
-// the inbox with a digest that can be checked. Its errors have mover.CodeTicket
+// the inbox, and its digest, if it has one, can be checked. Its errors have mover.CodeTicket
 // and say what is wrong. Whether the ticket was used before, and whether its
 // bearer is the one it names, is for the caller to find out.
 func Verify(roots *x509.CertPool, site, token string, now time.Time) (mover.Ticket, error) {
@@ -167,7 +167,7 @@ func check(t mover.Ticket) error {
 	case t.File.Size < 0:
 		return fmt.Errorf("%d is not a size", t.File.Size)
 	}
-	if err := t.File.Digest.Validate(); err != nil {
+	if err := t.File.CheckDigest(); err != nil {
 		return err
 	}
 	return mover.CheckName(mover.Inbox, t.File.Name)

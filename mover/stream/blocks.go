@@ -1,0 +1,215 @@
+package stream
+
+import (
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"sync"
+	"time"
+
+	"github.com/glance-dtn/glance-dtn/internal/digest"
+	"github.com/glance-dtn/glance-dtn/mover"
+)
+
+// frame holds a block and its proof.
+type frame [mover.BlockSize + proofSize]byte
+
+// frames are buffers, so that memory is bounded by what is in use at once.
+var frames = sync.Pool{New: func() any { return new(frame) }}
+
+// blocks is the receiving end of a lane.
+type blocks struct {
+	link  *incoming
+	conn  net.Conn
+	proof *proof
+	frame *frame
+	tube  *tube // made when it is first needed
+}
+
+// lane takes blocks from c, which was welcomed as a lane, until it ends.
+func (l *incoming) lane(c *tls.Conn) (err error) {
+	p, err := newProof(l.protection, c.ConnectionState(), true)
+	if err != nil {
+		return err
+	}
+	b := &blocks{link: l, conn: c, proof: p, frame: frames.Get().(*frame)}
+	if l.protection != mover.Private {
+		b.conn = bare(c)
+	}
+	defer func() { err = errors.Join(err, b.close()) }()
+	for {
+		if err := b.take(); err != nil {
+			return err
+		}
+	}
+}
+
+func (b *blocks) close() error {
+	frames.Put(b.frame)
+	if b.tube != nil {
+		return b.tube.Close()
+	}
+	return nil
+}
+
+// take takes one block. An error is the connection's.
+func (b *blocks) take() error {
+	b.patience()
+	h, err := readHeader(b.conn)
+	if err != nil {
+		return err
+	}
+	if h.kind != kindBlock && h.kind != kindHole || h.length > mover.BlockSize {
+		return fmt.Errorf("a lane carries %d bytes of kind %d", h.length, h.kind)
+	}
+	a, err := b.link.await(h.file)
+	if err != nil {
+		return err
+	}
+	b.link.say.room()
+	b.patience()
+	if a == nil { // it has ended: this was on its way
+		_, err := b.read(h, nil)
+		return err
+	}
+	if err := h.fits(a.File.Size); err != nil {
+		return err
+	}
+	at := seat{b.link, h.file}
+	mine, there := a.reserve(at, h.index)
+	if !mine {
+		_, err := b.read(h, nil)
+		if there && err == nil {
+			at.tell(kindProven, h.index)
+		}
+		return err
+	}
+	return b.store(a, at, h)
+}
+
+// store takes a block that is reserved for it.
+func (b *blocks) store(a *arrival, at seat, h header) error {
+	var sum *digest.Block
+	whole, failed := true, error(nil)
+	var err error
+	if c, ok := b.direct(a, h); ok {
+		err = b.tube.take(a.data, c, blockStart(h.index), int64(h.length))
+	} else {
+		w := &part{a: a, h: h}
+		whole, err = b.read(h, w)
+		s := b.proof.sum.Sum()
+		sum, failed = &s, w.err
+	}
+	switch {
+	case err != nil:
+		a.release(h.index)
+		return err
+	case !whole:
+		a.release(h.index)
+		at.tell(kindAgain, h.index)
+		return nil
+	case failed == nil:
+		failed = a.note(h.index, sum)
+	}
+	if failed != nil {
+		a.release(h.index)
+		a.fail(at, noSpace(fmt.Errorf("write block %d: %w", h.index, failed)))
+		return nil
+	}
+	at.tell(kindProven, h.index)
+	if h.kind == kindBlock && sum != nil {
+		b.frame = a.keep(h.index, b.frame)
+	}
+	return nil
+}
+
+// direct reports whether the kernel may take the block by itself: nobody here wants to
+// see its bytes.
+func (b *blocks) direct(a *arrival, h header) (*net.TCPConn, bool) {
+	c, ok := b.conn.(*net.TCPConn)
+	if !ok || b.proof.protection != mover.Clear || h.kind != kindBlock || !a.File.Digest.IsZero() {
+		return nil, false
+	}
+	if b.tube == nil {
+		var err error
+		if b.tube, err = newTube(); err != nil {
+			return nil, false
+		}
+	}
+	return c, true
+}
+
+// read reads what follows a header, writes it to w, and reports whether its proof
+// holds. Without w it throws it away.
+func (b *blocks) read(h header, w *part) (whole bool, err error) {
+	b.proof.begin(h)
+	if h.kind == kindHole {
+		return b.hole(h, w)
+	}
+	for at := 0; at < int(h.length); {
+		n := min(pieceSize, int(h.length)-at)
+		room := b.frame[:]
+		if w != nil && w.a.kept() {
+			room = b.frame[at:]
+		}
+		last := 0
+		if at+n == int(h.length) {
+			last = b.proof.size()
+		}
+		if _, err := io.ReadFull(b.conn, room[:n+last]); err != nil {
+			return false, err
+		}
+		b.proof.add(room[:n])
+		w.write(room[:n], int64(at))
+		if at += n; last > 0 {
+			whole = b.proof.check(room[n : n+last])
+		}
+	}
+	return whole || b.proof.size() == 0, nil
+}
+
+func (b *blocks) hole(h header, w *part) (bool, error) {
+	room := b.frame[:b.proof.size()]
+	if _, err := io.ReadFull(b.conn, room); err != nil || !b.proof.check(room) {
+		return false, err
+	}
+	if w == nil {
+		return true, nil
+	}
+	w.punch()
+	b.proof.sum.Reset()
+	for n := int64(h.length); n > 0; n -= pieceSize {
+		_, _ = b.proof.sum.Write(zeros[:min(n, pieceSize)])
+	}
+	return true, nil
+}
+
+// patience is how long the sender may take for the next block, or for this one.
+func (b *blocks) patience() {
+	_ = b.conn.SetReadDeadline(time.Now().Add(b.link.receiver.opts.Idle))
+}
+
+// part is where a block is written. It keeps the first error. A nil one takes nothing.
+type part struct {
+	a   *arrival
+	h   header
+	err error
+}
+
+func (p *part) write(b []byte, at int64) {
+	if p != nil && p.err == nil {
+		_, p.err = p.a.data.WriteAt(b, blockStart(p.h.index)+at)
+	}
+}
+
+// punch makes the block zeros, whatever an earlier attempt has left there.
+func (p *part) punch() {
+	if punch(p.a.data, blockStart(p.h.index), int64(p.h.length)) == nil {
+		return
+	}
+	for at := int64(0); at < int64(p.h.length); at += pieceSize {
+		p.write(zeros[:min(pieceSize, int64(p.h.length)-at)], at)
+	}
+}

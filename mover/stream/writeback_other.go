@@ -1,8 +1,0 @@
-//go:build !linux
-
-package stream
-
-import "os"
-
-// writeBack does nothing where the kernel has no such hint.
-func writeBack(*os.File, int64, int64) {}
