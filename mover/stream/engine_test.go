@@ -99,7 +99,7 @@ func (s script) serve(c *control) {
 			_, err = io.CopyN(io.Discard, c, int64(h.length))
 		}
 		if err == nil && h.kind == kindOpen {
-			err = c.answer(s.greet)
+			err = c.write(s.greet.bytes(h.file))
 			if err == nil && s.idle != nil {
 				err = s.idle(c)
 			}
@@ -209,6 +209,115 @@ func TestBlocksOfADeadLaneGoOverTheOthers(t *testing.T) {
 	}
 }
 
+// TestABlockMayComeTwice has a lane die when its first block has come, whole or damaged:
+// the receiver answers for it when it is on its way over another lane.
+func TestABlockMayComeTwice(t *testing.T) {
+	for _, first := range []kind{kindProven, kindAgain} {
+		r := newPipeRig(t)
+		f := r.stage(t, "image", 3*mover.BlockSize)
+		prove := proves(3)
+		told := false
+		r.play(t, script{block: func(n int, h header, w *control) error {
+			if n == 0 {
+				return errors.New("dies with its first block")
+			}
+			if h.index == 0 && !told {
+				told = true
+				if err := w.say(first, 0); err != nil {
+					return err
+				}
+			}
+			return prove(n, h, w)
+		}})
+		if err := r.moves(t, f, 1); err != nil {
+			t.Errorf("kind %d for the first: %v", first, err)
+		}
+	}
+}
+
+// TestWhatIsToBeSentIsCountedOnce has the receiver ask for a block that the sender has
+// taken back from a dead lane already.
+func TestWhatIsToBeSentIsCountedOnce(t *testing.T) {
+	f := &outgoing{size: 2 * mover.BlockSize, tries: map[uint32]int{}}
+	f.fill(bitmap{2})
+	f.again(0, false)
+	if f.left != 1 || f.ready != 1 || f.moved != mover.BlockSize {
+		t.Errorf("%d blocks are left, %d ready, %d bytes moved", f.left, f.ready, f.moved)
+	}
+	f.again(1, false) // what was there is damaged
+	if f.left != 2 || f.ready != 2 || f.moved != 0 {
+		t.Errorf("%d blocks are left, %d ready, %d bytes moved", f.left, f.ready, f.moved)
+	}
+}
+
+// TestALaneIsNotHeldByAFileThatEnded has a lane stop in the middle of a block, and the
+// block's move be given up. The next one needs the lane.
+func TestALaneIsNotHeldByAFileThatEnded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newPipeRig(t)
+		a, b := r.stage(t, "a", 4*mover.BlockSize), r.stage(t, "b", 1)
+		stuck := make(chan bool)
+		r.play(t, script{block: func(n int, h header, w *control) error {
+			if n == 0 { // reads no more
+				<-stuck
+				return errors.New("too late")
+			}
+			return w.write(answer{Done: true}.bytes(h.file))
+		}})
+		t.Cleanup(func() { close(stuck) })
+		move := func(ctx context.Context, f mover.File) error {
+			req := r.request(t, f)
+			req.PCP = mover.PCP{Parallelism: 1, Concurrency: 1}
+			return r.rig.Engine.Move(ctx, req, func(int64) {})
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		var moves sync.WaitGroup
+		moves.Go(func() {
+			if err := move(ctx, a); !errors.Is(err, context.Canceled) {
+				t.Errorf("the first move: %v", err)
+			}
+		})
+		synctest.Wait()
+		limit, done := context.WithTimeout(t.Context(), 5*DefaultStall)
+		defer done()
+		moves.Go(func() {
+			if err := move(limit, b); err != nil {
+				t.Errorf("the second move: %v", err)
+			}
+		})
+		synctest.Wait()
+		cancel()
+		moves.Wait()
+	})
+}
+
+// TestLanesAreTriedAgain has a lane die at first, and none later.
+func TestLanesAreTriedAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newPipeRig(t)
+		f := r.stage(t, "image", 8*mover.BlockSize)
+		var lanes atomic.Int32
+		prove := proves(8)
+		r.play(t, script{block: func(n int, h header, w *control) error {
+			lanes.Store(max(lanes.Load(), int32(n+1)))
+			if n == 1 {
+				return errors.New("dies with its first block")
+			}
+			time.Sleep(pingEvery)
+			return prove(n, h, w)
+		}})
+		req := r.request(t, f)
+		req.PCP = mover.PCP{Parallelism: 2, Pipelining: 1}
+		if err := r.rig.Engine.Move(t.Context(), req, func(int64) {}); err != nil {
+			t.Error(err)
+		}
+		if n := lanes.Load(); n < 3 {
+			t.Errorf("%d lanes were opened: the dead one was not replaced", n)
+		}
+	})
+}
+
 // TestLanesThatBringNothingEndTheLink holds that a link does not dial for ever.
 func TestLanesThatBringNothingEndTheLink(t *testing.T) {
 	r := newPipeRig(t)
@@ -308,9 +417,6 @@ func TestReceiverThatMisbehaves(t *testing.T) {
 		"no such ticket":          {mover.CodeTicket, script{greet: answer{Code: mover.CodeTicket, Error: "no such ticket"}}},
 		"the disk is full": {mover.CodeSpace, script{block: func(_ int, _ header, w *control) error {
 			return w.answer(answer{Code: mover.CodeSpace, Error: "the disk is full"})
-		}}},
-		"which was not sent": {mover.CodeOther, script{block: func(_ int, h header, w *control) error {
-			return errors.Join(w.say(kindProven, h.index), w.say(kindProven, h.index))
 		}}},
 		"of a file with 1":   {mover.CodeOther, script{block: func(_ int, _ header, w *control) error { return w.say(kindProven, 1) }}},
 		"file 7, which":      {mover.CodeOther, script{block: func(_ int, _ header, w *control) error { return w.write(header{kindProven, 7, 0, 0}.bytes()) }}},

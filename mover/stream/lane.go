@@ -21,10 +21,11 @@ type lane struct {
 	buf   []byte // a header, a piece, a proof
 
 	// The link's mutex guards what follows.
-	flight map[flying]bool // sent or about to be, not answered
-	quit   bool            // takes no more blocks
-	worked bool            // a block of it was answered for
-	heard  time.Time       // when the last one was
+	flight  map[flying]bool // sent or about to be, not answered
+	sending bool            // a block, perhaps of a file that has ended since
+	quit    bool            // takes no more blocks
+	worked  bool            // a block of it was answered for
+	heard   time.Time       // when the last one was
 }
 
 // flying is a block on its way.
@@ -124,6 +125,12 @@ func (l *lane) sendDirect(c *net.TCPConn, f *outgoing, h header) error {
 	n, err := sendFile(c, f.source.File, blockStart(h.index), int64(h.length))
 	if err == nil && n < int64(h.length) {
 		return sourceError(errShort)
+	}
+	if err != nil { // the kernel does not tell whose fault it is
+		var b [1]byte
+		if err := readBlock(f.source.File, b[:], blockStart(h.index)+n); err != nil {
+			return sourceError(err)
+		}
 	}
 	return err
 }

@@ -14,7 +14,8 @@ import (
 	"github.com/glance-dtn/glance-dtn/mover"
 )
 
-// pingEvery keeps a link from being taken for one that nobody uses.
+// pingEvery keeps a link from being taken for one that nobody uses. As often it tries
+// for lanes that could not be had.
 const pingEvery = 30 * time.Second
 
 // maxFruitless is how many lanes in a row may die without having brought anything.
@@ -49,7 +50,7 @@ type link struct {
 	turn      int         // whose is next
 	lanes     map[*lane]bool
 	dialling  int
-	enough    int // lanes, since no more could be had; 0: that is not known
+	enough    int // lanes, since no more could be had lately; 0: that is not known
 	fruitless int // lanes that brought nothing, one after the other
 }
 
@@ -344,9 +345,7 @@ func (l *link) answered(f *outgoing, i uint32, ok bool, now time.Time) error {
 	case f.todo.has(i): // its lane died, and the block had come nevertheless
 		f.drop(i)
 		f.proven(i)
-	default:
-		return fmt.Errorf("the receiver answers for block %d, which was not sent to it", i)
-	}
+	} // else it came twice: over a lane that died, and over another
 	return nil
 }
 
@@ -354,13 +353,14 @@ func (l *link) answered(f *outgoing, i uint32, ok bool, now time.Time) error {
 func (l *link) take(n *lane) (*outgoing, uint32, bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	n.sending = false
 	for l.err == nil && !n.quit {
 		if f := l.next(n); f != nil {
 			i := f.deal()
 			if len(n.flight) == 0 {
 				n.heard = time.Now()
 			}
-			n.flight[flying{f, i}] = true
+			n.flight[flying{f, i}], n.sending = true, true
 			f.source.use()
 			return f, i, true
 		}
@@ -422,6 +422,8 @@ func (l *link) wanted() int {
 
 // hire adds a lane and drives it until it is not needed or has died.
 func (l *link) hire(ctx context.Context) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel() // a link outlives many lanes: it must not hold on to them
 	n, err := l.lane(ctx)
 	l.mu.Lock()
 	l.dialling--
@@ -522,10 +524,19 @@ func (l *link) watch(ctx context.Context) {
 			if now.Sub(pinged) >= pingEvery {
 				pinged = now
 				_ = l.tell(header{kind: kindPing}.bytes())
+				l.retry()
 			}
 			l.inspect(now)
 		}
 	}
+}
+
+// retry has more lanes tried again, where they could not be had before.
+func (l *link) retry() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.enough = 0
+	l.changed.Broadcast()
 }
 
 // inspect ends what has been owed an answer for too long: a lane, if others are left
@@ -534,7 +545,7 @@ func (l *link) inspect(now time.Time) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for n := range l.lanes {
-		if len(n.flight) > 0 && now.Sub(n.heard) > l.stall {
+		if (n.sending || len(n.flight) > 0) && now.Sub(n.heard) > l.stall {
 			n.cut()
 		}
 	}

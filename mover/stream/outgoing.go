@@ -129,7 +129,7 @@ func (f *outgoing) again(i uint32, flew bool) {
 		f.err = mover.Coded(mover.CodeContent, fmt.Errorf("block %d arrived damaged %d times; check the memory of both DTNs", i, maxTries))
 		return
 	}
-	if !flew {
+	if !flew && !f.todo.has(i) { // it was there
 		f.left++
 		f.moved -= int64(blockLen(f.size, i))
 	}
