@@ -92,10 +92,10 @@ func (b *blocks) take() error {
 // store takes a block that is reserved for it.
 func (b *blocks) store(a *arrival, at seat, h header) error {
 	var sum *digest.Block
-	whole, failed := true, error(nil)
-	var err error
+	whole := true
+	var failed, err error // the disk's, the connection's
 	if c, ok := b.direct(a, h); ok {
-		err = b.tube.take(a.data, c, blockStart(h.index), int64(h.length))
+		failed, err = b.tube.take(a.data, c, blockStart(h.index), int64(h.length))
 	} else {
 		w := &part{a: a, h: h}
 		whole, err = b.read(h, w)

@@ -53,39 +53,47 @@ func newTube() (*tube, error) {
 
 func (t *tube) Close() error { return errors.Join(t.r.Close(), t.w.Close()) }
 
-// take moves n bytes to where f has off.
-func (t *tube) take(f *os.File, c *net.TCPConn, off, n int64) error {
+// take moves n bytes to where f has off. What f does not take, for the reason failed,
+// is thrown away: err alone is the connection's.
+func (t *tube) take(f *os.File, c *net.TCPConn, off, n int64) (failed, err error) {
 	raw, err := c.SyscallConn()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	for n > 0 {
-		var m int64
-		var failed error
-		err := raw.Read(func(fd uintptr) bool {
-			for {
-				m, failed = unix.Splice(int(fd), nil, int(t.w.Fd()), nil, int(min(n, 1<<20)), unix.SPLICE_F_MOVE|unix.SPLICE_F_NONBLOCK)
-				if !errors.Is(failed, unix.EINTR) {
-					return !errors.Is(failed, unix.EAGAIN)
-				}
-			}
-		})
-		if err = errors.Join(err, os.NewSyscallError("splice", failed)); err != nil {
-			return err
-		}
-		if m == 0 {
-			return io.ErrUnexpectedEOF
+		m, err := t.fill(raw, n)
+		if err != nil {
+			return nil, err
 		}
 		n -= m
 		for m > 0 {
 			k, err := unix.Splice(int(t.r.Fd()), nil, int(f.Fd()), &off, int(m), unix.SPLICE_F_MOVE)
 			if err != nil && !errors.Is(err, unix.EINTR) {
-				return os.NewSyscallError("splice", err)
+				_, lost := io.CopyN(io.Discard, t.r, m)
+				_, gone := io.CopyN(io.Discard, c, n)
+				return os.NewSyscallError("splice", err), errors.Join(lost, gone)
 			}
 			m -= max(k, 0)
 		}
 	}
-	return nil
+	return nil, nil
+}
+
+// fill takes up to n bytes from a connection, at least one.
+func (t *tube) fill(c syscall.RawConn, n int64) (m int64, err error) {
+	var failed error
+	err = c.Read(func(fd uintptr) bool {
+		for {
+			m, failed = unix.Splice(int(fd), nil, int(t.w.Fd()), nil, int(min(n, 1<<20)), unix.SPLICE_F_MOVE|unix.SPLICE_F_NONBLOCK)
+			if !errors.Is(failed, unix.EINTR) {
+				return !errors.Is(failed, unix.EAGAIN)
+			}
+		}
+	})
+	if err = errors.Join(err, os.NewSyscallError("splice", failed)); err == nil && m == 0 {
+		err = io.ErrUnexpectedEOF
+	}
+	return m, err
 }
 
 // congestion has the kernel control c's congestion by the algorithm of that name, and
@@ -112,7 +120,10 @@ func (s *source) hole(off, n int64) bool {
 		return false
 	}
 	data, err := unix.Seek(int(s.Fd()), off, unix.SEEK_DATA)
-	return errors.Is(err, unix.ENXIO) || err == nil && data >= off+n
+	if errors.Is(err, unix.ENXIO) { // no data up to the file's end, wherever that is by now
+		data, err = unix.Seek(int(s.Fd()), 0, unix.SEEK_END)
+	}
+	return err == nil && data >= off+n
 }
 
 // sparse reports whether a file takes less room than its size.

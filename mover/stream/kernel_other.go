@@ -20,7 +20,9 @@ type tube struct{}
 func newTube() (*tube, error) { return nil, errors.ErrUnsupported }
 func (*tube) Close() error    { return nil }
 
-func (*tube) take(*os.File, *net.TCPConn, int64, int64) error { return errors.ErrUnsupported }
+func (*tube) take(*os.File, *net.TCPConn, int64, int64) (failed, err error) {
+	return nil, errors.ErrUnsupported
+}
 
 func congestion(net.Conn, string) bool { return false }
 
