@@ -57,7 +57,8 @@ type arrival struct {
 	order     uint32          // no claim is below it
 	writing   map[uint32]bool // blocks being written
 	proven    bitmap
-	sums      []digest.Block // of the blocks in proven and claims; nil when not all are known
+	sums      []digest.Block // of the blocks in proven and claims
+	unsummed  bool           // not all of them are known
 	count     uint32         // of proven
 	prefix    uint32         // blocks from the start, all proven
 	hash      hash.Hash      // of the first hashed blocks; nil: nobody asked for it
@@ -81,7 +82,7 @@ func newArrival(export, state *os.Root, n *news, r record) *arrival {
 func (a *arrival) forget() {
 	a.claims, a.claimed, a.order = newBitmap(a.blocks), 0, 0
 	a.proven, a.count, a.prefix = newBitmap(a.blocks), 0, 0
-	a.sums = make([]digest.Block, a.blocks)
+	a.sums, a.unsummed = make([]digest.Block, a.blocks), false
 	a.hash = nil
 	if a.kept() {
 		a.hash, _ = digest.New(a.File.Digest.Algo) // Digest.Validate knew it
@@ -96,7 +97,7 @@ func (a *arrival) restore() error {
 		info, err := a.export.Lstat(a.File.Name)
 		a.arrived = err == nil && info.Mode().IsRegular() && info.Size() == a.File.Size
 		if a.arrived {
-			a.sums = nil
+			a.sums, a.unsummed = nil, true
 		}
 		return nil
 	}
@@ -148,7 +149,7 @@ func (a *arrival) digests(from int64) mover.Blocks {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	told := mover.Blocks{Sums: []digest.Block{}}
-	if a.sums == nil || from < 0 || from >= int64(a.prefix) {
+	if a.unsummed || from < 0 || from >= int64(a.prefix) {
 		return told
 	}
 	told.Sums = append(told.Sums, a.sums[from:min(int64(a.prefix), from+blocksTold)]...)
@@ -186,7 +187,7 @@ func (a *arrival) enter(s seat) (done bool, err error) {
 	if a.gone {
 		return false, errGone
 	}
-	if a.arrived {
+	if a.arrived && !a.finishing { // else its name is not durable yet
 		return true, nil
 	}
 	a.evict(errOver)
@@ -353,11 +354,10 @@ func (a *arrival) keep(i uint32, block *frame) *frame {
 // prove notes that block i is there and has this sum. The caller holds mu.
 func (a *arrival) prove(i uint32, sum *digest.Block) {
 	a.proven.add(i)
-	if sum == nil {
-		a.sums = nil
-	}
-	if a.sums != nil {
+	if sum != nil {
 		a.sums[i] = *sum
+	} else {
+		a.unsummed = true
 	}
 	a.count++
 	for a.prefix < a.blocks && a.proven.has(a.prefix) {
@@ -407,6 +407,7 @@ func (a *arrival) next() (i uint32, claim bool, block *frame, ok bool) {
 	}
 	a.followed = false
 	clear(a.hot)
+	a.changed.Broadcast()                              // who waits for the hash in keep need not
 	_ = errors.Join(a.data.Close(), a.journal.Close()) // what matters was synced, or is read again
 	return 0, false, nil, false
 }
@@ -416,14 +417,11 @@ func (a *arrival) settle(i uint32, b []byte, err error) {
 	sum := digest.OfBlock(b)
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	claimed, was := a.claims.has(i), digest.Block{}
-	if a.sums != nil {
-		was = a.sums[i]
-	}
+	claimed := a.claims.has(i)
 	a.unclaim(i)
 	switch {
 	case !claimed: // it came again meanwhile
-	case err == nil && sum == was:
+	case err == nil && sum == a.sums[i]:
 		a.prove(i, &sum)
 		a.due()
 	case a.holder.link != nil:
@@ -471,7 +469,7 @@ func (a *arrival) finish(ctx context.Context) error {
 		return err
 	}
 	if err := durable.SyncDir(a.export, path.Dir(a.part)); err != nil {
-		return err
+		return fmt.Errorf("%w: %w", errUnsynced, err)
 	}
 	return durable.Remove(a.state, blocksName(a.File.Name))
 }

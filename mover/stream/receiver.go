@@ -227,8 +227,12 @@ func (r *Receiver) Drop(name string) error {
 	return nil
 }
 
-// discard removes a with its files. The caller holds admin.
+// discard removes a with its files, unless another arrival has its name by now. The
+// caller holds admin.
 func (r *Receiver) discard(a *arrival) error {
+	if b := r.lookup(a.File.Name); b != nil && b != a {
+		return nil
+	}
 	if err := a.remove(); err != nil {
 		return err
 	}

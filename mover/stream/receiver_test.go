@@ -914,7 +914,7 @@ func store(t *testing.T, a *arrival, i uint32, b []byte) {
 // unfollowed is an arrival, on a link, that nothing hashes but the test.
 func unfollowed(t *testing.T, size int64) (a *arrival, image []byte) {
 	t.Helper()
-	r := newRig(t)
+	r := prepare(t)
 	f := r.stage(t, "image", size)
 	image, err := os.ReadFile(filepath.Join(r.rig.Source, f.Name))
 	if err != nil {
@@ -927,7 +927,7 @@ func unfollowed(t *testing.T, size int64) (a *arrival, image []byte) {
 	}
 	a = newArrival(openRoot(t, r.rig.Destination), state, new(news), record{File: f})
 	a.spawn = func(func()) {}
-	at := seat{newIncoming(t.Context(), r.recv(), nil, "s", "A", mover.Private), 1}
+	at := seat{newIncoming(t.Context(), nil, nil, "s", "A", mover.Private), 1}
 	if _, err := a.enter(at); err != nil {
 		t.Fatal(err)
 	}
@@ -937,6 +937,111 @@ func unfollowed(t *testing.T, size int64) (a *arrival, image []byte) {
 		a.next()            // closes
 	})
 	return a, image
+}
+
+// TestAHashThatEndsHoldsNobody has a link end while a lane waits for the hash.
+func TestAHashThatEndsHoldsNobody(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, image := unfollowed(t, 2*ahead*mover.BlockSize)
+		kept := make(chan bool)
+		go func() {
+			defer close(kept)
+			for i := range uint32(ahead) {
+				block := new(frame)
+				copy(block[:], image[blockStart(i):][:mover.BlockSize])
+				store(t, a, i, block[:mover.BlockSize])
+				a.keep(i, block)
+			}
+		}()
+		synctest.Wait()
+		select {
+		case <-kept:
+			t.Error("the lane does not wait for the hash")
+		default:
+		}
+		a.leave(a.holder, errLeft)
+		synctest.Wait()
+		if _, _, _, ok := a.next(); ok {
+			t.Error("the hash goes on without a link")
+		}
+		synctest.Wait()
+		select {
+		case <-kept:
+		default:
+			t.Error("the lane waits for a hash that has ended")
+			a.gone = true // lets it go
+			a.changed.Broadcast()
+		}
+	})
+}
+
+// TestANameThatIsNotDurableIsNotToldOf has a second link come while the file has its
+// name, and a power failure may still take it away.
+func TestANameThatIsNotDurableIsNotToldOf(t *testing.T) {
+	a, _ := unfollowed(t, 0) // finishing from the start
+	if err := a.rename(); err != nil {
+		t.Fatal(err)
+	}
+	again := seat{newIncoming(t.Context(), nil, nil, "s", "A", mover.Private), 2}
+	if done, err := a.enter(again); done || err != nil {
+		t.Errorf("the file is done: %v, %v", done, err)
+	}
+	if got := a.finished(nil); got != again {
+		t.Errorf("the end is told %+v, want the last link", got)
+	}
+	if done, err := a.enter(again); !done || err != nil {
+		t.Errorf("the file is not done: %v, %v", done, err)
+	}
+}
+
+// TestOnlyTheArrivalItselfIsDiscarded has one be found wrong when another has its name.
+func TestOnlyTheArrivalItselfIsDiscarded(t *testing.T) {
+	r := newRig(t)
+	f := r.stage(t, "image", 2*mover.BlockSize)
+	s, _ := r.open(t, r.request(t, f), "s")
+	old := r.recv().lookup("inbox/image")
+	if err := r.recv().Drop("inbox/image"); err != nil {
+		t.Fatal(err)
+	}
+	s.answer()
+	_, a := r.open(t, r.request(t, f), "t")
+	if err := a.err(); err != nil {
+		t.Fatal(err)
+	}
+	r.recv().admin.Lock()
+	err := r.recv().discard(old)
+	r.recv().admin.Unlock()
+	if err != nil {
+		t.Error(err)
+	}
+	if _, err := r.recv().Arrival("inbox/image"); err != nil {
+		t.Errorf("the other arrival: %v", err)
+	}
+	if _, err := os.Stat(filepath.Join(r.rig.Destination, "inbox/.image.part")); err != nil {
+		t.Errorf("its part: %v", err)
+	}
+}
+
+// TestClaimsOutliveABlockWithoutASum has a file of which some blocks' sums are known and
+// others' are not.
+func TestClaimsOutliveABlockWithoutASum(t *testing.T) {
+	a, image := unfollowed(t, 2*mover.BlockSize)
+	a.File.Digest, a.hash = digest.Digest{}, nil
+	if _, err := a.data.WriteAt(image, 0); err != nil {
+		t.Fatal(err)
+	}
+	a.claim(0, digest.OfBlock(image[:mover.BlockSize]))
+	a.reserve(a.holder, 1)
+	if err := a.note(1, nil); err != nil {
+		t.Fatal(err)
+	}
+	a.settle(0, image[:mover.BlockSize], nil)
+	if !a.proven.has(0) {
+		t.Error("the claim was forgotten, and the block is sent again")
+	}
+	if told := a.digests(0); len(told.Sums) != 0 {
+		t.Errorf("%d sums are told, one of them of nothing", len(told.Sums))
+	}
 }
 
 // TestAHashThatReadsBackHoldsNobody has a lane go on while the hash is far behind.
