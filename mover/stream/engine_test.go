@@ -292,6 +292,57 @@ func TestALaneIsNotHeldByAFileThatEnded(t *testing.T) {
 	})
 }
 
+// TestAReceiverThatSpeaksOnALane has it speak no TLS while a block is sent to it: the
+// lane's reading end complains of that where the block is written.
+func TestAReceiverThatSpeaksOnALane(t *testing.T) {
+	r := newRig(t)
+	f := r.stage(t, "image", mover.BlockSize)
+	file, err := os.Open(filepath.Join(r.rig.Source, f.Name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var receiving sync.WaitGroup
+	defer receiving.Wait()
+	defer l.Close()
+	conf := serverTLS(r.ca, r.issue(t, "B", pki.DTN))
+	receiving.Go(func() {
+		nc, err := l.Accept()
+		if err != nil {
+			return
+		}
+		defer nc.Close()
+		c := tls.Server(nc, conf)
+		if c.Handshake() == nil {
+			_, _ = io.CopyN(io.Discard, nc, mover.BlockSize) // all but the last of it
+			_, _ = nc.Write(make([]byte, 64))
+			_, _ = io.Copy(io.Discard, nc)
+		}
+	})
+	c, out, _, err := dial(t.Context(), r.rig.Engine.(*Engine), l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	n, err := newLane(c, out, mover.Private)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var sending sync.WaitGroup
+	sending.Go(func() {
+		_ = n.send(&outgoing{id: 1, size: f.Size, source: newSource(file, f.Size)}, 0)
+	})
+	err = n.ended()
+	sending.Wait()
+	n.cut()
+	if err == nil {
+		t.Error("the lane goes on")
+	}
+}
+
 // TestLanesAreTriedAgain has a lane die at first, and none later.
 func TestLanesAreTriedAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

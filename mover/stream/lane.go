@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"sync"
 	"time"
 
 	"github.com/glance-dtn/glance-dtn/mover"
@@ -161,21 +162,25 @@ func (s *source) zero(buf []byte, off, n int64) bool {
 }
 
 // gather makes few long writes of many short ones: TLS writes each of its records by
-// itself.
+// itself. It may also write when it reads, to answer the peer or to complain of it.
 type gather struct {
 	net.Conn
-	buf []byte // nil: writes go through
+	mu  sync.Mutex // guards what follows
+	buf []byte     // nil: writes go through
 }
 
 // hold begins to gather.
-func (g *gather) hold() { g.buf = make([]byte, 0, pieceSize+pieceSize/8) }
+func (g *gather) hold() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.buf = make([]byte, 0, pieceSize+pieceSize/8)
+}
 
 func (g *gather) Write(b []byte) (int, error) {
-	if g.buf == nil {
-		return g.Conn.Write(b)
-	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
 	if len(g.buf)+len(b) > cap(g.buf) {
-		if err := g.flush(); err != nil {
+		if err := g.empty(); err != nil {
 			return 0, err
 		}
 	}
@@ -187,6 +192,13 @@ func (g *gather) Write(b []byte) (int, error) {
 }
 
 func (g *gather) flush() error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.empty()
+}
+
+// empty is flush for who holds mu.
+func (g *gather) empty() error {
 	if len(g.buf) == 0 {
 		return nil
 	}
