@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -16,6 +17,7 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+	"weak"
 
 	"github.com/glance-dtn/glance-dtn/internal/pki"
 	"github.com/glance-dtn/glance-dtn/mover"
@@ -290,6 +292,47 @@ func TestALaneIsNotHeldByAFileThatEnded(t *testing.T) {
 		cancel()
 		moves.Wait()
 	})
+}
+
+// TestADeadLaneIsForgotten has lanes die after a block each: nothing of them stays in
+// memory while the link lives.
+func TestADeadLaneIsForgotten(t *testing.T) {
+	const blocks = 6
+	r := newPipeRig(t)
+	f := r.stage(t, "image", blocks*mover.BlockSize)
+	e := r.rig.Engine.(*Engine)
+	var mu sync.Mutex
+	var conns []weak.Pointer[wire] // the control connection, then the lanes
+	dial := e.Dial
+	e.Dial = func(ctx context.Context, network, address string) (net.Conn, error) {
+		c, err := dial(ctx, network, address)
+		w := &wire{c, r.wires}
+		mu.Lock()
+		defer mu.Unlock()
+		conns = append(conns, weak.Make(w))
+		return w, err
+	}
+	prove := proves(blocks)
+	r.play(t, script{block: func(n int, h header, w *control) error {
+		if n == blocks-1 {
+			mu.Lock()
+			defer mu.Unlock()
+			for i, c := range conns[1 : blocks-1] { // the last one may not have ended yet
+				for end := time.Now().Add(10 * time.Second); c.Value() != nil; runtime.GC() {
+					if time.Now().After(end) {
+						t.Errorf("lane %d is in memory still", i)
+						break
+					}
+				}
+			}
+		}
+		return errors.Join(prove(n, h, w), errors.New("dies with its block"))
+	}})
+	req := r.request(t, f)
+	req.PCP = mover.PCP{Parallelism: 1, Pipelining: 1}
+	if err := e.Move(t.Context(), req, func(int64) {}); err != nil {
+		t.Error(err)
+	}
 }
 
 // TestAReceiverThatSpeaksOnALane has it speak no TLS while a block is sent to it: the
