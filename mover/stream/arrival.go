@@ -342,13 +342,25 @@ func (a *arrival) keep(i uint32, block *frame) *frame {
 	defer a.mu.Unlock()
 	soon := i >= a.hashed && i-a.hashed < 2*ahead
 	if soon && a.followed && a.proven.has(i) && a.hot[i] == nil {
-		a.hot[i] = block
-		block = frames.Get().(*frame)
+		select {
+		case hot <- struct{}{}:
+			a.hot[i] = block
+			block = frames.Get().(*frame)
+		default:
+		}
 	}
 	for a.claimed == 0 && a.hot[a.hashed] != nil && a.prefix >= a.hashed+ahead && a.fault == nil && !a.gone {
 		a.changed.Wait()
 	}
 	return block
+}
+
+// cool undoes keep. The caller holds mu.
+func (a *arrival) cool(i uint32) {
+	if a.hot[i] != nil {
+		delete(a.hot, i)
+		<-hot
+	}
 }
 
 // prove notes that block i is there and has this sum. The caller holds mu.
@@ -406,7 +418,9 @@ func (a *arrival) next() (i uint32, claim bool, block *frame, ok bool) {
 		a.changed.Wait()
 	}
 	a.followed = false
-	clear(a.hot)
+	for i := range a.hot {
+		a.cool(i)
+	}
 	a.changed.Broadcast()                              // who waits for the hash in keep need not
 	_ = errors.Join(a.data.Close(), a.journal.Close()) // what matters was synced, or is read again
 	return 0, false, nil, false
@@ -440,7 +454,7 @@ func (a *arrival) digest(i uint32, b []byte, err error) {
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	delete(a.hot, i)
+	a.cool(i)
 	a.changed.Broadcast()
 	if err != nil {
 		a.fault = fmt.Errorf("read block %d back: %w", i, err)

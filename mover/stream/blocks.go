@@ -19,6 +19,10 @@ type frame [mover.BlockSize + proofSize]byte
 // frames are buffers, so that memory is bounded by what is in use at once.
 var frames = sync.Pool{New: func() any { return new(frame) }}
 
+// hot bounds the frames that are kept for hashes, whatever files were begun and not gone
+// on with: 256 MiB. A hash reads back what was not kept.
+var hot = make(chan struct{}, 256)
+
 // blocks is the receiving end of a lane.
 type blocks struct {
 	link  *incoming

@@ -1058,6 +1058,32 @@ func TestAHashThatReadsBackHoldsNobody(t *testing.T) {
 	}
 }
 
+// TestFilesThatAreBegunTakeNoMoreMemory has many files begun whose first blocks do not
+// come: what is kept of the others for their hashes is bounded.
+func TestFilesThatAreBegunTakeNoMoreMemory(t *testing.T) {
+	a, image := unfollowed(t, 3*mover.BlockSize)
+	for range cap(hot) - 1 {
+		hot <- struct{}{}
+	}
+	defer func() {
+		for range cap(hot) - 1 {
+			<-hot
+		}
+		if len(hot) != 0 {
+			t.Errorf("%d frames are still counted", len(hot))
+		}
+	}()
+	for i := uint32(2); i > 0; i-- {
+		store(t, a, i, image[blockStart(i):][:mover.BlockSize])
+		a.keep(i, new(frame))
+	}
+	if len(a.hot) != 1 {
+		t.Errorf("%d frames are kept, want 1", len(a.hot))
+	}
+	a.leave(a.holder, errLeft)
+	a.next() // nobody needs them
+}
+
 // TestClaimsThatAreReadHoldNobody has a lane bring the first block while what a restart
 // found of the rest is still being read.
 func TestClaimsThatAreReadHoldNobody(t *testing.T) {
