@@ -6,33 +6,32 @@ import (
 	"sync"
 )
 
-// gate bounds the connections of which nothing is known yet, in all and from one
-// place, so that whoever holds many open keeps out neither the sessions that run
-// nor others who come.
-type gate struct {
+// gate bounds connections, in all and from one place, so that whoever holds many open
+// keeps nobody else out.
+type gate[place comparable] struct {
 	all, each int
 
 	mu     sync.Mutex // guards what follows
 	inside int
-	from   map[netip.Prefix]int
+	from   map[place]int
 }
 
 // enter lets a connection in, unless there are too many. Who came in leaves again.
-func (g *gate) enter(from netip.Prefix) bool {
+func (g *gate[place]) enter(from place) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.inside >= g.all || g.from[from] >= g.each {
 		return false
 	}
 	if g.from == nil {
-		g.from = map[netip.Prefix]int{}
+		g.from = map[place]int{}
 	}
 	g.inside++
 	g.from[from]++
 	return true
 }
 
-func (g *gate) leave(from netip.Prefix) {
+func (g *gate[place]) leave(from place) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.inside--

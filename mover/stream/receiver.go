@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"net"
+	"net/netip"
 	"os"
 	"path"
 	"slices"
@@ -24,6 +25,7 @@ import (
 // What a Receiver does when nobody says otherwise.
 const (
 	DefaultConns     = 256
+	DefaultPerSite   = 128
 	DefaultStrangers = 128
 	DefaultPerPlace  = 32
 	DefaultHandshake = 10 * time.Second
@@ -51,6 +53,7 @@ type ReceiverOptions struct {
 	Protection mover.Protection
 
 	Conns     int           // connections with a certificate at once; 0: DefaultConns
+	PerSite   int           // of these from one site; 0: DefaultPerSite
 	Strangers int           // connections at once that have not shown one yet; 0: DefaultStrangers
 	PerPlace  int           // of these from one IPv4 address or IPv6 network; 0: DefaultPerPlace
 	Handshake time.Duration // for TLS and the hello; 0: DefaultHandshake
@@ -79,6 +82,7 @@ type Receiver struct {
 // were used, and removes from export's inbox the parts that nobody knows of.
 func NewReceiver(export, state *os.Root, o ReceiverOptions) (*Receiver, error) {
 	o.Conns = cmp.Or(o.Conns, DefaultConns)
+	o.PerSite = cmp.Or(o.PerSite, DefaultPerSite)
 	o.Strangers = cmp.Or(o.Strangers, DefaultStrangers)
 	o.PerPlace = cmp.Or(o.PerPlace, DefaultPerPlace)
 	o.Handshake = cmp.Or(o.Handshake, DefaultHandshake)
@@ -261,8 +265,8 @@ func (r *Receiver) Serve(ctx context.Context, l net.Listener) error {
 	defer stop()
 	defer r.work.Wait()
 	defer cancel()
-	strangers := &gate{all: r.opts.Strangers, each: r.opts.PerPlace}
-	slots := make(chan struct{}, r.opts.Conns)
+	strangers := &gate[netip.Prefix]{all: r.opts.Strangers, each: r.opts.PerPlace}
+	known := &gate[string]{all: r.opts.Conns, each: r.opts.PerSite}
 	for {
 		nc, err := l.Accept()
 		if err != nil && ctx.Err() != nil {
@@ -287,13 +291,13 @@ func (r *Receiver) Serve(ctx context.Context, l net.Listener) error {
 				r.log.Warn("connection refused", "peer", nc.RemoteAddr().String(), "err", err)
 				return
 			}
-			select {
-			case slots <- struct{}{}:
-				defer func() { <-slots }()
-				r.handle(ours, c)
-			default:
-				r.log.Warn("too many connections", "limit", r.opts.Conns)
+			site, _ := dtnOf(c.ConnectionState()) // who is no DTN is told so in handle
+			if !known.enter(site) {
+				r.log.Warn("too many connections", "site", site, "limit", r.opts.Conns, "from_one_site", r.opts.PerSite)
+				return
 			}
+			defer known.leave(site)
+			r.handle(ours, c)
 		})
 	}
 }

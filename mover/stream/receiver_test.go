@@ -453,8 +453,27 @@ func TestOriginOfAConnection(t *testing.T) {
 	}
 }
 
+// TestASiteKeepsNoOtherOut has a site hold as many connections as it gets.
+func TestASiteKeepsNoOtherOut(t *testing.T) {
+	r := prepare(t)
+	r.opts.Conns, r.opts.PerSite = 3, 2
+	r.start(t, "127.0.0.1:0")
+	r.greet(t, "a", false)
+	r.greet(t, "a", true)
+	third := r.connect(t, r.issue(t, "A", pki.DTN))
+	_, _ = third.Write(hello{Version: version, Link: "b", Protection: mover.Private}.bytes()) // it is closed already, perhaps
+	if h, err := readHeader(third); err == nil {
+		t.Errorf("a third connection of one site is welcome: %+v", h)
+	}
+	other := r.connect(t, r.issue(t, "C", pki.DTN))
+	write(t, other, hello{Version: version, Link: "c", Protection: mover.Private}.bytes())
+	if _, a := hear(t, other); a.err() != nil {
+		t.Error(a.err())
+	}
+}
+
 func TestGateBoundsAllAndEach(t *testing.T) {
-	g := &gate{all: 3, each: 2}
+	g := &gate[netip.Prefix]{all: 3, each: 2}
 	a, b := netip.MustParsePrefix("192.0.2.1/32"), netip.MustParsePrefix("192.0.2.2/32")
 	for i, c := range []struct {
 		from netip.Prefix
