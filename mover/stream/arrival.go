@@ -21,6 +21,10 @@ import (
 // writeBackBlocks is how many blocks are sent to disk at once ahead of the fsync.
 const writeBackBlocks = 8
 
+// syncBlocks is how many blocks the disk may take for a step: even a slow one is done with
+// them before the sender gives up.
+const syncBlocks = 64
+
 // ahead is how many blocks a file may be ahead of its hash while that takes them from
 // memory: a path that is faster than the hash waits for it. As many again, that came out
 // of order, are kept. A hash that has to read back, after a restart or behind a lost
@@ -63,6 +67,7 @@ type arrival struct {
 	prefix    uint32         // blocks from the start, all proven
 	hash      hash.Hash      // of the first hashed blocks; nil: nobody asked for it
 	hashed    uint32
+	synced    uint32            // steps of sync, of every attempt
 	hot       map[uint32]*frame // of the blocks to be hashed next, those still in memory
 }
 
@@ -476,7 +481,7 @@ func (a *arrival) finish(ctx context.Context) error {
 			return mover.Coded(mover.CodeContent, err)
 		}
 	}
-	if err := a.data.Sync(); err != nil {
+	if err := a.sync(); err != nil {
 		return fmt.Errorf("%w: %w", errUnsynced, err)
 	}
 	if err := a.rename(); err != nil {
@@ -486,6 +491,19 @@ func (a *arrival) finish(ctx context.Context) error {
 		return fmt.Errorf("%w: %w", errUnsynced, err)
 	}
 	return durable.Remove(a.state, blocksName(a.File.Name))
+}
+
+// sync makes the part durable, step by step, so that progress tells how far it is.
+func (a *arrival) sync() error {
+	for i := uint32(0); i < a.blocks; i += syncBlocks {
+		if err := waitBack(a.data, blockStart(i), syncBlocks*mover.BlockSize); err != nil {
+			return err
+		}
+		a.mu.Lock()
+		a.synced++
+		a.mu.Unlock()
+	}
+	return a.data.Sync()
 }
 
 // finished ends what due began, and takes the arrival from its link. It returns the
@@ -548,7 +566,7 @@ func (a *arrival) rename() error {
 func (a *arrival) progress() uint32 {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return a.count + a.hashed
+	return a.count + a.hashed + a.synced
 }
 
 // remove ends the session and removes every trace but that of the tickets. It may be repeated.

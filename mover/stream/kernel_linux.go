@@ -142,3 +142,14 @@ func punch(f *os.File, off, n int64) error {
 func writeBack(f *os.File, off, n int64) {
 	_ = unix.SyncFileRange(int(f.Fd()), off, n, unix.SYNC_FILE_RANGE_WRITE)
 }
+
+// waitBack is writeBack to its end. It does not make the part durable, but the disk's
+// error that it returns is one that fsync will not tell of again.
+func waitBack(f *os.File, off, n int64) error {
+	const all = unix.SYNC_FILE_RANGE_WAIT_BEFORE | unix.SYNC_FILE_RANGE_WRITE | unix.SYNC_FILE_RANGE_WAIT_AFTER
+	err := unix.SyncFileRange(int(f.Fd()), off, n, all)
+	if errors.Is(err, unix.ENOSYS) {
+		return nil // fsync does it all
+	}
+	return os.NewSyscallError("sync_file_range", err)
+}

@@ -33,3 +33,5 @@ func sparse(*os.File, int64) bool { return false }
 func punch(*os.File, int64, int64) error { return errors.ErrUnsupported }
 
 func writeBack(*os.File, int64, int64) {}
+
+func waitBack(*os.File, int64, int64) error { return nil }

@@ -994,6 +994,21 @@ func TestAHashThatEndsHoldsNobody(t *testing.T) {
 	})
 }
 
+// TestADiskThatIsWaitedForIsProgress has nothing left but to sync.
+func TestADiskThatIsWaitedForIsProgress(t *testing.T) {
+	a, image := unfollowed(t, (syncBlocks+1)*mover.BlockSize)
+	for i := range a.blocks {
+		store(t, a, i, image[blockStart(i):][:mover.BlockSize])
+	}
+	before := a.progress()
+	if err := a.sync(); err != nil {
+		t.Fatal(err)
+	}
+	if got, want := a.progress(), before+2; got != want {
+		t.Errorf("progress is %d, want %d", got, want)
+	}
+}
+
 // TestANameThatIsNotDurableIsNotToldOf has a second link come while the file has its
 // name, and a power failure may still take it away.
 func TestANameThatIsNotDurableIsNotToldOf(t *testing.T) {
