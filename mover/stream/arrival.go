@@ -48,18 +48,18 @@ type arrival struct {
 	mu        sync.Mutex // guards what follows
 	changed   sync.Cond
 	arrived   bool
-	gone      bool            // dropped or wrong: another arrival may have the name by now
-	fault     error           // of the disk; the next session tries again
-	lastErr   string          // why the last link that brought it ended
-	holder    seat            // on the link that brings it; the zero seat: none does
-	finishing bool            // complete runs
-	followed  bool            // the goroutine runs; data and journal are open
-	data      *os.File        // the part
-	journal   *os.File        // its proven blocks
-	claims    bitmap          // noted before a restart, not proven again yet
-	claimed   uint32          // how many
-	order     uint32          // no claim is below it
-	writing   map[uint32]bool // blocks being written
+	gone      bool              // dropped or wrong: another arrival may have the name by now
+	fault     error             // of the disk; the next session tries again
+	lastErr   string            // why the last link that brought it ended
+	holder    seat              // on the link that brings it; the zero seat: none does
+	finishing bool              // complete runs
+	followed  bool              // the goroutine runs; data and journal are open
+	data      *os.File          // the part
+	journal   *os.File          // its proven blocks
+	claims    bitmap            // noted before a restart, not proven again yet
+	claimed   uint32            // how many
+	order     uint32            // no claim is below it
+	writing   map[uint32]func() // blocks being written; cuts the lane that brings it
 	proven    bitmap
 	sums      []digest.Block // of the blocks in proven and claims
 	unsummed  bool           // not all of them are known
@@ -76,7 +76,7 @@ func newArrival(export, state *os.Root, n *news, r record) *arrival {
 	a := &arrival{
 		record: r, export: export, state: state, news: n,
 		blocks: blockCount(r.File.Size), part: dir + "." + base + ".part",
-		writing: map[uint32]bool{},
+		writing: map[uint32]func(){},
 	}
 	a.changed.L = &a.mu
 	a.forget()
@@ -289,23 +289,27 @@ func (a *arrival) open() (err error) {
 }
 
 // reserve lets the caller write block i, which came on s, unless it is there, or s does
-// not have the arrival any more. It waits while another writes it. Who may write calls
-// note or release. What is proven is never written again.
-func (a *arrival) reserve(s seat, i uint32) (mine, there bool) {
+// not have the arrival any more. Who may write calls note or release; cut ends that one's
+// lane. A block that another lane has begun is one that the sender has given up there, or
+// else it had not come again: that lane is cut, and waited for. What is proven is never
+// written again.
+func (a *arrival) reserve(s seat, i uint32, cut func()) (mine, there bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	for a.writing[i] {
-		a.changed.Wait()
+	for a.holder == s {
+		if other, busy := a.writing[i]; busy {
+			other()
+			a.changed.Wait()
+			continue
+		}
+		if a.proven.has(i) {
+			return false, true
+		}
+		a.unclaim(i)
+		a.writing[i] = cut
+		return true, false
 	}
-	if a.holder != s {
-		return false, false
-	}
-	if a.proven.has(i) {
-		return false, true
-	}
-	a.unclaim(i)
-	a.writing[i] = true
-	return true, false
+	return false, false
 }
 
 // note notes that block i was written and proven, and has this sum; nil: nobody knows.

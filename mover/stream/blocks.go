@@ -27,6 +27,7 @@ var hot = make(chan struct{}, 256)
 type blocks struct {
 	link  *incoming
 	conn  net.Conn
+	cut   func() // ends the lane
 	proof *proof
 	frame *frame
 	tube  *tube // made when it is first needed
@@ -38,7 +39,7 @@ func (l *incoming) lane(c *tls.Conn) (err error) {
 	if err != nil {
 		return err
 	}
-	b := &blocks{link: l, conn: c, proof: p, frame: frames.Get().(*frame)}
+	b := &blocks{link: l, conn: c, cut: func() { cut(c) }, proof: p, frame: frames.Get().(*frame)}
 	if l.protection != mover.Private {
 		b.conn = bare(c)
 	}
@@ -82,7 +83,7 @@ func (b *blocks) take() error {
 		return err
 	}
 	at := seat{b.link, h.file}
-	mine, there := a.reserve(at, h.index)
+	mine, there := a.reserve(at, h.index, b.cut)
 	if !mine {
 		_, err := b.read(h, nil)
 		if there && err == nil {

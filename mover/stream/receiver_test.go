@@ -243,6 +243,37 @@ func TestTheLastLinkHasTheFile(t *testing.T) {
 	}
 }
 
+// TestABlockThatADeadLaneBeganHoldsNobody has the sender give up a lane within a block,
+// or its link, and the receiver not hear of it: the block comes over another one.
+func TestABlockThatADeadLaneBeganHoldsNobody(t *testing.T) {
+	for _, link := range []string{"the same", "another"} {
+		t.Run(link, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				r := newPipeRig(t)
+				r.start(t, "")
+				req := r.request(t, r.stage(t, "image", 2*mover.BlockSize))
+				s, _ := r.open(t, req, "the same")
+				write(t, s.lane, s.block(0)[:mover.BlockSize/2])
+				synctest.Wait()
+				if link == s.link {
+					s.lane, _ = r.greet(t, link, true)
+				} else {
+					s, _ = r.open(t, req, link)
+				}
+				begin := time.Now()
+				if h := s.send(s.block(0)); h.kind != kindProven {
+					t.Errorf("the block: %+v", h)
+				}
+				if d := time.Since(begin); d > time.Second {
+					t.Errorf("it took %v", d)
+				}
+				s.close()
+				r.stop()
+			})
+		})
+	}
+}
+
 // TestFilesShareALink sends blocks of two files over one lane, some before the file is
 // open and some when it has ended.
 func TestFilesShareALink(t *testing.T) {
@@ -918,7 +949,7 @@ func TestTheHashTakesBlocksFromMemory(t *testing.T) {
 // store writes block i as a lane does.
 func store(t *testing.T, a *arrival, i uint32, b []byte) {
 	t.Helper()
-	if mine, _ := a.reserve(a.holder, i); !mine {
+	if mine, _ := a.reserve(a.holder, i, nil); !mine {
 		t.Fatalf("block %d is not to be written", i)
 	}
 	sum := digest.OfBlock(b)
@@ -1065,7 +1096,7 @@ func TestClaimsOutliveABlockWithoutASum(t *testing.T) {
 		t.Fatal(err)
 	}
 	a.claim(0, digest.OfBlock(image[:mover.BlockSize]))
-	a.reserve(a.holder, 1)
+	a.reserve(a.holder, 1, nil)
 	if err := a.note(1, nil); err != nil {
 		t.Fatal(err)
 	}
