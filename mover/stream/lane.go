@@ -5,7 +5,6 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"sync"
 	"time"
@@ -206,5 +205,3 @@ func (g *gather) empty() error {
 	g.buf = g.buf[:0]
 	return err
 }
-
-var _ io.Writer = (*gather)(nil)

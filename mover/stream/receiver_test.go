@@ -906,44 +906,47 @@ func TestServeEndsWithItsListener(t *testing.T) {
 // by one: a block that is to be hashed soon is not read back, and a path that is faster
 // than the hash waits for it.
 func TestTheHashTakesBlocksFromMemory(t *testing.T) {
-	const blocks = 2*ahead + 1
-	a, image := unfollowed(t, blocks*mover.BlockSize)
-	stored, done := make(chan uint32, blocks), make(chan bool)
-	go func() {
-		defer close(done)
-		block := new(frame)
-		for i := range uint32(blocks) {
-			copy(block[:], image[blockStart(i):][:mover.BlockSize])
-			store(t, a, i, block[:mover.BlockSize])
-			stored <- i
-			block = a.keep(i, block)
-		}
-	}()
-	for range ahead {
-		<-stored
-	}
-	select {
-	case i := <-stored:
-		t.Fatalf("block %d is stored while the hash has none", i)
-	case <-time.After(50 * time.Millisecond):
-	}
-	for i := range uint32(blocks) {
-		n, claim, block, ok := a.next()
-		if n != i || claim || !ok || block == nil {
-			t.Fatalf("block %d: next is %d (claim %v, in memory %v, %v)", i, n, claim, block != nil, ok)
-		}
-		a.digest(i, block[:mover.BlockSize], nil)
-		if i+ahead < blocks {
+	synctest.Test(t, func(t *testing.T) {
+		const blocks = 2*ahead + 1
+		a, image := unfollowed(t, blocks*mover.BlockSize)
+		stored, done := make(chan uint32, blocks), make(chan bool)
+		go func() {
+			defer close(done)
+			block := new(frame)
+			for i := range uint32(blocks) {
+				copy(block[:], image[blockStart(i):][:mover.BlockSize])
+				store(t, a, i, block[:mover.BlockSize])
+				stored <- i
+				block = a.keep(i, block)
+			}
+		}()
+		for range ahead {
 			<-stored
 		}
-	}
-	<-done
-	if len(a.hot) != 0 {
-		t.Errorf("%d frames are left in memory", len(a.hot))
-	}
-	if got := digest.Of(a.File.Digest.Algo, a.hash); got != a.File.Digest {
-		t.Errorf("the hash is %v, want %v", got, a.File.Digest)
-	}
+		synctest.Wait()
+		select {
+		case i := <-stored:
+			t.Fatalf("block %d is stored while the hash has none", i)
+		default:
+		}
+		for i := range uint32(blocks) {
+			n, claim, block, ok := a.next()
+			if n != i || claim || !ok || block == nil {
+				t.Fatalf("block %d: next is %d (claim %v, in memory %v, %v)", i, n, claim, block != nil, ok)
+			}
+			a.digest(i, block[:mover.BlockSize], nil)
+			if i+ahead < blocks {
+				<-stored
+			}
+		}
+		<-done
+		if len(a.hot) != 0 {
+			t.Errorf("%d frames are left in memory", len(a.hot))
+		}
+		if got := digest.Of(a.File.Digest.Algo, a.hash); got != a.File.Digest {
+			t.Errorf("the hash is %v, want %v", got, a.File.Digest)
+		}
+	})
 }
 
 // store writes block i as a lane does.
