@@ -7,7 +7,7 @@ KERNEL  := user-mode-linux nfs-kernel-server nfs-common rpcbind kmod iproute2 e2
 GRIDFTP := globus-gridftp-server-progs globus-gass-copy-progs iproute2 procps
 PEERS   := $(GRIDFTP) iperf3 xrootd-server xrootd-client rclone aria2 \
 	curl lftp nginx-light rsync openssh-server openssh-client
-RACE    := ./agent ./agent/api ./glance/store ./mover/client ./mover/dtn ./mover/gridftp ./mover/localcopy ./nfs/guard
+RACE    := ./agent ./agent/api ./glance/store ./mover/client ./mover/dtn ./mover/gridftp ./mover/localcopy ./mover/stream ./nfs/guard
 
 export CGO_ENABLED = 0
 

@@ -88,7 +88,7 @@ func usable(t mover.Ticket, site string, f mover.File) error {
 	case t.File.Size != f.Size || t.File.Digest != f.Digest:
 		return fmt.Errorf("ticket: it is for %v of %d bytes, the sender has %v of %d", t.File.Digest, t.File.Size, f.Digest, f.Size)
 	}
-	return nil
+	return t.File.Digest.Validate() // nothing else proves what came
 }
 
 // hashName is a file's name that follows from the parts, which may hold anything.

@@ -62,6 +62,8 @@ type Engine struct {
 	// Stall is how long a connection may owe an answer; 0: DefaultStall.
 	Stall time.Duration
 
+	laneBlocks int // that a lane carries; 0: maxLaneBlocks
+
 	mu    sync.Mutex // guards what follows
 	links map[linkKey]*link
 }

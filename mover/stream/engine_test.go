@@ -32,6 +32,8 @@ type script struct {
 	greet   answer // to an opening
 	block   func(lane int, h header, w *control) error
 	idle    func(w *control) error
+
+	welcomed func(lane int) bool // whether it is kept after its welcome; nil: each is
 }
 
 // control is a link's control connection at the script.
@@ -88,6 +90,10 @@ func (r *rig) play(t *testing.T, s script) {
 			}
 			n, w := lanes, first
 			lanes++
+			if s.welcomed != nil && !s.welcomed(n) {
+				c.Close()
+				continue
+			}
 			conns.Go(func() { defer c.Close(); s.lane(n, c, w) })
 		}
 	})
@@ -682,4 +688,86 @@ func TestParallelismFollowsThePath(t *testing.T) {
 			}
 		})
 	}
+}
+
+func TestALaneCarriesSoMuchOnly(t *testing.T) {
+	r := newRig(t)
+	e := r.rig.Engine.(*Engine)
+	e.laneBlocks = 4
+	dial, dialled := e.Dial, new(atomic.Int32)
+	e.Dial = func(ctx context.Context, network, address string) (net.Conn, error) {
+		dialled.Add(1)
+		return dial(ctx, network, address)
+	}
+	f := r.stage(t, "image", 10*mover.BlockSize)
+	if err := r.moves(t, f, 1); err != nil {
+		t.Fatal(err)
+	}
+	r.came(t, f)
+	if n := dialled.Load(); n < 1+3 {
+		t.Errorf("%d connections for 10 blocks, 4 on each lane", n)
+	}
+}
+
+// slow is a connection on which little comes at a time.
+type slow struct {
+	net.Conn
+	pause *atomic.Int64
+}
+
+func (s slow) Read(b []byte) (int, error) {
+	time.Sleep(time.Duration(s.pause.Load()))
+	return s.Conn.Read(b[:min(len(b), 16<<10)])
+}
+
+// TestASlowPathIsNotStill has a block take longer than a connection may be still.
+func TestASlowPathIsNotStill(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newPipeRig(t)
+		f := r.stage(t, "image", mover.BlockSize)
+		var pause atomic.Int64
+		inner := r.pipes
+		r.pipes = make(pipes)
+		r.wires.pipes = r.pipes
+		outer := r.pipes
+		r.pipes = inner
+		go func() { // between the sender and the receiver
+			for c := range outer {
+				inner <- slow{c, &pause}
+			}
+		}()
+		defer close(outer)
+		prove := proves(1)
+		r.play(t, script{block: prove, idle: func(*control) error {
+			pause.Store(int64(5 * time.Second))
+			return nil
+		}})
+		begin := time.Now()
+		if err := r.moves(t, f, 1); err != nil {
+			t.Error(err)
+		}
+		if d := time.Since(begin); d < DefaultStall {
+			t.Errorf("it took %v only", d)
+		}
+	})
+}
+
+// TestALaneThatIsNotWantedIsNotDialledForEver has the receiver close all lanes but one.
+func TestALaneThatIsNotWantedIsNotDialledForEver(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newPipeRig(t)
+		f := r.stage(t, "image", 4*mover.BlockSize)
+		var lanes atomic.Int32
+		prove := proves(4)
+		r.play(t, script{welcomed: func(n int) bool { lanes.Add(1); return n == 0 }, block: func(n int, h header, w *control) error {
+			time.Sleep(5 * time.Second)
+			return prove(n, h, w)
+		}})
+		if err := r.moves(t, f, 2); err != nil {
+			t.Error(err)
+		}
+		if n := lanes.Load(); n > 4 {
+			t.Errorf("%d lanes were dialled in 20 s", n)
+		}
+	})
 }

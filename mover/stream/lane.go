@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/glance-dtn/glance-dtn/mover"
@@ -18,13 +19,15 @@ type lane struct {
 	conn  net.Conn // what blocks are written to
 	out   *gather  // below tls, in private
 	proof *proof
-	buf   []byte // a header, a piece, a proof
+	buf   []byte       // a header, a piece, a proof
+	wrote atomic.Int64 // when the connection last took something, in Unix nanoseconds
 
 	// The link's mutex guards what follows.
 	flight  map[flying]bool // sent or about to be, not answered
 	sending bool            // a block, perhaps of a file that has ended since
 	quit    bool            // takes no more blocks
 	worked  bool            // a block of it was answered for
+	blocks  int             // that it has sent
 	heard   time.Time       // when the last one was
 }
 
@@ -51,6 +54,18 @@ func newLane(c *tls.Conn, out *gather, p mover.Protection) (*lane, error) {
 
 // cut closes l at once, without a word to the peer.
 func (l *lane) cut() { cut(l.tls) }
+
+// maxLaneBlocks is how much a lane carries: 256 GiB. AES-GCM does not want more under
+// one key (RFC 8446, 5.5), and another lane is soon there.
+const maxLaneBlocks = 256 << 10
+
+// moved is when there was a last sign of it.
+func (l *lane) moved() time.Time {
+	if wrote := time.Unix(0, l.wrote.Load()); wrote.After(l.heard) {
+		return wrote
+	}
+	return l.heard
+}
 
 // ended waits until the lane's connection ends, on which the receiver says nothing.
 func (l *lane) ended() error {
@@ -101,17 +116,24 @@ func (l *lane) send(f *outgoing, i uint32) error {
 		if at += int64(len(piece)); at == int64(h.length) {
 			b = l.proof.end(b)
 		}
-		if _, err := l.conn.Write(b); err != nil {
+		if err := l.write(b); err != nil {
 			return err
 		}
 	}
 	return l.flush()
 }
 
+// write is the connection's, and notes that it went on.
+func (l *lane) write(b []byte) error {
+	_, err := l.conn.Write(b)
+	l.wrote.Store(time.Now().UnixNano())
+	return err
+}
+
 func (l *lane) sendHole(h header) error {
 	h.kind = kindHole
 	l.proof.begin(h)
-	if _, err := l.conn.Write(l.proof.end(h.bytes())); err != nil {
+	if err := l.write(l.proof.end(h.bytes())); err != nil {
 		return err
 	}
 	return l.flush()
@@ -119,20 +141,25 @@ func (l *lane) sendHole(h header) error {
 
 // sendDirect has the kernel send the block from its cache.
 func (l *lane) sendDirect(c *net.TCPConn, f *outgoing, h header) error {
-	if _, err := c.Write(h.bytes()); err != nil {
+	if err := l.write(h.bytes()); err != nil {
 		return err
 	}
-	n, err := sendFile(c, f.source.File, blockStart(h.index), int64(h.length))
-	if err == nil && n < int64(h.length) {
-		return sourceError(errShort)
-	}
-	if err != nil { // the kernel does not tell whose fault it is
-		var b [1]byte
-		if err := readBlock(f.source.File, b[:], blockStart(h.index)+n); err != nil {
-			return sourceError(err)
+	for at := int64(0); at < int64(h.length); {
+		want := min(pieceSize, int64(h.length)-at)
+		n, err := sendFile(c, f.source.File, blockStart(h.index)+at, want)
+		l.wrote.Store(time.Now().UnixNano())
+		if at += n; err == nil && n < want {
+			return sourceError(errShort)
+		}
+		if err != nil { // the kernel does not tell whose fault it is
+			var b [1]byte
+			if err := readBlock(f.source.File, b[:], blockStart(h.index)+at); err != nil {
+				return sourceError(err)
+			}
+			return err
 		}
 	}
-	return err
+	return nil
 }
 
 func (l *lane) flush() error {

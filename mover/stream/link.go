@@ -354,13 +354,14 @@ func (l *link) take(n *lane) (*outgoing, uint32, bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	n.sending = false
-	for l.err == nil && !n.quit {
+	for l.err == nil && !n.quit && n.blocks < cmp.Or(l.engine.laneBlocks, maxLaneBlocks) {
 		if f := l.next(n); f != nil {
 			i := f.deal()
 			if len(n.flight) == 0 {
 				n.heard = time.Now()
 			}
 			n.flight[flying{f, i}], n.sending = true, true
+			n.blocks++
 			f.source.use()
 			return f, i, true
 		}
@@ -480,7 +481,7 @@ func (l *link) drive(n *lane) {
 	for b := range n.flight {
 		b.file.put(b.index)
 	}
-	if len(n.flight) > 0 && !n.worked && !errors.Is(sendErr, errSource) {
+	if !n.worked && !errors.Is(sendErr, errSource) {
 		l.lost(cmp.Or(sendErr, readErr))
 	}
 	l.changed.Broadcast()
@@ -545,7 +546,7 @@ func (l *link) inspect(now time.Time) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for n := range l.lanes {
-		if (n.sending || len(n.flight) > 0) && now.Sub(n.heard) > l.stall {
+		if (n.sending || len(n.flight) > 0) && now.Sub(n.moved()) > l.stall {
 			n.cut()
 		}
 	}
