@@ -175,7 +175,7 @@ has left, too, as the next sweep does.`,
 	} {
 		complete(cmd, flag, cobra.FixedCompletions(words, cobra.ShellCompDirectiveNoFileComp))
 	}
-	for _, flag := range strings.Fields("way search size limit sizes reps server client vers nconnect data options file seed csv svg apply accept-async") {
+	for flag := range strings.FieldsSeq("way search size limit sizes reps server client vers nconnect data options file seed csv svg apply accept-async") {
 		cmd.MarkFlagsMutuallyExclusive("undo", flag) // beside which it means nothing
 	}
 	return cmd
