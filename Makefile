@@ -23,7 +23,7 @@ build: ## bin/glance-dtn, static, with its version
 
 test: build test-kernel ## install what the tests need (Debian 12, root) and run all of them, real OpenStack included
 	$(SANDBOX) install etcd-server gcc libc6-dev nfs-ganesha nfs-ganesha-vfs rpcbind $(GRIDFTP)
-	GLANCE_DTN_REAL=1 GLANCE_DTN=$(CURDIR)/bin/glance-dtn go test -count=1 -p 3 -timeout 15m -skip '^TestGuests$$' \
+	GLANCE_DTN_REAL=1 GLANCE_DTN=$(CURDIR)/bin/glance-dtn go test -count=1 -timeout 15m -skip '^TestGuests$$' \
 		$$(go list ./... | grep -vxF "$$(printf 'github.com/glance-dtn/glance-dtn/%s\n' $(RACE))")
 	CGO_ENABLED=1 go test -race -count=1 $(addprefix ./,$(RACE) $(RACE2))
 

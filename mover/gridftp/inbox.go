@@ -55,6 +55,7 @@ type Inbox struct {
 	export, state *os.Root
 	opts          InboxOptions
 	log           *slog.Logger
+	listed        listing // look alone uses it
 
 	admin sync.Mutex // held while arrivals and tickets change on disk; taken before mu
 
@@ -223,19 +224,54 @@ func (b *Inbox) look(ctx context.Context, work *sync.WaitGroup) error {
 	return err
 }
 
+// touchEvery bounds how long an NFS client may take an old list for the present one.
+const touchEvery = time.Minute
+
 // list returns what is in the inbox now. An NFS client may know a directory as it was a
-// minute ago, unless it is told to ask the server.
+// minute ago, unless it is told to ask the server. Even then it goes by the time of the
+// last change, and a second change within the same tick of the server's clock does not
+// show by that: so a list that was made right after a change is made once more at the
+// next look, for which the directory's time is set to another one.
 func (b *Inbox) list() ([]fs.DirEntry, error) {
 	d, err := b.export.Open(mover.Inbox)
 	if err != nil {
 		return nil, err
 	}
 	defer d.Close()
-	var st unix.Statx_t
-	if err := unix.Statx(int(d.Fd()), "", unix.AT_EMPTY_PATH|unix.AT_STATX_FORCE_SYNC, unix.STATX_MTIME, &st); err != nil {
-		return nil, &fs.PathError{Op: "statx", Path: mover.Inbox, Err: err}
+	mtime, err := modified(d)
+	if err != nil {
+		return nil, err
+	}
+	switch now := time.Now(); {
+	case mtime != b.listed.mtime:
+		b.listed = listing{mtime: mtime, at: now}
+	case !b.listed.again || now.Sub(b.listed.at) > touchEvery:
+		at := []unix.Timespec{{Nsec: unix.UTIME_NOW}, {Nsec: unix.UTIME_NOW}}
+		if err := unix.UtimesNanoAt(int(d.Fd()), ".", at, 0); err != nil {
+			return nil, &fs.PathError{Op: "utimensat", Path: mover.Inbox, Err: err}
+		}
+		if mtime, err = modified(d); err != nil {
+			return nil, err
+		}
+		b.listed = listing{mtime: mtime, at: now, again: true}
 	}
 	return d.ReadDir(-1)
+}
+
+// listing is when the inbox was listed.
+type listing struct {
+	mtime unix.StatxTimestamp // that the directory had
+	at    time.Time
+	again bool // not right after a change
+}
+
+// modified is when a directory was last changed, as its server knows it.
+func modified(d *os.File) (unix.StatxTimestamp, error) {
+	var st unix.Statx_t
+	if err := unix.Statx(int(d.Fd()), "", unix.AT_EMPTY_PATH|unix.AT_STATX_FORCE_SYNC, unix.STATX_MTIME, &st); err != nil {
+		return st.Mtime, &fs.PathError{Op: "statx", Path: mover.Inbox, Err: err}
+	}
+	return st.Mtime, nil
 }
 
 // Drop removes an arrival, complete or not, and spends the tickets that were used for it.

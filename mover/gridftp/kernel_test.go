@@ -5,6 +5,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/glance-dtn/glance-dtn/deploy/kernel/guest"
 	"github.com/glance-dtn/glance-dtn/mover"
@@ -29,15 +30,35 @@ func TestKernelWhatAServerWritesIsSeenThroughNFS(t *testing.T) {
 			s := &site{t: t, export: export, server: server.Dir, state: t.TempDir()}
 			s.restart()
 			s.looks() // and what it saw is cached
+			hidden := fileOf("hidden")
+			before, err := os.Stat(filepath.Join(server.Dir, mover.Inbox))
+			if err != nil {
+				t.Fatal(err)
+			}
+			s.offers("s0", "t0", hidden) // within the same tick of the server's clock
+			if err := os.Chtimes(filepath.Join(server.Dir, mover.Inbox), before.ModTime(), before.ModTime()); err != nil {
+				t.Fatal(err)
+			}
+			s.looks()
+			s.says("s0", answerOpen, "")
+			if err := s.Drop(hidden.Name); err != nil {
+				t.Error(err)
+			}
+			tick()
+			s.looks()
+			tick()
 			content := strings.Repeat("content", 300_000)
 			f := fileOf(content)
 			s.offers("s1", "t1", f)
 			s.looks()
 			s.says("s1", answerOpen, "")
+			tick()
 			s.writes(partName(f.Name), content[:mover.BlockSize]+"wrong")
 			s.looks() // measures it
+			tick()
 			s.offers("s2", "t2", f)
 			s.looks()
+			tick()
 			if a := s.says("s2", answerOpen, ""); len(a.Sums) != 2 {
 				t.Errorf("told %d blocks of what lies there, want 2", len(a.Sums))
 			}
@@ -55,3 +76,6 @@ func TestKernelWhatAServerWritesIsSeenThroughNFS(t *testing.T) {
 		})
 	}
 }
+
+// tick lets the server's clock for files go on, as it does between two looks.
+func tick() { time.Sleep(50 * time.Millisecond) }
