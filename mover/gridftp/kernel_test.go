@@ -1,6 +1,8 @@
 package gridftp
 
 import (
+	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -30,23 +32,7 @@ func TestKernelWhatAServerWritesIsSeenThroughNFS(t *testing.T) {
 			s := &site{t: t, export: export, server: server.Dir, state: t.TempDir()}
 			s.restart()
 			s.looks() // and what it saw is cached
-			hidden := fileOf("hidden")
-			before, err := os.Stat(filepath.Join(server.Dir, mover.Inbox))
-			if err != nil {
-				t.Fatal(err)
-			}
-			s.offers("s0", "t0", hidden) // within the same tick of the server's clock
-			if err := os.Chtimes(filepath.Join(server.Dir, mover.Inbox), before.ModTime(), before.ModTime()); err != nil {
-				t.Fatal(err)
-			}
-			s.looks()
-			s.says("s0", answerOpen, "")
-			if err := s.Drop(hidden.Name); err != nil {
-				t.Error(err)
-			}
-			tick()
-			s.looks()
-			tick()
+			s.seesWhatHides()
 			content := strings.Repeat("content", 300_000)
 			f := fileOf(content)
 			s.offers("s1", "t1", f)
@@ -79,3 +65,39 @@ func TestKernelWhatAServerWritesIsSeenThroughNFS(t *testing.T) {
 
 // tick lets the server's clock for files go on, as it does between two looks.
 func tick() { time.Sleep(50 * time.Millisecond) }
+
+// seesWhatHides writes an offer within the tick of the server's clock in which the inbox
+// has been changed and listed before: the directory's time does not tell of it.
+func (s *site) seesWhatHides() {
+	s.t.Helper()
+	inbox := filepath.Join(s.server, mover.Inbox)
+	changed := func() time.Time {
+		info, err := os.Stat(inbox)
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		return info.ModTime()
+	}
+	for i := range 200 {
+		f := fileOf(fmt.Sprint("hidden ", i))
+		session := fmt.Sprint("h", i)
+		s.puts(mover.Inbox+"/.noise", i)
+		before := changed()
+		s.looks()
+		s.offers(session, session, f)
+		hidden := changed().Equal(before)
+		s.looks()
+		if hidden {
+			s.says(session, answerOpen, "")
+		}
+		if err := errors.Join(s.Drop(f.Name), os.Remove(filepath.Join(inbox, ".noise"))); err != nil {
+			s.t.Fatal(err)
+		}
+		tick()
+		s.looks()
+		if hidden {
+			return
+		}
+	}
+	s.t.Error("the server's clock is too fine for this test")
+}
