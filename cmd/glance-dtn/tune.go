@@ -13,14 +13,10 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"sync/atomic"
 	"syscall"
 	"time"
 
-	"github.com/jedib0t/go-pretty/v6/table"
 	"github.com/spf13/cobra"
-	"github.com/vbauerster/mpb/v8"
-	"github.com/vbauerster/mpb/v8/decor"
 
 	"github.com/glance-dtn/glance-dtn/nfs"
 	"github.com/glance-dtn/glance-dtn/nfs/host"
@@ -363,30 +359,6 @@ func parseSize(s string) (int64, error) {
 	return n << shift, nil
 }
 
-// tuned is the result of a sweep.
-type tuned struct {
-	Source string `json:"source"`
-	Dir    string `json:"dir,omitempty"`
-	Way    string `json:"way"`
-	Bytes  int64  `json:"bytes"`
-
-	Started      time.Time `json:"started"`
-	Seconds      float64   `json:"seconds"`
-	Measurements int       `json:"measurements"`
-	Incomplete   string    `json:"incomplete,omitempty"` // why it ended before its end
-
-	Server nfssweep.Mode `json:"server,omitempty"` // in force, or that the advice is for; empty: not known
-	Client nfssweep.Mode `json:"client,omitempty"` // in force, or that the advice is for
-	nfssweep.Report
-	Advice  nfssweep.Advice `json:"advice"`
-	Options nfs.Options     `json:"options,omitempty"` // that the advice is, for mount(8)
-	Now     nfs.Options     `json:"now,omitempty"`     // what DIR has of them
-	DryRun  bool            `json:"dry_run,omitempty"`
-	Notes   []string        `json:"notes,omitempty"`
-	Changes []host.Change   `json:"changes,omitempty"` // what is to be changed
-	Applied []host.Result   `json:"applied,omitempty"` // what was
-}
-
 func (c *cli) tuneTarget(ctx context.Context, t nfsTuning, name string) (err error) {
 	if t.left, err = takeLeftovers(t.state); err != nil {
 		return err
@@ -490,20 +462,6 @@ func serverRuns(table string) error {
 	return nil
 }
 
-// about says in a line what was measured.
-func (t tuned) about() string {
-	times := "measurements"
-	if t.Measurements == 1 {
-		times = "measurement"
-	}
-	text := fmt.Sprintf("%s of %s: %d %s of %s in %s, %s", t.Way, t.Source, t.Measurements, times, size(t.Bytes),
-		eta(time.Duration(t.Seconds*float64(time.Second))), t.Started.Format(time.DateTime))
-	if t.Incomplete != "" {
-		text += "; INCOMPLETE: " + t.Incomplete
-	}
-	return text
-}
-
 // fill sets what the flags leave to what is in force.
 func (t *nfsTuning) fill(target nfsTarget, server, client nfssweep.Mode) {
 	s := &t.space
@@ -525,32 +483,6 @@ func inForce(mode nfssweep.Mode, measured []nfssweep.Mode) nfssweep.Mode {
 		return mode
 	}
 	return measured[0]
-}
-
-// sweepBar shows how far a sweep is, on a terminal.
-func (c *cli) sweepBar() (show func(nfssweep.Progress), close func()) {
-	if !isTerminal(c.err) {
-		return nil, func() {}
-	}
-	var next atomic.Pointer[string] // another goroutine draws
-	next.Store(new("preparing"))
-	all := mpb.New(mpb.WithOutput(behind(c.err)), mpb.WithAutoRefresh())
-	bar := all.New(0, mpb.BarStyle().Rbound("] "), mpb.BarWidth(32),
-		mpb.AppendDecorators(
-			decor.CountersNoUnit("%d / %d  "),
-			decor.Any(func(decor.Statistics) string { return *next.Load() }),
-		))
-	start := time.Now()
-	show = func(p nfssweep.Progress) {
-		text := p.Next.String()
-		if p.Done > 0 {
-			text += fmt.Sprintf("  ETA %s", eta(time.Duration(float64(time.Since(start))/float64(p.Done)*float64(p.Total-p.Done))))
-		}
-		next.Store(&text)
-		bar.SetTotal(int64(p.Total), false)
-		bar.SetCurrent(int64(p.Done))
-	}
-	return show, func() { bar.Abort(true); all.Wait() }
 }
 
 func writeFile(name string, write func(io.Writer) error) error {
@@ -630,208 +562,8 @@ func (t trial) slower(after trial) error {
 	return nil
 }
 
-// undoNFS puts back what sweeps and --apply have changed. What it has done is told also
-// where something else fails.
-func (c *cli) undoNFS(ctx context.Context, t nfsTuning) error {
-	done := struct {
-		Done   []string `json:"done"`
-		DryRun bool     `json:"dry_run"`
-	}{Done: []string{}, DryRun: t.dryRun}
-	says, err := undoable(ctx, t.state)
-	if t.dryRun {
-		done.Done = append(done.Done, says...)
-	} else if len(says) > 0 {
-		says, err = t.undoAll(ctx)
-		done.Done = append(done.Done, says...)
-	}
-	if errors.Is(err, fs.ErrPermission) && os.Geteuid() != 0 {
-		err = fmt.Errorf("%w: run it with sudo", err)
-	}
-	if err != nil && len(done.Done) == 0 {
-		return err
-	}
-	return errors.Join(c.print(done, func() error {
-		if len(done.Done) > 0 {
-			heading := "Done:"
-			if t.dryRun {
-				heading = "Would be done, where the servers answer:"
-			}
-			_, err := fmt.Fprintf(c.out, "%s\n%s\n", heading, strings.Join(done.Done, "\n"))
-			return err
-		}
-		_, err := fmt.Fprintf(c.out, "there is nothing to undo%s\n", asRoot())
-		return err
-	}), err)
-}
-
-// asRoot tells others than root where to look for what was changed as root.
-func asRoot() string {
-	if os.Geteuid() == 0 {
-		return ""
-	}
-	return "; what was done as root is undone with sudo"
-}
-
-// undoable says what undoAll would do.
-func undoable(ctx context.Context, state string) ([]string, error) {
-	says, err := recoverable(ctx, state)
-	applied, appliedErr := host.New(state).Undoable()
-	return append(says, applied...), errors.Join(err, appliedErr)
-}
-
-// undoAll goes on after an error.
-func (t *nfsTuning) undoAll(ctx context.Context) (did []string, err error) {
-	if t.left, err = takeLeftovers(t.state); err != nil {
-		return nil, err
-	}
-	defer t.left.Close()
-	h := host.New(t.state)
-	var faults []error
-	for _, undo := range []func() ([]string, error){
-		func() ([]string, error) { return t.left.recover(ctx, h) },
-		func() ([]string, error) {
-			did, err := t.left.remove(ctx, h)
-			if err == nil || !t.force || ctx.Err() != nil {
-				return did, err
-			}
-			forgot, err := t.left.forget()
-			return append(did, forgot...), err
-		},
-		func() ([]string, error) { return h.Undo(ctx, t.force) },
-	} {
-		d, err := undo()
-		did, faults = append(did, d...), append(faults, err)
-	}
-	return did, errors.Join(faults...)
-}
-
-func (c *cli) tunedTable(out tuned) error {
-	fmt.Fprintf(c.out, "%s\n", out.about())
-	for _, op := range []nfssweep.Op{nfssweep.Write, nfssweep.Read} {
-		if err := c.curveTable(op, out.Curves); err != nil {
-			return err
-		}
-	}
-	fmt.Fprintln(c.out, "\nMedians (slowest–fastest) ×measurements; a figure alone was measured once. * is the knee:\nthe smallest size within 5 % of the best at 95 % confidence.")
-	paragraph := func(lines []string) {
-		if len(lines) > 0 {
-			fmt.Fprintf(c.out, "\n%s\n", strings.Join(lines, "\n"))
-		}
-	}
-	if len(out.Options) > 0 {
-		heading := fmt.Sprintf("Advice for %s: %s", nfssweep.Corner{Server: out.Server, Client: out.Client}.Name(), out.Options)
-		if len(out.Now) > 0 {
-			heading += fmt.Sprintf("  (now %s)", out.Now)
-		}
-		paragraph(append([]string{heading}, out.Advice.Says...))
-	}
-	paragraph(out.Notes)
-	var changes []string
-	if out.DryRun && out.Incomplete == "" {
-		changes = []string{"--apply would change nothing."}
-		if len(out.Changes) > 0 {
-			changes = []string{"--apply would:"}
-		}
-	}
-	for _, change := range out.Changes {
-		changes = append(changes, change.Says)
-	}
-	paragraph(changes)
-	for _, r := range out.Applied {
-		lines := []string{fmt.Sprintf("%s has %s now.", r.Target, r.Granted)}
-		for _, d := range r.Differences {
-			lines = append(lines, d.String())
-		}
-		paragraph(append(lines, r.Notes...))
-	}
-	return nil
-}
-
 // abreast is how many curves stand in one table: as many as 80 columns take.
 const abreast = 4
-
-// curveTable prints sizes × corners. What tells many corners apart stands below, and
-// letters in the table.
-func (c *cli) curveTable(op nfssweep.Op, curves []nfssweep.Curve) error {
-	curves = slices.DeleteFunc(slices.Clone(curves), func(x nfssweep.Curve) bool { return x.Op != op })
-	if len(curves) == 0 {
-		return nil
-	}
-	common, names := nfssweep.Headings(curves)
-	title := map[nfssweep.Op]string{nfssweep.Write: "Writes", nfssweep.Read: "Reads"}[op] + " in MB/s"
-	if common != "" {
-		title += ", " + common
-	}
-	var legend []string
-	switch {
-	case len(curves) == 1:
-		names[0] = "median"
-	case len(curves) > 2:
-		for i, name := range names {
-			names[i] = string(rune('A' + i%26))
-			if i >= 26 {
-				names[i] = strconv.Itoa(i + 1)
-			}
-			legend = append(legend, fmt.Sprintf("%s: %s", names[i], name))
-		}
-	}
-	var sizes []int64
-	for _, x := range curves {
-		for _, p := range x.Points {
-			sizes = append(sizes, p.Size)
-		}
-	}
-	slices.Sort(sizes)
-	sizes = slices.Compact(sizes)
-	fmt.Fprintf(c.out, "\n%s:\n", title)
-	for from := 0; from < len(curves); from += abreast {
-		part := curves[from:min(from+abreast, len(curves))]
-		header := table.Row{map[nfssweep.Op]string{nfssweep.Write: "wsize", nfssweep.Read: "rsize"}[op]}
-		for i := range part {
-			header = append(header, names[from+i])
-		}
-		var rows []table.Row
-		for _, s := range sizes {
-			row := table.Row{nfssweep.Size(s)}
-			for _, x := range part {
-				row = append(row, cell(x, s))
-			}
-			rows = append(rows, row)
-		}
-		if err := c.table(header, rows); err != nil {
-			return err
-		}
-	}
-	for _, line := range legend {
-		fmt.Fprintln(c.out, line)
-	}
-	return nil
-}
-
-// cell is one size of a curve, as in 104 (98–110) ×3 *.
-func cell(x nfssweep.Curve, size int64) string {
-	p, measured := x.At(size)
-	if !measured {
-		return "-"
-	}
-	mb := func(rate float64) string { return strings.TrimSuffix(nfssweep.MBs(rate), " MB/s") }
-	text := mb(p.Median)
-	if n := len(p.Rates); n > 1 {
-		text += fmt.Sprintf(" (%s–%s) ×%d", mb(p.Low), mb(p.High), n)
-	}
-	if x.Sure && x.Knee == size {
-		text += " *"
-	}
-	return text
-}
-
-// removeIfThere is os.Remove for a file that may not have been made.
-func removeIfThere(name string) error {
-	if err := os.Remove(name); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return err
-	}
-	return nil
-}
 
 // mountOptions is what a list of options means, which was checked before.
 func mountOptions(o nfs.Options) nfs.MountOptions {
