@@ -40,7 +40,7 @@ const near = 2 * time.Millisecond
 
 // bbr is the congestion control for a path that is not near. It goes by the path's
 // bandwidth and round trip time, where the usual ones take each lost packet for
-// congestion: at 50 ms and one packet in 10,000 lost, a connection has nine times the rate.
+// congestion.
 // (Cardwell et al., BBR: Congestion-Based Congestion Control, ACM Queue 14(5), 2016.)
 const bbr = "bbr"
 
