@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path"
+	"path/filepath"
 	"strings"
 )
 
@@ -30,6 +31,23 @@ func WriteFile(root *os.Root, name string, data []byte, perm os.FileMode) error 
 		return fmt.Errorf("write %s: %w", name, errors.Join(err, removeIfThere(root, temp)))
 	}
 	return SyncDir(root, path.Dir(name))
+}
+
+// WritePath is WriteFile by a path, whose directories it makes where they are missing.
+func WritePath(path string, data []byte, perm os.FileMode) error {
+	dir, base := filepath.Split(path)
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	if err := WriteFile(root, base, data, perm); err != nil {
+		return fmt.Errorf("in %s: %w", dir, err)
+	}
+	return nil
 }
 
 // IsTemp reports whether name is one that WriteFile uses before it renames. Such

@@ -7,17 +7,9 @@ import (
 	"path/filepath"
 	"slices"
 	"testing"
-)
 
-func openRoot(t *testing.T) *os.Root {
-	t.Helper()
-	root, err := os.OpenRoot(t.TempDir())
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { root.Close() })
-	return root
-}
+	"github.com/glance-dtn/glance-dtn/internal/roottest"
+)
 
 // names lists the directory dir under root.
 func names(t *testing.T, root *os.Root, dir string) []string {
@@ -34,7 +26,7 @@ func names(t *testing.T, root *os.Root, dir string) []string {
 }
 
 func TestWriteFileReplacesWholeAndLeavesNothingElse(t *testing.T) {
-	root := openRoot(t)
+	root := roottest.Open(t, t.TempDir())
 	if err := root.Mkdir("sub", 0o700); err != nil {
 		t.Fatal(err)
 	}
@@ -57,7 +49,7 @@ func TestWriteFileReplacesWholeAndLeavesNothingElse(t *testing.T) {
 }
 
 func TestWriteFileGetsPastWhatACrashLeft(t *testing.T) {
-	root := openRoot(t)
+	root := roottest.Open(t, t.TempDir())
 	if err := root.WriteFile("victim", []byte("untouched"), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -76,7 +68,7 @@ func TestWriteFileGetsPastWhatACrashLeft(t *testing.T) {
 }
 
 func TestWriteFileThatFailsLeavesTheOldContent(t *testing.T) {
-	root := openRoot(t)
+	root := roottest.Open(t, t.TempDir())
 	if err := root.MkdirAll("f/child", 0o700); err != nil { // cannot be replaced by a file
 		t.Fatal(err)
 	}
@@ -89,14 +81,14 @@ func TestWriteFileThatFailsLeavesTheOldContent(t *testing.T) {
 }
 
 func TestWriteFileStaysUnderRoot(t *testing.T) {
-	root := openRoot(t)
+	root := roottest.Open(t, t.TempDir())
 	if err := WriteFile(root, "../f", []byte("x"), 0o600); err == nil {
 		t.Error("wrote outside the root")
 	}
 }
 
 func TestRemoveMayBeRepeated(t *testing.T) {
-	root := openRoot(t)
+	root := roottest.Open(t, t.TempDir())
 	if err := WriteFile(root, "f", nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -111,7 +103,7 @@ func TestRemoveMayBeRepeated(t *testing.T) {
 }
 
 func TestSyncDirNeedsTheDirectory(t *testing.T) {
-	if err := SyncDir(openRoot(t), "missing"); err == nil {
+	if err := SyncDir(roottest.Open(t, t.TempDir()), "missing"); err == nil {
 		t.Error("a missing directory was synced")
 	}
 }

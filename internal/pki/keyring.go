@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
-	"errors"
 	"fmt"
 	"io/fs"
 	"net"
@@ -90,6 +89,8 @@ func (k *Keyring) ServerTLS(allow func(Identity) error) *tls.Config {
 				ClientAuth:             tls.RequireAndVerifyClientCert,
 				ClientCAs:              r.roots,
 				SessionTicketsDisabled: true, // no connection outlives the files it was verified with
+				// a data plane may send long blocks over a connection that it has accepted
+				DynamicRecordSizingDisabled: true,
 				VerifyConnection: func(s tls.ConnectionState) error {
 					id, err := IdentityOf(s.PeerCertificates[0])
 					if err != nil || allow == nil {
@@ -120,7 +121,7 @@ func (k *Keyring) ClientTLS(want Identity) *tls.Config {
 				return err
 			}
 			if id.Role != want.Role || want.Site != "" && id.Site != want.Site {
-				return fmt.Errorf("the server is the %v, not the %v; check the URL in the configuration", id, want)
+				return &CertificateError{fmt.Sprintf("the server is the %v, not the %v; check the URL in the configuration", id, want), nil}
 			}
 			return nil
 		},
@@ -136,21 +137,12 @@ func (k *Keyring) Transport(want Identity) *http.Transport {
 				NetDialer: &net.Dialer{Timeout: 10 * time.Second}, // the handshake included
 				Config:    k.ClientTLS(want),
 			}).DialContext(ctx, network, addr)
-			return c, explain(err)
+			return c, Explain(err)
 		},
 		ResponseHeaderTimeout: time.Minute,
 		IdleConnTimeout:       90 * time.Second,
 		MaxIdleConnsPerHost:   8,
 	}
-}
-
-// explain says what to do about a server's certificate that has expired.
-func explain(err error) error {
-	if e, ok := errors.AsType[x509.CertificateInvalidError](err); ok && e.Reason == x509.Expired {
-		return fmt.Errorf("the server's certificate is valid from %s to %s only; on its host run glance-dtn pki issue: %w",
-			e.Cert.NotBefore.Format(time.RFC3339), e.Cert.NotAfter.Format(time.RFC3339), err)
-	}
-	return err
 }
 
 // current returns the ring, after a look at the files when the last is long ago.
@@ -230,11 +222,11 @@ func (f Files) read() (ring, error) {
 func unexpired(file string, r ring) error {
 	now, leaf := time.Now(), r.cert.Leaf
 	if now.After(leaf.NotAfter) {
-		return fmt.Errorf("certificate %s expired %s; run glance-dtn pki issue CA-DIR --site %s --role %s --host … where the CA is, and put the new files in its place",
-			file, leaf.NotAfter.Format(time.RFC3339), r.id.Site, r.id.Role)
+		return &CertificateError{fmt.Sprintf("certificate %s expired %s; run glance-dtn pki issue CA-DIR --site %s --role %s --host … where the CA is, and put the new files in its place",
+			file, leaf.NotAfter.Format(time.RFC3339), r.id.Site, r.id.Role), nil}
 	}
 	if now.Before(leaf.NotBefore) {
-		return fmt.Errorf("certificate %s is not valid before %s; is this host's clock right?", file, leaf.NotBefore.Format(time.RFC3339))
+		return &CertificateError{fmt.Sprintf("certificate %s is not valid before %s; is this host's clock right?", file, leaf.NotBefore.Format(time.RFC3339)), nil}
 	}
 	return nil
 }

@@ -125,12 +125,12 @@ func TestHandshakeChecksWhoTheOtherIs(t *testing.T) {
 	}{
 		{name: "right", ca: ca, client: agentB, want: agentA},
 		{name: "any site", ca: ca, client: agentB, want: Identity{Role: Agent}},
-		{name: "caller of another site", ca: ca, client: Identity{"C", Agent}, want: agentA, server: "not for agent of site C", err: "remote error"},
-		{name: "caller of another role", ca: ca, client: Identity{"B", DTN}, want: agentA, server: "not for dtn of site B", err: "remote error"},
-		{name: "caller of another CA", ca: stranger, client: agentB, want: agentA, server: "unknown authority", err: "remote error"},
+		{name: "caller of another site", ca: ca, client: Identity{"C", Agent}, want: agentA, server: "not for agent of site C", err: "the server refuses this host's certificate or TLS (bad certificate); its log says why"},
+		{name: "caller of another role", ca: ca, client: Identity{"B", DTN}, want: agentA, server: "not for dtn of site B", err: "the server refuses this host's certificate"},
+		{name: "caller of another CA", ca: stranger, client: agentB, want: agentA, server: "unknown authority", err: "add it to the file tls: ca there"},
 		{name: "server of another site", ca: ca, client: agentB, want: Identity{"C", Agent}, server: "bad certificate", err: "the server is the agent of site A, not the agent of site C"},
 		{name: "server of another role", ca: ca, client: agentB, want: Identity{Role: DTN}, server: "bad certificate", err: "the server is the agent of site A"},
-		{name: "other host name", ca: ca, client: agentB, want: agentA, host: "there.example.org", server: "bad certificate", err: "not there.example.org"},
+		{name: "other host name", ca: ca, client: agentB, want: agentA, host: "there.example.org", server: "bad certificate", err: "glance-dtn pki issue --host there.example.org"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			s := newSite(t, c.ca, c.client, 0)
@@ -139,7 +139,7 @@ func TestHandshakeChecksWhoTheOtherIs(t *testing.T) {
 			conf.ServerName = c.host
 			serverErr, clientErr := shake(server.ServerTLS(onlyB), conf)
 			check(t, "server", serverErr, c.server)
-			check(t, "client", clientErr, c.err)
+			check(t, "client", Explain(clientErr), c.err)
 		})
 	}
 }
@@ -174,6 +174,8 @@ func TestCertificateThatExpiresWhileRunning(t *testing.T) {
 		cert := a.Certificate()
 		serverErr, _ = shake(stubborn, &tls.Config{Certificates: []tls.Certificate{cert}, RootCAs: ca.Pool()})
 		check(t, "server of an expired caller", serverErr, "expired")
+		_, clientErr = shake(&tls.Config{Certificates: []tls.Certificate{cert}}, b.ClientTLS(agentA))
+		check(t, "client of an expired server", Explain(clientErr), "only; on its host run glance-dtn pki issue")
 	})
 }
 
