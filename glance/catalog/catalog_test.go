@@ -14,12 +14,14 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/glance-dtn/glance-dtn/glance"
 	"github.com/glance-dtn/glance-dtn/glance/glancetest"
 	"github.com/glance-dtn/glance-dtn/internal/digest"
 	"github.com/glance-dtn/glance-dtn/internal/failure"
+	"github.com/glance-dtn/glance-dtn/internal/nettest"
 )
 
 const password = "correct horse"
@@ -554,8 +556,21 @@ func TestUploadRefusedMidway(t *testing.T) {
 	}
 }
 
+const stall = time.Minute
+
+// piped is a stand-in Glance and its catalog in a bubble.
+func piped(t *testing.T) (*Catalog, *glancetest.Glance) {
+	t.Helper()
+	l, dial := nettest.Pipes()
+	g := glancetest.NewOn(t, "", l)
+	c := Static(g.URL, "t", Options{Stall: stall})
+	transport := c.bulk.Transport.(*observed).next.(*http.Transport)
+	transport.DialContext = dial
+	t.Cleanup(transport.CloseIdleConnections)
+	return c, g
+}
+
 func TestStandstill(t *testing.T) {
-	const soon = 50 * time.Millisecond
 	for name, run := range map[string]func(t *testing.T, c *Catalog, g *glancetest.Glance) error{
 		"before an upload": func(t *testing.T, c *Catalog, g *glancetest.Glance) error {
 			g.Inject(glancetest.Fault{On: glancetest.Upload, Hold: t.Context().Done()})
@@ -586,33 +601,39 @@ func TestStandstill(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			g := glancetest.New(t, "")
-			g.Add(t, glance.Image{ID: numbered(1)}, nil)
-			g.Add(t, glance.Image{ID: numbered(2)}, []byte("data"))
-			err := run(t, Static(g.URL, "t", Options{Stall: soon}), g)
-			if _, ok := errors.AsType[*stalledError](err); !ok || failure.IsPermanent(err) || !strings.Contains(err.Error(), "image 00000000") {
-				t.Errorf("got %v, want a passing error that says so", err)
-			}
+			synctest.Test(t, func(t *testing.T) {
+				c, g := piped(t)
+				g.Add(t, glance.Image{ID: numbered(1)}, nil)
+				g.Add(t, glance.Image{ID: numbered(2)}, []byte("data"))
+				began := time.Now()
+				err := run(t, c, g)
+				if _, ok := errors.AsType[*stalledError](err); !ok || failure.IsPermanent(err) || !strings.Contains(err.Error(), "image 00000000") {
+					t.Errorf("got %v, want a passing error that says so", err)
+				}
+				if took := time.Since(began); took < stall || took > stall+continueTimeout {
+					t.Errorf("it came after %v, want %v", took, stall)
+				}
+			})
 		})
 	}
 }
 
 // A source that is slow is not Glance's standstill.
 func TestASlowSourceIsNotCut(t *testing.T) {
-	g := glancetest.New(t, "")
-	g.Add(t, glance.Image{ID: numbered(1)}, nil)
-	const stall = 50 * time.Millisecond
-	c := Static(g.URL, "t", Options{Stall: stall})
-	waits := 1
-	source := readerFunc(func(p []byte) (int, error) {
-		if waits--; waits == 0 {
-			<-time.After(4 * stall)
+	synctest.Test(t, func(t *testing.T) {
+		c, g := piped(t)
+		g.Add(t, glance.Image{ID: numbered(1)}, nil)
+		waits := 1
+		source := readerFunc(func(p []byte) (int, error) {
+			if waits--; waits == 0 {
+				time.Sleep(4 * stall)
+			}
+			return len(p), nil
+		})
+		if err := c.Upload(t.Context(), numbered(1), source, 1<<20); err != nil {
+			t.Error(err)
 		}
-		return len(p), nil
 	})
-	if err := c.Upload(t.Context(), numbered(1), source, 1<<20); err != nil {
-		t.Error(err)
-	}
 }
 
 // Something before Glance that answers for it, without taking the data, is not believed.

@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -69,6 +70,12 @@ type attributes map[string]any
 // temporary one.
 func New(tb testing.TB, dir string) *Glance {
 	tb.Helper()
+	return NewOn(tb, dir, nil)
+}
+
+// NewOn is New on the test's own listener, which ends with it; nil: on loopback.
+func NewOn(tb testing.TB, dir string, l net.Listener) *Glance {
+	tb.Helper()
 	if dir == "" {
 		dir = tb.TempDir()
 	}
@@ -82,7 +89,12 @@ func New(tb testing.TB, dir string) *Glance {
 	} {
 		mux.HandleFunc(on, g.guard(on, h))
 	}
-	s := httptest.NewServer(mux)
+	s := httptest.NewUnstartedServer(mux)
+	if l != nil {
+		s.Listener.Close()
+		s.Listener = l
+	}
+	s.Start()
 	tb.Cleanup(func() {
 		s.CloseClientConnections() // which ends what is held
 		s.Close()

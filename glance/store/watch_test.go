@@ -42,7 +42,7 @@ func run(t *testing.T, w *Watcher) (hints <-chan glance.Hint, stop func()) {
 // until waits for a condition that others bring about.
 func until(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	deadline := time.After(20 * time.Second)
+	deadline := time.After(time.Minute)
 	for !ok() {
 		select {
 		case <-deadline:
@@ -67,7 +67,7 @@ func scanned(t *testing.T, w *Watcher) {
 
 func expect(t *testing.T, hints <-chan glance.Hint, want glance.Hint) {
 	t.Helper()
-	deadline := time.After(20 * time.Second)
+	deadline := time.After(time.Minute)
 	for {
 		select {
 		case got := <-hints:

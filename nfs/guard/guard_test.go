@@ -16,6 +16,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/glance-dtn/glance-dtn/internal/roottest"
 	"github.com/glance-dtn/glance-dtn/nfs"
 )
 
@@ -173,7 +174,7 @@ func TestAMountThatIsGone(t *testing.T) {
 		wantTrouble(t, m.guard(Options{}), Gone, want)
 	}
 	wantTrouble(t, g, Gone, "(shadow)")
-	if names := list(rootOf(t, m.dir)); !slices.Equal(names, []string{"shadow"}) {
+	if names := list(roottest.Open(t, m.dir)); !slices.Equal(names, []string{"shadow"}) {
 		t.Errorf("the mount point has %v, want what was there", names)
 	}
 
@@ -188,16 +189,6 @@ func TestAMountThatIsGone(t *testing.T) {
 	if log := m.log.String(); !strings.Contains(log, "mounted anew") || !strings.Contains(log, "10.0.0.1:/glance") || !strings.Contains(log, "shadow") {
 		t.Errorf("the log says %s, want the new mount and the files beneath it", log)
 	}
-}
-
-func rootOf(t *testing.T, dir string) *os.Root {
-	t.Helper()
-	root, err := os.OpenRoot(dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { root.Close() })
-	return root
 }
 
 func TestWhatIsExpectedOfTheMount(t *testing.T) {
@@ -434,7 +425,7 @@ func TestThePointOfAMount(t *testing.T) {
 
 func TestTheMarkerIsForEveryone(t *testing.T) {
 	defer syscall.Umask(syscall.Umask(0o077))
-	export, state := rootOf(t, t.TempDir()), rootOf(t, t.TempDir())
+	export, state := roottest.Open(t, t.TempDir()), roottest.Open(t, t.TempDir())
 	for _, made := range []string{"made", "found as an earlier start has left it"} {
 		if _, err := Mark(export, state, "A"); err != nil {
 			t.Fatal(err)
@@ -449,7 +440,7 @@ func TestTheMarkerIsForEveryone(t *testing.T) {
 }
 
 func TestMark(t *testing.T) {
-	export, state := rootOf(t, t.TempDir()), rootOf(t, t.TempDir())
+	export, state := roottest.Open(t, t.TempDir()), roottest.Open(t, t.TempDir())
 	first, err := Mark(export, state, "A")
 	if err != nil || first.ID == "" || first.Site != "A" {
 		t.Fatalf("got %+v, %v", first, err)
@@ -466,7 +457,7 @@ func TestMark(t *testing.T) {
 	if _, err := Mark(export, state, "B"); err == nil || !strings.Contains(err.Error(), "belongs to site A") {
 		t.Errorf("another site's DTN: got %v", err)
 	}
-	if moved, err := Mark(export, rootOf(t, t.TempDir()), "A"); err != nil || moved != first {
+	if moved, err := Mark(export, roottest.Open(t, t.TempDir()), "A"); err != nil || moved != first {
 		t.Errorf("a DTN that has lost its state: got %+v, %v, want %+v", moved, err, first)
 	}
 	lose := func() {
@@ -487,12 +478,12 @@ func TestMark(t *testing.T) {
 		t.Errorf("kept once more: put %v, %v, want it left alone", put, err)
 	}
 	whole := export
-	export = rootOf(t, t.TempDir()) // the disk is not mounted
+	export = roottest.Open(t, t.TempDir()) // the disk is not mounted
 	refused("has no " + MarkerFile)
 	if names := list(export); len(names) > 0 {
 		t.Errorf("written where no disk is mounted: %v", names)
 	}
-	if _, err := Mark(export, rootOf(t, t.TempDir()), "A"); err != nil {
+	if _, err := Mark(export, roottest.Open(t, t.TempDir()), "A"); err != nil {
 		t.Fatal(err)
 	}
 	refused("another one")
@@ -516,7 +507,7 @@ func TestAMarkerIsKeptInItsDirectoryAlone(t *testing.T) {
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	export, state := rootOf(t, dir), rootOf(t, t.TempDir())
+	export, state := roottest.Open(t, dir), roottest.Open(t, t.TempDir())
 	m, err := Mark(export, state, "A")
 	if err != nil {
 		t.Fatal(err)
@@ -547,12 +538,12 @@ func TestAMarkerIsKeptInItsDirectoryAlone(t *testing.T) {
 		t.Fatal(err)
 	}
 	refused("another directory", "restart the DTN")
-	for _, root := range []*os.Root{export, rootOf(t, dir)} {
+	for _, root := range []*os.Root{export, roottest.Open(t, dir)} {
 		if names := list(root); len(names) > 0 {
 			t.Errorf("written meanwhile: %v", names)
 		}
 	}
-	if _, err := Mark(rootOf(t, dir), state, "A"); err == nil || !strings.Contains(err.Error(), memoryFile) {
+	if _, err := Mark(roottest.Open(t, dir), state, "A"); err == nil || !strings.Contains(err.Error(), memoryFile) {
 		t.Errorf("restarted there: got %v, want a refusal that names %s", err, memoryFile)
 	}
 	if err := errors.Join(os.Remove(dir), os.Rename(dir+".old", dir)); err != nil {
@@ -585,7 +576,7 @@ func TestIdentify(t *testing.T) {
 	if err := os.Symlink(dir, link); err != nil {
 		t.Fatal(err)
 	}
-	s, err := host.identify(rootOf(t, link))
+	s, err := host.identify(roottest.Open(t, link))
 	if err != nil {
 		t.Fatal(err)
 	}

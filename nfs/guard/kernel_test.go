@@ -13,6 +13,7 @@ import (
 
 	"github.com/glance-dtn/glance-dtn/deploy/kernel/guest"
 	"github.com/glance-dtn/glance-dtn/internal/digest"
+	"github.com/glance-dtn/glance-dtn/internal/roottest"
 	"github.com/glance-dtn/glance-dtn/mover"
 	"github.com/glance-dtn/glance-dtn/mover/dtn"
 	"github.com/glance-dtn/glance-dtn/mover/localcopy"
@@ -33,8 +34,8 @@ func marked(t *testing.T, name, ours, its string) *guest.Server {
 	m := guest.NewMachine(t, name)
 	guest.Connect(t, guest.Here(), ours, m, its)
 	s := m.Serve(t, "sync")
-	export := rootOf(t, s.Path(s.Dir))
-	if _, err := Mark(export, rootOf(t, t.TempDir()), "A"); err != nil {
+	export := roottest.Open(t, s.Path(s.Dir))
+	if _, err := Mark(export, roottest.Open(t, t.TempDir()), "A"); err != nil {
 		t.Fatal(err)
 	}
 	if err := dtn.MakeBoxes(export); err != nil {
@@ -169,7 +170,7 @@ func aMountThatIsTaken(t *testing.T, server *guest.Server) {
 			if err := stage(); err == nil {
 				t.Error("a copy was staged where nothing is mounted")
 			}
-			if names := list(rootOf(t, c.dir)); len(names) > 0 {
+			if names := list(roottest.Open(t, c.dir)); len(names) > 0 {
 				t.Errorf("the mount point has %v", names)
 			}
 
@@ -207,7 +208,7 @@ func mountsWithinMounts(t *testing.T, server *guest.Server) {
 			up := filepath.Dir(c.dir)
 			point := func() string {
 				t.Helper()
-				root := rootOf(t, c.dir)
+				root := roottest.Open(t, c.dir)
 				s, err := host.identify(root)
 				if err = errors.Join(err, root.Close()); err != nil {
 					t.Fatal(err)
@@ -235,8 +236,8 @@ func mountsWithinMounts(t *testing.T, server *guest.Server) {
 }
 
 func readOnlyStaleAndReplaced(t *testing.T, server, other *guest.Server) {
-	foreign := rootOf(t, t.TempDir())
-	if _, err := Mark(foreign, rootOf(t, t.TempDir()), "B"); err != nil {
+	foreign := roottest.Open(t, t.TempDir())
+	if _, err := Mark(foreign, roottest.Open(t, t.TempDir()), "B"); err != nil {
 		t.Fatal(err)
 	}
 	for _, vers := range []string{"vers=3,nolock", "vers=4.2"} {

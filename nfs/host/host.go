@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/glance-dtn/glance-dtn/internal/durable"
+	"github.com/glance-dtn/glance-dtn/internal/sealed"
 	"github.com/glance-dtn/glance-dtn/nfs"
 )
 
@@ -193,7 +194,7 @@ func (h *Host) applyExport(ctx context.Context, _ State, c Change, _ bool) (Resu
 		if err != nil {
 			return Result{}, err
 		}
-		if err := h.sys.write(c.File, seal(text)); err != nil {
+		if err := h.sys.write(c.File, sealed.Seal(text)); err != nil {
 			return Result{}, err
 		}
 	}
@@ -273,7 +274,7 @@ func (h *Host) applyMount(ctx context.Context, state State, c Change, force bool
 				}
 			}
 		}
-		if err := h.sys.write(c.File, seal(text)); err != nil {
+		if err := h.sys.write(c.File, sealed.Seal(text)); err != nil {
 			return Result{}, err
 		}
 		if err := h.reload(ctx, c.File); err != nil {

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/glance-dtn/glance-dtn/internal/durable"
+	"github.com/glance-dtn/glance-dtn/internal/sealed"
 	"github.com/glance-dtn/glance-dtn/nfs"
 )
 
@@ -82,7 +83,7 @@ func TestApplyAndUndo(t *testing.T) {
 				t.Errorf("the mount has %s, differences %v", got, results[1].Differences)
 			}
 			own, err := os.ReadFile(h.path(host.file))
-			if err != nil || !strings.HasPrefix(string(own), header) || !strings.Contains(string(own), "rsize=1048576") {
+			if err != nil || !strings.HasPrefix(string(own), sealed.Header) || !strings.Contains(string(own), "rsize=1048576") {
 				t.Errorf("%s has %q, %v", host.file, own, err)
 			}
 			if again := plan(t, h, toAsync, toLarge); len(again) > 0 {
@@ -370,7 +371,7 @@ func TestWhatOthersWroteStays(t *testing.T) {
 		for _, file := range []string{host.file, ownExports} {
 			for _, edit := range []func(text string) string{
 				func(text string) string { return text + "# mine\n" },
-				func(text string) string { return strings.TrimPrefix(text, header) },
+				func(text string) string { return strings.TrimPrefix(text, sealed.Header) },
 				func(string) string { return "" },
 			} {
 				h, f := newFake(t)
@@ -917,7 +918,7 @@ func TestUnitsAreRight(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := os.WriteFile(unit, []byte(seal(text)), 0o644); err != nil {
+		if err := os.WriteFile(unit, []byte(sealed.Seal(text)), 0o644); err != nil {
 			t.Fatal(err)
 		}
 		out, err := exec.CommandContext(t.Context(), analyze, "verify", "--man=no", "--recursive-errors=no", unit).CombinedOutput()

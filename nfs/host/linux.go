@@ -69,19 +69,7 @@ func (linux) run(ctx context.Context, name string, args ...string) (string, erro
 }
 
 func (l linux) write(name, text string) error {
-	dir, base := filepath.Split(filepath.Join(l.root, name))
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return err
-	}
-	root, err := os.OpenRoot(dir)
-	if err != nil {
-		return err
-	}
-	defer root.Close()
-	if err := durable.WriteFile(root, base, []byte(text), 0o644); err != nil {
-		return fmt.Errorf("in %s: %w", dir, err)
-	}
-	return nil
+	return durable.WritePath(filepath.Join(l.root, name), []byte(text), 0o644)
 }
 
 func (l linux) remove(name string, dirToo bool) error {

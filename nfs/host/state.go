@@ -15,6 +15,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/glance-dtn/glance-dtn/internal/sealed"
 	"github.com/glance-dtn/glance-dtn/nfs"
 )
 
@@ -252,7 +253,7 @@ func (h *Host) unit(ctx context.Context, point string) (Unit, error) {
 			return Unit{}, err
 		}
 		if i == 0 {
-			u.Ours = file == path.Join(unitDir, name) && isOurs(string(text))
+			u.Ours = file == path.Join(unitDir, name) && sealed.IsOurs(string(text))
 		}
 		all.WriteString(string(text) + "\n")
 	}

@@ -268,7 +268,7 @@ func TestGanesha(t *testing.T) {
 			}
 		},
 		"stopped and continued": func(t *testing.T) {
-			p := g.dial("/export", func(o *Options) { o.Timeout = time.Second })
+			p := g.dial("/export", func(o *Options) { o.Timeout = 5 * time.Second })
 			c := p.conns[0].c
 			if err := g.cmd.Process.Signal(syscall.SIGSTOP); err != nil {
 				t.Fatal(err)
@@ -277,7 +277,7 @@ func TestGanesha(t *testing.T) {
 			if e := g.cmd.Process.Signal(syscall.SIGCONT); e != nil {
 				t.Fatal(e)
 			}
-			wantError(t, err, context.DeadlineExceeded, "no answer in 1")
+			wantError(t, err, context.DeadlineExceeded, "no answer in 5")
 			c.timeout = 30 * time.Second
 			if _, err := p.Info(t.Context()); err != nil || p.conns[0].c != c {
 				t.Errorf("after it went on: %v", err)
