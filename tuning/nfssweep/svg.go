@@ -1,13 +1,14 @@
 package nfssweep
 
 import (
-	"bytes"
 	"cmp"
-	"encoding/xml"
 	"fmt"
 	"io"
 	"math"
 	"slices"
+	"strings"
+
+	"github.com/glance-dtn/glance-dtn/internal/svg"
 )
 
 // Measures of the plot, in its own units.
@@ -17,9 +18,6 @@ const (
 	plotBelow             = 56.0
 	legendLine            = 18.0
 )
-
-// colours are those of Okabe and Ito, which people with any colour vision tell apart.
-var colours = []string{"#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#888888"}
 
 // WriteSVG draws one panel for each operation, with one line for each corner: medians
 // over a logarithmic axis of sizes, the slowest and the fastest as a bar, the knee as
@@ -37,39 +35,26 @@ func WriteSVG(w io.Writer, about string, r Report) error {
 	}
 	width := float64(len(ops)) * (plotLeft + plotWidth)
 	height := plotTop + plotHeight + plotBelow + legendLine*float64(len(names))
-	d := &drawing{}
-	d.add(`<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 %.0f %.0f" font-family="sans-serif" font-size="12">`, width+plotTop/2, height+legendLine)
-	d.add(`<title>NFS throughput by rsize and wsize</title>`)
-	d.add(`<rect width="100%%" height="100%%" fill="#ffffff"/>`)
-	d.text(plotLeft, 20, "start", about)
+	d := drawing{svg.New(width+plotTop/2, height+legendLine, "NFS throughput by rsize and wsize")}
+	d.Text(plotLeft, 20, "start", about)
 	for i, op := range ops {
 		curves := slices.DeleteFunc(slices.Clone(r.Curves), func(c Curve) bool { return c.Op != op })
 		d.panel(op, curves, names, plotLeft+float64(i)*(plotLeft+plotWidth))
 	}
 	for i, name := range names {
 		y := plotTop + plotHeight + plotBelow + legendLine*float64(i)
-		d.add(`<line x1="%.1f" y1="%.1f" x2="%.1f" y2="%.1f" stroke="%s" stroke-width="2"/>`, plotLeft, y-4, plotLeft+24, y-4, colours[i%len(colours)])
-		d.text(plotLeft+32, y, "start", name)
+		d.Add(`<line x1="%.1f" y1="%.1f" x2="%.1f" y2="%.1f" stroke="%s" stroke-width="2"/>`, plotLeft, y-4, plotLeft+24, y-4, svg.Colours[i%len(svg.Colours)])
+		d.Text(plotLeft+32, y, "start", name)
 	}
-	d.text(plotLeft, plotTop+plotHeight+plotBelow+legendLine*float64(len(names)), "start",
+	d.Text(plotLeft, plotTop+plotHeight+plotBelow+legendLine*float64(len(names)), "start",
 		"Points are medians, bars reach from the slowest to the fastest, a ring is the knee: the smallest size within 5 % of the best at 95 % confidence.")
-	d.add(`</svg>`)
-	_, err := w.Write(d.Bytes())
+	_, err := w.Write(d.End())
 	return err
 }
 
-// drawing collects the elements of an SVG.
-type drawing struct{ bytes.Buffer }
+type drawing struct{ *svg.Drawing }
 
-func (d *drawing) add(format string, args ...any) { fmt.Fprintf(d, format+"\n", args...) }
-
-func (d *drawing) text(x, y float64, anchor, text string) {
-	var escaped bytes.Buffer
-	_ = xml.EscapeText(&escaped, []byte(text)) // a buffer takes everything
-	d.add(`<text x="%.1f" y="%.1f" text-anchor="%s">%s</text>`, x, y, anchor, escaped.String())
-}
-
-func (d *drawing) panel(op Op, curves []Curve, names []string, left float64) {
+func (d drawing) panel(op Op, curves []Curve, names []string, left float64) {
 	var sizes []int64
 	top := 0.0
 	for _, c := range curves {
@@ -81,7 +66,7 @@ func (d *drawing) panel(op Op, curves []Curve, names []string, left float64) {
 	slices.Sort(sizes)
 	sizes = slices.Compact(sizes)
 	low, high := math.Log2(float64(sizes[0])), math.Log2(float64(sizes[len(sizes)-1]))
-	step := tick(top / 8e6)
+	step := svg.Tick(top / 8e6)
 	most := math.Ceil(top/8e6/step) * step
 	x := func(size int64) float64 {
 		if high == low {
@@ -94,47 +79,32 @@ func (d *drawing) panel(op Op, curves []Curve, names []string, left float64) {
 	bottom := plotTop + plotHeight
 	for v := 0.0; v <= most+step/2; v += step {
 		at := y(v * 8e6)
-		d.add(`<line x1="%.1f" y1="%.1f" x2="%.1f" y2="%.1f" stroke="#dddddd"/>`, left, at, left+plotWidth, at)
-		d.text(left-6, at+4, "end", fmt.Sprintf("%g", v))
+		d.Add(`<line x1="%.1f" y1="%.1f" x2="%.1f" y2="%.1f" stroke="#dddddd"/>`, left, at, left+plotWidth, at)
+		d.Text(left-6, at+4, "end", fmt.Sprintf("%g", v))
 	}
 	for _, size := range sizes {
-		d.add(`<line x1="%.1f" y1="%.1f" x2="%.1f" y2="%.1f" stroke="#888888"/>`, x(size), bottom, x(size), bottom+4)
-		d.text(x(size), bottom+18, "middle", Size(size))
+		d.Add(`<line x1="%.1f" y1="%.1f" x2="%.1f" y2="%.1f" stroke="#888888"/>`, x(size), bottom, x(size), bottom+4)
+		d.Text(x(size), bottom+18, "middle", Size(size))
 	}
-	d.add(`<line x1="%.1f" y1="%.1f" x2="%.1f" y2="%.1f" stroke="#444444"/>`, left, bottom, left+plotWidth, bottom)
-	d.text(left+plotWidth/2, plotTop-18, "middle", fmt.Sprintf("%s, MB/s", op))
-	d.text(left+plotWidth/2, bottom+36, "middle", cmp.Or(map[Op]string{Read: "rsize", Write: "wsize"}[op], "size")+", bytes")
+	d.Add(`<line x1="%.1f" y1="%.1f" x2="%.1f" y2="%.1f" stroke="#444444"/>`, left, bottom, left+plotWidth, bottom)
+	d.Text(left+plotWidth/2, plotTop-18, "middle", fmt.Sprintf("%s, MB/s", op))
+	d.Text(left+plotWidth/2, bottom+36, "middle", cmp.Or(map[Op]string{Read: "rsize", Write: "wsize"}[op], "size")+", bytes")
 	for _, c := range curves {
-		d.curve(c, colours[slices.Index(names, c.Name())%len(colours)], x, y)
+		d.curve(c, svg.Colours[slices.Index(names, c.Name())%len(svg.Colours)], x, y)
 	}
 }
 
-func (d *drawing) curve(c Curve, colour string, x func(int64) float64, y func(float64) float64) {
-	d.WriteString(`<polyline fill="none" stroke-width="2" stroke="` + colour + `" points="`)
+func (d drawing) curve(c Curve, colour string, x func(int64) float64, y func(float64) float64) {
+	var line strings.Builder
 	for _, p := range c.Points {
-		fmt.Fprintf(d, "%.1f,%.1f ", x(p.Size), y(p.Median))
+		line.WriteString(fmt.Sprintf("%.1f,%.1f ", x(p.Size), y(p.Median)))
 	}
-	d.add(`"/>`)
+	d.Add(`<polyline fill="none" stroke-width="2" stroke="%s" points="%s"/>`, colour, line.String())
 	for _, p := range c.Points {
-		d.add(`<line x1="%.1f" y1="%.1f" x2="%.1f" y2="%.1f" stroke="%s"/>`, x(p.Size), y(p.Low), x(p.Size), y(p.High), colour)
-		d.add(`<circle cx="%.1f" cy="%.1f" r="3" fill="%s"/>`, x(p.Size), y(p.Median), colour)
+		d.Add(`<line x1="%.1f" y1="%.1f" x2="%.1f" y2="%.1f" stroke="%s"/>`, x(p.Size), y(p.Low), x(p.Size), y(p.High), colour)
+		d.Add(`<circle cx="%.1f" cy="%.1f" r="3" fill="%s"/>`, x(p.Size), y(p.Median), colour)
 		if c.Sure && p.Size == c.Knee {
-			d.add(`<circle class="knee" cx="%.1f" cy="%.1f" r="8" fill="none" stroke="%s" stroke-width="2"/>`, x(p.Size), y(p.Median), colour)
+			d.Add(`<circle class="knee" cx="%.1f" cy="%.1f" r="8" fill="none" stroke="%s" stroke-width="2"/>`, x(p.Size), y(p.Median), colour)
 		}
 	}
-}
-
-// tick returns a step of 1, 2 or 5 times a power of ten, of which the most needs
-// eight at most.
-func tick(most float64) float64 {
-	if !(most > 0) {
-		return 1
-	}
-	step := math.Pow(10, math.Floor(math.Log10(most/8)))
-	for _, f := range []float64{1, 2, 5, 10} {
-		if most/(f*step) <= 8 {
-			return f * step
-		}
-	}
-	return 10 * step
 }
