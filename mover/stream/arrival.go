@@ -14,6 +14,7 @@ import (
 	"syscall"
 
 	"github.com/glance-dtn/glance-dtn/internal/digest"
+	"github.com/glance-dtn/glance-dtn/internal/disk"
 	"github.com/glance-dtn/glance-dtn/internal/durable"
 	"github.com/glance-dtn/glance-dtn/mover"
 )
@@ -40,13 +41,20 @@ type arrival struct {
 	record
 	export, state *os.Root
 	spawn         func(func())                    // starts a goroutine that the Receiver waits for
-	complete      func(context.Context, *arrival) // is called when all is proven
+	complete      func(context.Context, *arrival) // is called when all is proven, with mu held
 	news          *news                           // is told when status has changed
+	places        chan struct{}                   // of the files that are followed; nil: there is no end of them
+	inbox         *folder                         // of a small one
 	blocks        uint32
+	small         bool   // see small.go
 	part          string // the file's name until it is complete
+	relayed       bool   // it goes on from here, and is never complete
+	pace, commit  meter  // of follow and of finish
 
 	mu        sync.Mutex // guards what follows
 	changed   sync.Cond
+	sparse    bool // the sender's word
+	allocated bool // the part has room on the disk for all of it
 	arrived   bool
 	gone      bool              // dropped or wrong: another arrival may have the name by now
 	fault     error             // of the disk; the next session tries again
@@ -69,14 +77,20 @@ type arrival struct {
 	hashed    uint32
 	synced    uint32            // steps of sync, of every attempt
 	hot       map[uint32]*frame // of the blocks to be hashed next, those still in memory
+	passage   *passage          // of a relayed file; nil: none now
+	let       bitmap            // blocks in proven that are at the destination instead
+	room      uint32            // blocks below it may be sent; 0: all
+	tickets   []string          // that were used for a small file
+	landing   bool              // a small file is being completed: it is not removed meanwhile
+	outcome   error             // of that
 }
 
 func newArrival(export, state *os.Root, n *news, r record) *arrival {
 	dir, base := path.Split(r.File.Name)
 	a := &arrival{
 		record: r, export: export, state: state, news: n,
-		blocks: blockCount(r.File.Size), part: dir + "." + base + ".part",
-		writing: map[uint32]func(){},
+		blocks: blockCount(r.File.Size), small: isSmall(r.File), part: dir + "." + base + ".part",
+		writing: map[uint32]func(){}, inbox: new(folder),
 	}
 	a.changed.L = &a.mu
 	a.forget()
@@ -93,6 +107,8 @@ func (a *arrival) forget() {
 		a.hash, _ = digest.New(a.File.Digest.Algo) // Digest.Validate knew it
 	}
 	a.hashed, a.hot = 0, map[uint32]*frame{}
+	clear(a.let)
+	a.allocated = false
 }
 
 // restore takes up what is on disk after a restart. A file under its final name
@@ -105,6 +121,10 @@ func (a *arrival) restore() error {
 			a.sums, a.unsummed = nil, true
 		}
 		return nil
+	}
+	if f, err := a.export.OpenFile(a.part, os.O_RDONLY|syscall.O_NONBLOCK|syscall.O_NOFOLLOW, 0); err == nil {
+		a.allocated = disk.Allocated(f, a.File.Size)
+		_ = f.Close() // it was only looked at
 	}
 	return readJournal(a.state, a.File.Name, a.blocks, a.claim)
 }
@@ -174,14 +194,21 @@ func (a *arrival) bytes(n uint32) int64 {
 func (a *arrival) missing() int64 {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if a.arrived || a.gone {
+	if a.arrived || a.gone || a.allocated {
 		return 0
 	}
 	return max(0, a.File.Size-a.bytes(a.count+a.claimed))
 }
 
 // kept reports whether the bytes of a block are needed once more, for the file's digest.
-func (a *arrival) kept() bool { return !a.File.Digest.IsZero() }
+func (a *arrival) kept() bool { return !a.File.Digest.IsZero() && !a.Through }
+
+// expect takes what the sender says of the file's blocks.
+func (a *arrival) expect(o opening) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.sparse = o.Sparse
+}
 
 // enter gives the arrival to a link, whose sender is told the blocks that it need not
 // send, and ends it on another one that has it. Or the file has arrived: then it was not
@@ -198,19 +225,21 @@ func (a *arrival) enter(s seat) (done bool, err error) {
 	a.evict(errOver)
 	a.lastErr = ""
 	defer a.news.tell()
-	if !a.followed {
-		if err := a.open(); err != nil {
+	if a.small && a.data == nil || !a.small && !a.followed {
+		if err := a.occupy(); err != nil {
 			return false, noSpace(err)
 		}
-		a.followed = true
-		a.spawn(a.follow)
+		if !a.small {
+			a.followed = true
+			a.spawn(a.follow)
+		}
 	}
 	a.holder, a.fault = s, nil
 	have := slices.Clone(a.proven)
 	for i, claims := range a.claims {
 		have[i] |= claims
 	}
-	s.link.say.add(answer{Have: have}.bytes(s.file)) // before anything else is told of it
+	s.link.say.add(answer{Have: have, Bases: s.link.receiver.bases.Any()}.bytes(s.file)) // before anything else is told of it
 	a.due()
 	return false, nil
 }
@@ -229,6 +258,9 @@ func (a *arrival) fail(s seat, err error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.holder == s {
+		if a.passage != nil {
+			err = a.passage.says(err)
+		}
 		a.evict(err)
 	}
 }
@@ -244,6 +276,10 @@ func (a *arrival) evict(err error) {
 // vacate leaves the arrival without a link. The caller holds mu.
 func (a *arrival) vacate(err error) {
 	a.holder, a.lastErr = seat{}, err.Error()
+	if a.passage != nil && (!a.finishing || a.count < a.blocks) { // else all of it is here, and goes on by itself
+		a.passage.cancel(err)
+	}
+	a.rest()
 	a.changed.Broadcast()
 	a.news.tell()
 }
@@ -254,8 +290,7 @@ func (a *arrival) due() {
 		return
 	}
 	a.finishing = true
-	ctx := a.holder.link.ctx
-	a.spawn(func() { a.complete(ctx, a) })
+	a.complete(a.holder.link.ctx, a)
 }
 
 // open opens the part and its journal. The part has its full size from the start,
@@ -281,11 +316,29 @@ func (a *arrival) open() (err error) {
 	if err := a.data.Truncate(a.File.Size); err != nil {
 		return errors.Join(err, a.data.Close())
 	}
+	if err := a.allocate(flags&os.O_CREATE != 0); err != nil {
+		return errors.Join(err, a.data.Close())
+	}
 	a.journal, err = a.state.OpenFile(blocksName(a.File.Name), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
 	if err != nil {
 		return errors.Join(err, a.data.Close())
 	}
 	return nil
+}
+
+// allocate takes room on the disk for the whole file, so that a disk that is too small is
+// told before the first byte and the blocks that come out of order lie in order there. One
+// that is fresh gives back what it took if that is not enough. A relay need not have it all.
+func (a *arrival) allocate(fresh bool) error {
+	if a.sparse || a.allocated || a.blocks < 2 || a.relayed || a.Through {
+		return nil
+	}
+	done, err := disk.Allocate(a.data, a.File.Size)
+	a.allocated = done
+	if err != nil && fresh {
+		err = errors.Join(err, a.data.Truncate(0), a.data.Truncate(a.File.Size))
+	}
+	return err
 }
 
 // reserve lets the caller write block i, which came on s, unless it is there, or s does
@@ -296,7 +349,7 @@ func (a *arrival) open() (err error) {
 func (a *arrival) reserve(s seat, i uint32, cut func()) (mine, there bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	for a.holder == s {
+	for a.holder == s && (a.room == 0 || i < a.room) {
 		if other, busy := a.writing[i]; busy {
 			other()
 			a.changed.Wait()
@@ -314,13 +367,17 @@ func (a *arrival) reserve(s seat, i uint32, cut func()) (mine, there bool) {
 
 // note notes that block i was written and proven, and has this sum; nil: nobody knows.
 func (a *arrival) note(i uint32, sum *digest.Block) error {
-	if sum != nil {
-		if _, err := a.journal.Write(journalRecord(i, *sum)); err != nil {
+	record := sum
+	if record == nil && !a.relayed { // a relay gives up what has gone on from it
+		record = boot()
+	}
+	if record != nil {
+		if _, err := a.journal.Write(journalRecord(i, *record)); err != nil {
 			return err
 		}
 	}
-	if a.hash == nil {
-		writeBack(a.data, blockStart(i), mover.BlockSize)
+	if a.hash == nil && !a.relayed {
+		disk.WriteBack(a.data, blockStart(i), mover.BlockSize)
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -336,6 +393,7 @@ func (a *arrival) release(i uint32) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	delete(a.writing, i)
+	a.rest()
 	a.changed.Broadcast()
 }
 
@@ -374,6 +432,9 @@ func (a *arrival) cool(i uint32) {
 
 // prove notes that block i is there and has this sum. The caller holds mu.
 func (a *arrival) prove(i uint32, sum *digest.Block) {
+	if a.proven.has(i) {
+		return
+	}
 	a.proven.add(i)
 	if sum != nil {
 		a.sums[i] = *sum
@@ -385,6 +446,9 @@ func (a *arrival) prove(i uint32, sum *digest.Block) {
 		a.prefix++
 	}
 	a.news.tell()
+	if !a.let.has(i) {
+		a.passage.here(i)
+	}
 }
 
 // follow proves claims and hashes, until nobody needs it. It closes what open opened.
@@ -398,7 +462,10 @@ func (a *arrival) follow() {
 		var err error
 		if block == nil {
 			block = frames.Get().(*frame)
-			_, err = a.data.ReadAt(block[:n], blockStart(i))
+			err = a.pace.disk(writing, func() error {
+				_, err := a.data.ReadAt(block[:n], blockStart(i))
+				return err
+			})
 		}
 		b := block[:n]
 		if claim {
@@ -417,16 +484,27 @@ func (a *arrival) next() (i uint32, claim bool, block *frame, ok bool) {
 	defer a.mu.Unlock()
 	for a.holder.link != nil || a.finishing || len(a.writing) > 0 {
 		for ; a.claimed > 0; a.order++ {
-			if a.claims.has(a.order) {
+			switch unseen := boot(); {
+			case !a.claims.has(a.order):
+			case unseen != nil && a.sums[a.order] == *unseen:
+				a.unclaim(a.order)
+				a.prove(a.order, nil)
+				a.due()
+			default:
+				a.pace.begin(computing)
 				return a.order, true, nil, true
 			}
 		}
 		if a.hash != nil && a.hashed < a.prefix && a.fault == nil {
+			a.pace.begin(computing)
 			return a.hashed, false, a.hot[a.hashed], true
 		}
+		a.pace.begin(resting)
 		a.changed.Wait()
 	}
 	a.followed = false
+	a.unoccupy()
+	a.pace.begin(resting)
 	for i := range a.hot {
 		a.cool(i)
 	}
@@ -458,7 +536,10 @@ func (a *arrival) digest(i uint32, b []byte, err error) {
 	if err == nil {
 		a.hash.Write(b)
 		if n := i + 1; n%writeBackBlocks == 0 {
-			writeBack(a.data, blockStart(n-writeBackBlocks), writeBackBlocks*mover.BlockSize)
+			_ = a.pace.disk(writing, func() error {
+				disk.WriteBack(a.data, blockStart(n-writeBackBlocks), writeBackBlocks*mover.BlockSize)
+				return nil
+			})
 		}
 	}
 	a.mu.Lock()
@@ -476,7 +557,10 @@ func (a *arrival) digest(i uint32, b []byte, err error) {
 // hashed, compares the digest, syncs, and gives the file its name. It may be repeated.
 // An error with mover.CodeContent or errUnsynced means that the part is worthless.
 func (a *arrival) finish(ctx context.Context) error {
+	a.commit.begin(behind)
+	defer a.commit.begin(resting)
 	got, err := a.whole(ctx)
+	a.commit.begin(writing)
 	if err != nil {
 		return err
 	}
@@ -494,13 +578,35 @@ func (a *arrival) finish(ctx context.Context) error {
 	if err := durable.SyncDir(a.export, path.Dir(a.part)); err != nil {
 		return fmt.Errorf("%w: %w", errUnsynced, err)
 	}
-	return durable.Remove(a.state, blocksName(a.File.Name))
+	return a.removeJournal()
+}
+
+// removeJournal removes what is of no use beside the whole file. Of an arrival that is gone
+// it was removed, and another one may have the name.
+func (a *arrival) removeJournal() error {
+	if err := a.unlinkJournal(); err != nil {
+		return err
+	}
+	return durable.SyncDir(a.state, arrivalDir)
+}
+
+func (a *arrival) unlinkJournal() error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.gone {
+		return errGone
+	}
+	err := a.state.Remove(blocksName(a.File.Name))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
 }
 
 // sync makes the part durable, step by step, so that progress tells how far it is.
 func (a *arrival) sync() error {
 	for i := uint32(0); i < a.blocks; i += syncBlocks {
-		if err := waitBack(a.data, blockStart(i), syncBlocks*mover.BlockSize); err != nil {
+		if err := disk.WaitBack(a.data, blockStart(i), syncBlocks*mover.BlockSize); err != nil {
 			return err
 		}
 		a.mu.Lock()
@@ -516,7 +622,7 @@ func (a *arrival) finished(err error) seat {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	s := a.holder
-	a.finishing = false
+	a.finishing, a.passage = false, nil
 	a.vacate(cmp.Or(err, errLeft))
 	return s
 }
@@ -549,7 +655,11 @@ func (a *arrival) whole(ctx context.Context) (digest.Digest, error) {
 }
 
 // rename gives the file its name, unless it is so already or the arrival is gone.
-func (a *arrival) rename() error {
+func (a *arrival) rename() error { return a.renameIn(a.export, a.part, a.File.Name) }
+
+// renameIn is rename for who has opened a directory, under which the part and the file are
+// from and to.
+func (a *arrival) renameIn(dir *os.Root, from, to string) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.gone {
@@ -558,7 +668,7 @@ func (a *arrival) rename() error {
 	if a.arrived {
 		return nil
 	}
-	if err := a.export.Rename(a.part, a.File.Name); err != nil {
+	if err := dir.Rename(from, to); err != nil {
 		return err
 	}
 	a.arrived = true
@@ -573,24 +683,28 @@ func (a *arrival) progress() uint32 {
 	return a.count + a.hashed + a.synced
 }
 
-// remove ends the session and removes every trace but that of the tickets. It may be repeated.
-func (a *arrival) remove() error {
+// stop ends the session for good. It may be repeated.
+func (a *arrival) stop() {
 	a.mu.Lock()
+	defer a.mu.Unlock()
 	a.gone = true
 	a.evict(errGone)
 	a.changed.Broadcast()
-	a.mu.Unlock()
-	return removeFiles(a.export, a.state, a.File.Name, a.part)
+	for a.landing {
+		a.changed.Wait()
+	}
 }
 
-// removeFiles removes the record last: while it is there, a restart knows what to clean up.
-func removeFiles(export, state *os.Root, name, part string) error {
-	return errors.Join(
-		durable.Remove(export, part),
-		durable.Remove(export, name),
-		durable.Remove(state, blocksName(name)),
-		durable.Remove(state, recordName(name)),
-	)
+// removeFiles removes the arrival's files, whether they are there or not.
+func (a *arrival) removeFiles() error {
+	err := a.export.Remove(a.part)
+	if err == nil || errors.Is(err, fs.ErrNotExist) {
+		err = durable.Remove(a.export, a.File.Name) // which syncs the directory of both
+	}
+	if a.small {
+		return err
+	}
+	return errors.Join(err, durable.Remove(a.state, blocksName(a.File.Name)))
 }
 
 // noSpace gives a full disk its code.

@@ -40,7 +40,7 @@ func benchmarkMove(b *testing.B, algo string, how mover.Request) {
 	for b.Loop() {
 		req := r.request(b, file)
 		req.PCP, req.Protection = how.PCP, how.Protection
-		if err := r.rig.Engine.Move(b.Context(), req, func(int64) {}); err != nil {
+		if err := r.rig.Engine.Move(b.Context(), req, func(mover.Progress) {}); err != nil {
 			b.Fatal(err)
 		}
 		if err := r.recv().Drop("inbox/image"); err != nil {

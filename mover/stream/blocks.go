@@ -6,11 +6,14 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"sync"
 	"time"
 
 	"github.com/glance-dtn/glance-dtn/internal/digest"
+	"github.com/glance-dtn/glance-dtn/internal/disk"
 	"github.com/glance-dtn/glance-dtn/mover"
+	"github.com/glance-dtn/glance-dtn/mover/stream/pace"
 )
 
 // frame holds a block and its proof.
@@ -20,17 +23,19 @@ type frame [mover.BlockSize + proofSize]byte
 var frames = sync.Pool{New: func() any { return new(frame) }}
 
 // hot bounds the frames that are kept for hashes, whatever files were begun and not gone
-// on with: 256 MiB. A hash reads back what was not kept.
-var hot = make(chan struct{}, 256)
+// on with: 128 MiB. A hash reads back what was not kept.
+var hot = make(chan struct{}, 128)
 
 // blocks is the receiving end of a lane.
 type blocks struct {
 	link  *incoming
 	conn  net.Conn
-	cut   func() // ends the lane
+	in    *gather // below it
+	cut   func()  // ends the lane
 	proof *proof
 	frame *frame
 	tube  *tube // made when it is first needed
+	toll  *pace.Toll
 }
 
 // lane takes blocks from c, which was welcomed as a lane, until it ends.
@@ -39,10 +44,14 @@ func (l *incoming) lane(c *tls.Conn) (err error) {
 	if err != nil {
 		return err
 	}
-	b := &blocks{link: l, conn: c, cut: func() { cut(c) }, proof: p, frame: frames.Get().(*frame)}
+	in := c.NetConn().(*gather) // as each connection is
+	in.taking = true
+	b := &blocks{link: l, conn: c, in: in, cut: func() { cut(c) }, proof: p, frame: frames.Get().(*frame)}
 	if l.protection != mover.Private {
-		b.conn = bare(c)
+		b.conn = in
 	}
+	b.toll = &pace.Toll{Pacer: l.receiver.opts.Pacer, Site: l.site, Waits: in.meter.limited, Alive: b.patience}
+	in.meter.begin(computing)
 	defer func() { err = errors.Join(err, b.close()) }()
 	for {
 		if err := b.take(); err != nil {
@@ -61,12 +70,12 @@ func (b *blocks) close() error {
 
 // take takes one block. An error is the connection's.
 func (b *blocks) take() error {
-	b.patience()
+	_ = b.patience()
 	h, err := readHeader(b.conn)
 	if err != nil {
 		return err
 	}
-	if h.kind != kindBlock && h.kind != kindHole || h.length > mover.BlockSize {
+	if h.kind != kindBlock && h.kind != kindHole && h.kind != kindPacked || h.length > mover.BlockSize {
 		return fmt.Errorf("a lane carries %d bytes of kind %d", h.length, h.kind)
 	}
 	a, err := b.link.await(h.file)
@@ -74,7 +83,7 @@ func (b *blocks) take() error {
 		return err
 	}
 	b.link.say.room()
-	b.patience()
+	_ = b.patience()
 	if a == nil { // it has ended: this was on its way
 		_, err := b.read(h, nil)
 		return err
@@ -83,6 +92,9 @@ func (b *blocks) take() error {
 		return err
 	}
 	at := seat{b.link, h.file}
+	if a.begun(at, h.index) {
+		return b.second(a, at, h)
+	}
 	mine, there := a.reserve(at, h.index, b.cut)
 	if !mine {
 		_, err := b.read(h, nil)
@@ -100,9 +112,9 @@ func (b *blocks) store(a *arrival, at seat, h header) error {
 	whole := true
 	var failed, err error // the disk's, the connection's
 	if c, ok := b.direct(a, h); ok {
-		failed, err = b.tube.take(a.data, c, blockStart(h.index), int64(h.length))
+		failed, err = b.pass(a, c, h)
 	} else {
-		w := &part{a: a, h: h}
+		w := &part{a: a, h: h, meter: &b.in.meter}
 		whole, err = b.read(h, w)
 		s := b.proof.sum.Sum()
 		sum, failed = &s, w.err
@@ -115,8 +127,18 @@ func (b *blocks) store(a *arrival, at seat, h header) error {
 		a.release(h.index)
 		at.tell(kindAgain, h.index)
 		return nil
+	}
+	return b.stored(a, at, h, sum, failed)
+}
+
+// stored notes a block that was written, unless that failed. An error is the connection's.
+func (b *blocks) stored(a *arrival, at seat, h header, sum *digest.Block, failed error) error {
+	switch {
+	case failed == nil && a.small:
+		b.frame = a.took(at, sum, b.frame, h.kind == kindBlock && sum != nil)
+		return nil
 	case failed == nil:
-		failed = a.note(h.index, sum)
+		failed = b.in.meter.disk(writing, func() error { return a.note(h.index, sum) })
 	}
 	if failed != nil {
 		a.release(h.index)
@@ -124,8 +146,10 @@ func (b *blocks) store(a *arrival, at seat, h header) error {
 		return nil
 	}
 	at.tell(kindProven, h.index)
-	if h.kind == kindBlock && sum != nil {
+	if h.kind != kindHole && sum != nil {
+		b.in.meter.begin(behind)
 		b.frame = a.keep(h.index, b.frame)
+		b.in.meter.begin(computing)
 	}
 	return nil
 }
@@ -133,13 +157,13 @@ func (b *blocks) store(a *arrival, at seat, h header) error {
 // direct reports whether the kernel may take the block by itself: nobody here wants to
 // see its bytes.
 func (b *blocks) direct(a *arrival, h header) (*net.TCPConn, bool) {
-	c, ok := b.conn.(*net.TCPConn)
+	c, ok := b.in.Conn.(*net.TCPConn)
 	if !ok || b.proof.protection != mover.Clear || h.kind != kindBlock || !a.File.Digest.IsZero() {
 		return nil, false
 	}
 	if b.tube == nil {
 		var err error
-		if b.tube, err = newTube(); err != nil {
+		if b.tube, err = newTube(&b.in.meter); err != nil {
 			return nil, false
 		}
 	}
@@ -153,17 +177,20 @@ func (b *blocks) read(h header, w *part) (whole bool, err error) {
 	if h.kind == kindHole {
 		return b.hole(h, w)
 	}
+	if h.kind == kindPacked && w != nil {
+		return b.unpack(h, w)
+	}
 	for at := 0; at < int(h.length); {
 		n := min(pieceSize, int(h.length)-at)
 		room := b.frame[:]
-		if w != nil && w.a.kept() {
+		if w != nil && (w.a.kept() || w.held) {
 			room = b.frame[at:]
 		}
 		last := 0
 		if at+n == int(h.length) {
 			last = b.proof.size()
 		}
-		if _, err := io.ReadFull(b.conn, room[:n+last]); err != nil {
+		if err := b.fill(room[:n+last]); err != nil {
 			return false, err
 		}
 		b.proof.add(room[:n])
@@ -183,7 +210,9 @@ func (b *blocks) hole(h header, w *part) (bool, error) {
 	if w == nil {
 		return true, nil
 	}
-	w.punch()
+	if !w.held {
+		w.punch()
+	}
 	b.proof.sum.Reset()
 	for n := int64(h.length); n > 0; n -= pieceSize {
 		_, _ = b.proof.sum.Write(zeros[:min(n, pieceSize)])
@@ -191,27 +220,36 @@ func (b *blocks) hole(h header, w *part) (bool, error) {
 	return true, nil
 }
 
-// patience is how long the sender may take for the next block, or for this one.
-func (b *blocks) patience() {
-	_ = b.conn.SetReadDeadline(time.Now().Add(b.link.receiver.opts.Idle))
+// patience is how long the sender may take for the next block, or for a piece of this one.
+// An error means that the connection has ended.
+func (b *blocks) patience() error {
+	return b.conn.SetReadDeadline(time.Now().Add(b.link.receiver.opts.Idle))
 }
 
 // part is where a block is written. It keeps the first error. A nil one takes nothing.
 type part struct {
-	a   *arrival
-	h   header
-	err error
+	a     *arrival
+	h     header
+	meter *meter
+	held  bool // nothing is written yet
+	err   error
 }
 
+// writeAt is a file's. Tests put a slow disk in its place.
+var writeAt = (*os.File).WriteAt
+
 func (p *part) write(b []byte, at int64) {
-	if p != nil && p.err == nil {
-		_, p.err = p.a.data.WriteAt(b, blockStart(p.h.index)+at)
+	if p != nil && p.err == nil && !p.held {
+		p.err = p.meter.disk(writing, func() error {
+			_, err := writeAt(p.a.data, b, blockStart(p.h.index)+at)
+			return err
+		})
 	}
 }
 
 // punch makes the block zeros, whatever an earlier attempt has left there.
 func (p *part) punch() {
-	if punch(p.a.data, blockStart(p.h.index), int64(p.h.length)) == nil {
+	if disk.Punch(p.a.data, blockStart(p.h.index), int64(p.h.length)) == nil {
 		return
 	}
 	for at := int64(0); at < int64(p.h.length); at += pieceSize {

@@ -23,6 +23,7 @@ import (
 	"time"
 
 	"github.com/glance-dtn/glance-dtn/mover"
+	"github.com/glance-dtn/glance-dtn/mover/stream/pace"
 )
 
 // What Engine does when nobody says otherwise.
@@ -38,12 +39,6 @@ const (
 // near is a time for opening a TCP connection that no wide area path reaches.
 const near = 2 * time.Millisecond
 
-// bbr is the congestion control for a path that is not near. It goes by the path's
-// bandwidth and round trip time, where the usual ones take each lost packet for
-// congestion.
-// (Cardwell et al., BBR: Congestion-Based Congestion Control, ACM Queue 14(5), 2016.)
-const bbr = "bbr"
-
 // Engine sends files to a Receiver. It implements mover.Engine. Its fields are not
 // changed once Move was called.
 type Engine struct {
@@ -56,19 +51,44 @@ type Engine struct {
 	// Protection is that of a request that asks for none; empty: mover.Private.
 	Protection mover.Protection
 
+	// Compression of blocks; empty: mover.Auto.
+	Compression mover.Compression
+
+	// Congestion is the congestion control of connections, as tcp(7) names it, or as this
+	// package does; empty: AutoCongestion. See CheckCongestion.
+	Congestion string
+
 	// Dial opens a TCP connection; nil: a net.Dialer with keep-alives.
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
+
+	// Callbacks are the DTNs that take no connections; nil: this one cannot send to such.
+	Callbacks *Callbacks
 
 	// Stall is how long a connection may owe an answer; 0: DefaultStall.
 	Stall time.Duration
 
-	laneBlocks int // that a lane carries; 0: maxLaneBlocks
+	// Pacer keeps what is sent within the DTN's limits, which Site names; nil: there are none.
+	Pacer *pace.Pacer
+	Site  string
 
-	mu    sync.Mutex // guards what follows
-	links map[linkKey]*link
+	laneBlocks  int    // that a lane carries; 0: maxLaneBlocks
+	ahead       uint32 // blocks that a move may be ahead of another one of the same file; 0: by the memory there is
+	linkFiles   int    // on a link at once; 0: maxFiles
+	compressAll bool   // whatever it brings
+	offerAll    bool   // however near the receiver is
+
+	outbox folder
+
+	mu        sync.Mutex // guards what follows
+	links     map[linkKey]*link
+	moving    map[string]moving // by Request.Key
+	companies map[inode]*company
 }
 
-var _ mover.Engine = (*Engine)(nil)
+var (
+	_ mover.Engine   = (*Engine)(nil)
+	_ mover.Adjuster = (*Engine)(nil)
+)
 
 func (e *Engine) dialer() func(ctx context.Context, network, address string) (net.Conn, error) {
 	if e.Dial != nil {
@@ -81,21 +101,28 @@ func (e *Engine) dialer() func(ctx context.Context, network, address string) (ne
 // connections: r.PCP's Parallelism is how many there are if nobody asks for more, its
 // Concurrency how many files' blocks take turns on them. It fails when the connections
 // have died, when the receiver refuses, or when the source is not what r says.
-func (e *Engine) Move(ctx context.Context, r mover.Request, report func(moved int64)) error {
+func (e *Engine) Move(ctx context.Context, r mover.Request, report func(mover.Progress)) error {
 	if err := e.move(ctx, r, report); err != nil {
-		return fmt.Errorf("move %s to %s: %w", r.Source.Name, r.Destination.Address, err)
+		return fmt.Errorf("move %s to %s: %w", r.Source.Name, r.Destination.Address, crowded(err))
 	}
 	return nil
 }
 
-func (e *Engine) move(ctx context.Context, r mover.Request, report func(moved int64)) error {
-	file, err := openSource(e.Root, r.Source)
+func (e *Engine) move(ctx context.Context, r mover.Request, report func(mover.Progress)) error {
+	if w := e.Pacer.Shut(""); w != nil {
+		return w
+	}
+	file, err := e.openSource(r.Source)
 	if err != nil {
 		return err
 	}
-	src := newSource(file, r.Source.Size)
+	src := newSource(e, file, r.Source.Size)
 	defer src.release()
-	k := linkKey{r.Destination.Address, cmp.Or(r.Protection, e.Protection, mover.Private)}
+	via := r.Destination.Via
+	if err := via.Validate(mover.Stream); err != nil {
+		return err
+	}
+	k := linkKey{cmp.Or(via.Address, r.Destination.Address), cmp.Or(r.Protection, e.Protection, mover.Private), via.Site}
 	if err := k.protection.Validate(); err != nil {
 		return err
 	}

@@ -32,8 +32,10 @@ type script struct {
 	greet   answer // to an opening
 	block   func(lane int, h header, w *control) error
 	idle    func(w *control) error
+	chunks  func(h header, w *control) error // nil: they are not answered
 
 	welcomed func(lane int) bool // whether it is kept after its welcome; nil: each is
+	deaf     <-chan struct{}     // after an opening nothing is read before it is closed; nil: all is
 }
 
 // control is a link's control connection at the script.
@@ -106,10 +108,16 @@ func (s script) serve(c *control) {
 		if err == nil {
 			_, err = io.CopyN(io.Discard, c, int64(h.length))
 		}
+		if err == nil && h.kind == kindChunks && s.chunks != nil {
+			err = s.chunks(h, c)
+		}
 		if err == nil && h.kind == kindOpen {
 			err = c.write(s.greet.bytes(h.file))
 			if err == nil && s.idle != nil {
 				err = s.idle(c)
+			}
+			if s.deaf != nil {
+				<-s.deaf
 			}
 		}
 		if err != nil {
@@ -134,7 +142,7 @@ func (r *rig) moves(t *testing.T, f mover.File, parallelism int) error {
 	t.Helper()
 	req := r.request(t, f)
 	req.PCP.Parallelism = parallelism
-	return r.rig.Engine.Move(t.Context(), req, func(int64) {})
+	return r.rig.Engine.Move(t.Context(), req, func(mover.Progress) {})
 }
 
 // proves tells that blocks are proven, and the file done with the last of n.
@@ -183,7 +191,7 @@ func TestABlockThatWasThereIsSent(t *testing.T) {
 	r.play(t, script{greet: answer{Have: bitmap{3}}, block: proves(1), idle: func(w *control) error { return w.say(kindAgain, 1) }})
 	var told []int64
 	req := r.request(t, f)
-	if err := r.rig.Engine.Move(t.Context(), req, func(n int64) { told = append(told, n) }); err != nil {
+	if err := r.rig.Engine.Move(t.Context(), req, func(p mover.Progress) { told = append(told, p.Moved) }); err != nil {
 		t.Fatal(err)
 	}
 	for _, n := range told {
@@ -276,7 +284,7 @@ func TestALaneIsNotHeldByAFileThatEnded(t *testing.T) {
 		move := func(ctx context.Context, f mover.File) error {
 			req := r.request(t, f)
 			req.PCP = mover.PCP{Parallelism: 1, Concurrency: 1}
-			return r.rig.Engine.Move(ctx, req, func(int64) {})
+			return r.rig.Engine.Move(ctx, req, func(mover.Progress) {})
 		}
 		ctx, cancel := context.WithCancel(t.Context())
 		defer cancel()
@@ -324,7 +332,7 @@ func TestADeadLaneIsForgotten(t *testing.T) {
 			mu.Lock()
 			defer mu.Unlock()
 			for i, c := range conns[1 : blocks-1] { // the last one may not have ended yet
-				for end := time.Now().Add(10 * time.Second); c.Value() != nil; runtime.GC() {
+				for end := time.Now().Add(time.Minute); c.Value() != nil; runtime.GC() {
 					if time.Now().After(end) {
 						t.Errorf("lane %d is in memory still", i)
 						break
@@ -336,7 +344,7 @@ func TestADeadLaneIsForgotten(t *testing.T) {
 	}})
 	req := r.request(t, f)
 	req.PCP = mover.PCP{Parallelism: 1, Pipelining: 1}
-	if err := e.Move(t.Context(), req, func(int64) {}); err != nil {
+	if err := e.Move(t.Context(), req, func(mover.Progress) {}); err != nil {
 		t.Error(err)
 	}
 }
@@ -367,7 +375,7 @@ func TestAReceiverThatSpeaksOnALane(t *testing.T) {
 		defer nc.Close()
 		c := tls.Server(nc, conf)
 		if c.Handshake() == nil {
-			_, _ = io.CopyN(io.Discard, nc, mover.BlockSize) // all but the last of it
+			_, _ = io.CopyN(io.Discard, nc, mover.BlockSize/2) // the handshake may have read ahead
 			_, _ = nc.Write(make([]byte, 64))
 			_, _ = io.Copy(io.Discard, nc)
 		}
@@ -382,7 +390,7 @@ func TestAReceiverThatSpeaksOnALane(t *testing.T) {
 	}
 	var sending sync.WaitGroup
 	sending.Go(func() {
-		_ = n.send(&outgoing{id: 1, size: f.Size, source: newSource(file, f.Size)}, 0)
+		_ = n.send(&outgoing{id: 1, size: f.Size, source: newSource(r.rig.Engine.(*Engine), file, f.Size)}, 0)
 	})
 	err = n.ended()
 	sending.Wait()
@@ -409,7 +417,7 @@ func TestLanesAreTriedAgain(t *testing.T) {
 		}})
 		req := r.request(t, f)
 		req.PCP = mover.PCP{Parallelism: 2, Pipelining: 1}
-		if err := r.rig.Engine.Move(t.Context(), req, func(int64) {}); err != nil {
+		if err := r.rig.Engine.Move(t.Context(), req, func(mover.Progress) {}); err != nil {
 			t.Error(err)
 		}
 		if n := lanes.Load(); n < 3 {
@@ -445,7 +453,7 @@ func TestMovesShareALink(t *testing.T) {
 	move := func(f mover.File, begun func()) error {
 		req := r.request(t, f)
 		req.PCP.Parallelism = 2
-		return e.Move(t.Context(), req, func(int64) { begun() })
+		return e.Move(t.Context(), req, func(mover.Progress) { begun() })
 	}
 	other := make(chan error, 1)
 	var once sync.Once
@@ -471,9 +479,9 @@ func TestOneMoveMayEndAndTheOtherGoesOn(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	other := make(chan error, 1)
 	var once sync.Once
-	err := r.rig.Engine.Move(t.Context(), r.request(t, a), func(int64) {
+	err := r.rig.Engine.Move(t.Context(), r.request(t, a), func(mover.Progress) {
 		once.Do(func() {
-			go func() { other <- r.rig.Engine.Move(ctx, r.request(t, b), func(int64) { cancel() }) }()
+			go func() { other <- r.rig.Engine.Move(ctx, r.request(t, b), func(mover.Progress) { cancel() }) }()
 		})
 	})
 	if err != nil {
@@ -514,7 +522,10 @@ func TestReceiverThatMisbehaves(t *testing.T) {
 	}{
 		"wants blocks of 7 bytes": {mover.CodeOther, script{welcome: answer{Block: 7}}},
 		"not in this protection":  {mover.CodeAuth, script{welcome: answer{Code: mover.CodeAuth, Error: "not in this protection"}}},
-		"no such ticket":          {mover.CodeTicket, script{greet: answer{Code: mover.CodeTicket, Error: "no such ticket"}}},
+		"no such ticket": {mover.CodeTicket, script{
+			greet: answer{Code: mover.CodeTicket, Error: "no such ticket"},
+			block: func(int, header, *control) error { return nil }, // it may come before the answer is heard
+		}},
 		"the disk is full": {mover.CodeSpace, script{block: func(_ int, _ header, w *control) error {
 			return w.answer(answer{Code: mover.CodeSpace, Error: "the disk is full"})
 		}}},
@@ -605,8 +616,8 @@ func TestALinkInUseIsNotIdle(t *testing.T) {
 		first := true
 		req := r.request(t, f)
 		req.PCP = mover.PCP{Parallelism: 1, Pipelining: 1}
-		err := r.rig.Engine.Move(t.Context(), req, func(n int64) {
-			if first && n > 0 {
+		err := r.rig.Engine.Move(t.Context(), req, func(p mover.Progress) {
+			if first && p.Moved > 0 {
 				first = false
 				time.Sleep(10 * time.Minute) // the link goes on meanwhile
 			}
@@ -738,9 +749,9 @@ func TestASlowPathIsNotStill(t *testing.T) {
 		}()
 		defer close(outer)
 		prove := proves(1)
-		r.play(t, script{block: prove, idle: func(*control) error {
+		r.play(t, script{block: prove, welcomed: func(int) bool {
 			pause.Store(int64(5 * time.Second))
-			return nil
+			return true
 		}})
 		begin := time.Now()
 		if err := r.moves(t, f, 1); err != nil {
@@ -768,6 +779,26 @@ func TestALaneThatIsNotWantedIsNotDialledForEver(t *testing.T) {
 		}
 		if n := lanes.Load(); n > 4 {
 			t.Errorf("%d lanes were dialled in 20 s", n)
+		}
+	})
+}
+
+// TestACancelledMoveDoesNotWaitForTheReceiver cancels one whose receiver reads nothing any more.
+func TestACancelledMoveDoesNotWaitForTheReceiver(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newPipeRig(t)
+		f := r.stage(t, "image", 0)
+		deaf := make(chan struct{})
+		defer close(deaf)
+		r.play(t, script{deaf: deaf})
+		ctx, cancel := context.WithCancelCause(t.Context())
+		cancelled := time.Now().Add(time.Second)
+		time.AfterFunc(time.Second, func() { cancel(mover.ErrCancelled) })
+		if err := r.rig.Engine.Move(ctx, r.request(t, f), func(mover.Progress) {}); !errors.Is(err, mover.ErrCancelled) {
+			t.Error(err)
+		}
+		if took := time.Since(cancelled); took > lingerTime {
+			t.Errorf("it took %v", took)
 		}
 	})
 }

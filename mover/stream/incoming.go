@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/glance-dtn/glance-dtn/mover"
+	"github.com/glance-dtn/glance-dtn/mover/stream/bases"
 )
 
 // incoming is a link at the receiver.
@@ -22,18 +23,20 @@ type incoming struct {
 	control    *tls.Conn
 	say        speech
 
-	mu      sync.Mutex // guards what follows
-	changed sync.Cond
-	last    uint32 // files up to this one were opened
-	files   map[uint32]*arrival
-	lanes   map[*tls.Conn]bool
-	over    bool
+	mu       sync.Mutex // guards what follows
+	changed  sync.Cond
+	last     uint32 // files up to this one were opened
+	files    map[uint32]*arrival
+	passages map[uint32]*passage    // opened, and waiting for their destination's answer
+	loans    map[uint32]*bases.Loan // of files whose chunks were told
+	lanes    map[*tls.Conn]bool
+	over     bool
 }
 
 func newIncoming(ctx context.Context, r *Receiver, c *tls.Conn, name, site string, p mover.Protection) *incoming {
 	l := &incoming{
 		receiver: r, ctx: ctx, name: name, site: site, protection: p, control: c,
-		files: map[uint32]*arrival{}, lanes: map[*tls.Conn]bool{},
+		files: map[uint32]*arrival{}, loans: map[uint32]*bases.Loan{}, lanes: map[*tls.Conn]bool{},
 	}
 	l.changed.L, l.say.changed.L = &l.mu, &l.say.mu
 	return l
@@ -52,10 +55,12 @@ func (s seat) tell(k kind, index uint32) {
 
 // end tells the sender the file's end, and frees the seat.
 func (s seat) end(a answer) {
-	s.link.say.add(a.bytes(s.file))
-	s.link.mu.Lock()
-	defer s.link.mu.Unlock()
+	s.link.mu.Lock() // before the sender opens another one in its place
+	s.link.endLoan(s.file)
 	delete(s.link.files, s.file)
+	delete(s.link.passages, s.file)
+	s.link.mu.Unlock()
+	s.link.say.add(a.bytes(s.file))
 }
 
 // serve takes what the sender says on the control connection, until that ends.
@@ -73,6 +78,7 @@ func (l *incoming) serve() error {
 }
 
 func (l *incoming) listen() error {
+	ticket := "" // that came last
 	for {
 		_ = l.control.SetReadDeadline(time.Now().Add(l.receiver.opts.Idle))
 		h, err := readHeader(l.control)
@@ -82,17 +88,24 @@ func (l *incoming) listen() error {
 		l.say.room()
 		switch h.kind {
 		case kindOpen:
-			var o opening
-			if err := readJSON(l.control, h.length, maxOpen, &o); err != nil {
+			o, err := readOpening(l.control, h)
+			if err == nil {
+				o, err = o.whole(ticket)
+			}
+			if err != nil {
 				return err
 			}
+			ticket = o.Ticket
 			if err := l.open(h.file, o); err != nil {
 				return err
 			}
 		case kindClose:
-			if a := l.file(h.file); a != nil {
-				a.leave(seat{l, h.file}, errLeft)
-				l.forget(h.file)
+			if err := l.close(h.file, h.index == 1); err != nil {
+				return err
+			}
+		case kindChunks:
+			if err := l.chunks(h); err != nil {
+				return err
 			}
 		case kindPing:
 		default:
@@ -104,21 +117,23 @@ func (l *incoming) listen() error {
 // open lets a file in, or tells why not. An error is the link's.
 func (l *incoming) open(file uint32, o opening) error {
 	l.mu.Lock()
-	last, open := l.last, len(l.files)
+	last, open := l.last, len(l.files)+len(l.passages)
 	l.mu.Unlock()
 	if file <= last {
 		return fmt.Errorf("file %d is opened after file %d", file, last)
 	}
-	if open >= maxFiles {
-		return fmt.Errorf("more than %d files at once", maxFiles)
+	if most := l.receiver.opts.linkFiles; open >= most {
+		return fmt.Errorf("more than %d files at once", most)
 	}
-	a, err := l.receiver.admit(l.site, o)
-	if err != nil {
-		l.receiver.log.Warn("sender refused", "site", l.site, "err", err)
-		l.say.add(refusal(err).bytes(file))
-		l.note(file, nil)
+	if o.Relay != "" {
+		l.pass(file, o)
 		return nil
 	}
+	a, err := l.receiver.admit(l.site, o)
+	if !l.admitted(file, err) {
+		return nil
+	}
+	a.expect(o)
 	switch done, err := a.enter(seat{l, file}); {
 	case err != nil:
 		l.receiver.log.Warn("file refused", "file", a.File.Name, "err", err)
@@ -134,6 +149,21 @@ func (l *incoming) open(file uint32, o opening) error {
 	return nil
 }
 
+// admitted reports whether a file that was opened goes on; else the sender is told err, or
+// until when nothing may come.
+func (l *incoming) admitted(file uint32, err error) bool {
+	if w := l.receiver.opts.Pacer.Shut(l.site); err == nil && w != nil {
+		err = w
+	}
+	if err == nil {
+		return true
+	}
+	l.receiver.log.Warn("sender refused", "site", l.site, "err", err)
+	l.say.add(refusal(err).bytes(file))
+	l.note(file, nil)
+	return false
+}
+
 // note keeps that a file was opened; with a, that it may come.
 func (l *incoming) note(file uint32, a *arrival) {
 	l.mu.Lock()
@@ -143,18 +173,6 @@ func (l *incoming) note(file uint32, a *arrival) {
 		l.files[file] = a
 	}
 	l.changed.Broadcast()
-}
-
-func (l *incoming) forget(file uint32) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	delete(l.files, file)
-}
-
-func (l *incoming) file(file uint32) *arrival {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.files[file]
 }
 
 // await returns the file, nil if it has ended. A lane may be ahead of the control connection.
@@ -180,12 +198,18 @@ func (l *incoming) finish(why error) {
 	for c := range l.lanes {
 		cut(c)
 	}
-	files := l.files
-	l.files = nil
+	for file := range l.loans {
+		l.endLoan(file)
+	}
+	files, passages := l.files, l.passages
+	l.files, l.passages = nil, nil
 	l.changed.Broadcast()
 	l.mu.Unlock()
 	for n, a := range files {
 		a.leave(seat{l, n}, why)
+	}
+	for _, p := range passages {
+		p.cancel(why)
 	}
 }
 
@@ -199,13 +223,37 @@ func (l *incoming) showLife(stop <-chan struct{}) {
 			return
 		case <-tick.C:
 		}
+		l.obey()
+		if l.say.full() {
+			continue
+		}
 		l.mu.Lock()
 		files := maps.Clone(l.files)
 		l.mu.Unlock()
 		for n, a := range files {
 			seat{l, n}.tell(kindBusy, a.progress())
 		}
+		if len(files) > 0 {
+			l.tellTimes()
+		}
 	}
+}
+
+// tellTimes tells what was waited for since it was told last, and the limit.
+func (l *incoming) tellTimes() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	var lanes, followers spent
+	for c := range l.lanes {
+		lanes.add(c.NetConn().(*gather).meter.take())
+	}
+	for _, a := range l.files {
+		lanes.add(a.commit.take())
+		followers.add(a.pace.take())
+	}
+	t := timesOf(lanes, followers)
+	t.Rate, t.By = l.receiver.welcome(l.site).Rate, limitOf(l.receiver.opts.Pacer, l.site, lanes)
+	l.say.add(header{kind: kindTimes}.with(t))
 }
 
 // join adds a lane.
@@ -244,6 +292,13 @@ func (s *speech) add(b []byte) {
 	defer s.mu.Unlock()
 	s.text = append(s.text, b...)
 	s.changed.Broadcast()
+}
+
+// full reports whether so much is unsaid that what will be told anew soon is left out.
+func (s *speech) full() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.text) > maxSpeech
 }
 
 // room waits until most is said.

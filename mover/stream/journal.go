@@ -2,17 +2,15 @@ package stream
 
 import (
 	"bufio"
-	"crypto/sha256"
 	"encoding/binary"
 	"encoding/hex"
-	"encoding/json"
 	"errors"
-	"fmt"
 	"io"
 	"io/fs"
 	"os"
 	"path"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/glance-dtn/glance-dtn/internal/digest"
@@ -22,22 +20,22 @@ import (
 
 // The receiver's state directory:
 //
-//	tickets/HASH.json     a ticket that was used: for which file, until when, and whether it is spent
-//	arrivals/NAME.json    a file that arrives or has arrived
-//	arrivals/NAME.blocks  its proven blocks: index(4) XXH3-128(16), appended, never synced
+//	receiver.log          tickets that were used, files that arrive or have arrived; see durable.Log
+//	arrivals/NAME.blocks  a file's proven blocks: index(4) XXH3-128(16), or boot, appended, never synced
 //
 // What a power failure does to the last one does no harm: its blocks are read again
 // and compared before they are trusted.
 const (
-	ticketDir  = "tickets"
+	logName    = "receiver.log"
 	arrivalDir = "arrivals"
 	recordSize = 20
 )
 
 // record is what is kept of an arrival.
 type record struct {
-	File  mover.File `json:"file"`
-	Since time.Time  `json:"since"`
+	File    mover.File `json:"file"`
+	Since   time.Time  `json:"since"`
+	Through bool       `json:"through,omitempty"` // blocks go on from here one by one: nobody hashes the whole
 }
 
 // use is what is kept of a ticket until it expires.
@@ -48,53 +46,31 @@ type use struct {
 	Spent   bool       `json:"spent"`
 }
 
-func recordName(name string) string { return arrivalDir + "/" + path.Base(name) + ".json" }
+// The keys of the log.
+const (
+	ticketKey  = "ticket "  // and its ID
+	arrivalKey = "arrival " // and the file's name
+)
+
+func (u use) set() durable.Change    { return durable.Set(ticketKey+u.ID, u) }
+func (r record) set() durable.Change { return durable.Set(arrivalKey+r.File.Name, r) }
+
 func blocksName(name string) string { return arrivalDir + "/" + path.Base(name) + ".blocks" }
 
-// useName keeps a ticket's ID, which its site chose, out of the name of a file.
-func useName(id string) string {
-	sum := sha256.Sum256([]byte(id))
-	return ticketDir + "/" + hex.EncodeToString(sum[:16]) + ".json"
-}
-
-func saveJSON(root *os.Root, name string, v any) error {
-	b, err := json.Marshal(v)
+// boot stands for the digest of a block that nobody here has seen: the kernel has taken it
+// from the connection to its page cache, where it is for as long as the kernel runs. It is
+// the id of this run; nil: it has none.
+var boot = sync.OnceValue(func() *digest.Block {
+	text, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	if err != nil {
-		return err
+		return nil
 	}
-	return durable.WriteFile(root, name, b, 0o600)
-}
-
-// loadAll decodes every JSON file in dir, and removes what a crash left of one
-// that was being written.
-func loadAll[T any](root *os.Root, dir string) ([]T, error) {
-	entries, err := fs.ReadDir(root.FS(), dir)
-	if err != nil {
-		return nil, err
+	id, err := hex.DecodeString(strings.ReplaceAll(strings.TrimSpace(string(text)), "-", ""))
+	if err != nil || len(id) != len(digest.Block{}) {
+		return nil
 	}
-	var all []T
-	for _, e := range entries {
-		name := dir + "/" + e.Name()
-		if durable.IsTemp(name) {
-			if err := durable.Remove(root, name); err != nil {
-				return nil, err
-			}
-		}
-		if durable.IsTemp(name) || !strings.HasSuffix(name, ".json") {
-			continue
-		}
-		b, err := root.ReadFile(name)
-		if err != nil {
-			return nil, err
-		}
-		var v T
-		if err := json.Unmarshal(b, &v); err != nil {
-			return nil, fmt.Errorf("%s: %w; if its disk was damaged, remove the file: what it stands for arrives anew", name, err)
-		}
-		all = append(all, v)
-	}
-	return all, nil
-}
+	return new(digest.Block(id))
+})
 
 // readJournal calls claim with what the journal of name holds of a file with n
 // blocks, later records of a block after earlier ones. It cuts off a torn record,

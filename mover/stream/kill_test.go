@@ -3,14 +3,17 @@ package stream
 import (
 	"bufio"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -19,8 +22,15 @@ import (
 	"github.com/glance-dtn/glance-dtn/mover/ticket"
 )
 
-// victimEnv makes the test binary a receiver to be killed. It names its directory.
-const victimEnv = "STREAM_TEST_VICTIM"
+// victimEnv makes the test binary a receiver to be killed. It names its directory, and
+// callsEnv the address that it calls where it takes no connections.
+const (
+	victimEnv = "STREAM_TEST_VICTIM"
+	callsEnv  = "STREAM_TEST_CALLS"
+)
+
+// victimFilesEnv is how many files it may have open.
+const victimFilesEnv = "STREAM_TEST_VICTIM_FILES"
 
 // victim serves dir's b and state until it is killed, and says where.
 func victim(dir string) {
@@ -31,6 +41,11 @@ func victim(dir string) {
 }
 
 func runVictim(dir string) error {
+	if n, err := strconv.ParseUint(os.Getenv(victimFilesEnv), 10, 64); err == nil {
+		if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &syscall.Rlimit{Cur: n, Max: n}); err != nil {
+			return err
+		}
+	}
 	keys, err := pki.Files{CA: dir + "/ca/ca.pem", Cert: dir + "/ca/dtn.pem", Key: dir + "/ca/dtn.key"}.Load(nil)
 	if err != nil {
 		return err
@@ -52,6 +67,11 @@ func runVictim(dir string) error {
 	if err != nil {
 		return err
 	}
+	if address := os.Getenv(callsEnv); address != "" {
+		fmt.Println(mover.CallbackAddress("B"))
+		e := &Engine{TLS: func() *tls.Config { return keys.ClientTLS(pki.Identity{Role: pki.DTN}) }}
+		return NewCaller(r, e, []string{address}).Run(context.Background())
+	}
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return err
@@ -61,10 +81,10 @@ func runVictim(dir string) error {
 }
 
 // startVictim returns the victim's address, and how to kill it.
-func startVictim(t *testing.T, dir string) (address string, kill func()) {
+func startVictim(t *testing.T, dir, calls string) (address string, kill func()) {
 	t.Helper()
 	cmd := exec.Command(os.Args[0])
-	cmd.Env = append(os.Environ(), victimEnv+"="+dir)
+	cmd.Env = append(os.Environ(), victimEnv+"="+dir, callsEnv+"="+calls)
 	cmd.Stderr = os.Stderr
 	out, err := cmd.StdoutPipe()
 	if err == nil {
@@ -90,6 +110,20 @@ func startVictim(t *testing.T, dir string) (address string, kill func()) {
 func TestReceiverKilled(t *testing.T) {
 	r := newRig(t)
 	r.stop()
+	receiverKilled(t, r, func() string { return "" })
+}
+
+// TestCallerKilled is TestReceiverKilled where the receiver connects to the sender.
+func TestCallerKilled(t *testing.T) {
+	r := prepareCallback(t, mover.Private)
+	receiverKilled(t, r.rig, func() string {
+		r.openDoor(t, "127.0.0.1:0")
+		return r.door
+	})
+}
+
+// receiverKilled has the receiver connect to the address that door returns, if any.
+func receiverKilled(t *testing.T, r *rig, door func() string) {
 	dir := filepath.Dir(r.state)
 	ca := filepath.Join(dir, "ca")
 	if err := pki.InitCA(ca, "test", time.Hour); err != nil {
@@ -105,15 +139,17 @@ func TestReceiverKilled(t *testing.T) {
 	agent := r.issue(t, "B", pki.Agent)
 	r.rig.Sign = func(tk mover.Ticket) (string, error) { return ticket.Sign(agent, tk) }
 	engine := r.engine(t, r.rig.Source, r.issue(t, "A", pki.DTN))
+	engine.Callbacks = r.rig.Engine.(*Engine).Callbacks
+	calls := door()
 
 	const size = 48*mover.BlockSize + 1
 	req := r.request(t, r.stage(t, "image", size))
 	req.PCP = mover.PCP{Pipelining: 2, Parallelism: 2}
 	for _, at := range []int64{1, size / 3, 2 * size / 3, size} {
 		var kill func()
-		req.Destination.Address, kill = startVictim(t, dir)
-		err := engine.Move(t.Context(), req, func(moved int64) {
-			if moved >= at {
+		req.Destination.Address, kill = startVictim(t, dir, calls)
+		err := engine.Move(t.Context(), req, func(p mover.Progress) {
+			if p.Moved >= at {
 				kill()
 			}
 		})
@@ -125,9 +161,9 @@ func TestReceiverKilled(t *testing.T) {
 			t.Errorf("killed at %d bytes: %v (code %s)", at, err, code)
 		}
 	}
-	address, _ := startVictim(t, dir)
+	address, _ := startVictim(t, dir, calls)
 	req.Destination.Address = address
-	if err := engine.Move(t.Context(), req, func(int64) {}); err != nil {
+	if err := engine.Move(t.Context(), req, func(mover.Progress) {}); err != nil {
 		t.Fatal(err)
 	}
 	got, err := os.ReadFile(filepath.Join(dir, "b/inbox/image"))

@@ -4,9 +4,11 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"sync"
 	"sync/atomic"
 	"time"
 
+	"github.com/glance-dtn/glance-dtn/internal/disk"
 	"github.com/glance-dtn/glance-dtn/mover"
 )
 
@@ -19,24 +21,37 @@ type outgoing struct {
 	id     uint32
 	size   int64
 	source *source
-	window int // blocks in flight on one lane
-	lanes  int // that the link should have
-	files  int // whose blocks should take turns
+	wire   atomic.Int64 // bytes of it that lanes have written, those around its blocks included
+	window int          // blocks in flight on one lane
+	lanes  int          // that the link should have
+	files  int          // whose blocks should take turns
+	onward *passage     // that brings the blocks; nil: they are all in source
+	relay  bool         // the receiver is one, and passes it on
+	rank   int          // of its priority
 
-	opened   bool // the receiver has answered
-	answered bool // for the last time
-	done     bool // it has the file
+	changed  sync.Cond // what its Move waits for
+	opened   bool      // the receiver has answered
+	answered bool      // for the last time
+	done     bool      // it has the file
 	err      error
 	todo     bitmap
 	next     uint32 // no block below it is in todo
+	room     uint32 // blocks below it may be sent; 0: all
 	ready    int    // blocks in todo
 	left     int    // blocks not proven, those in flight included
 	moved    int64  // bytes proven
 	before   int64  // of them, those that were there
+	onwards  passed // what the receiver, a relay, tells of the way on
 	tries    map[uint32]int
+	offer    *offer // nil: the receiver is told nothing of the file's chunks
+	held     bitmap // blocks that wait for the receiver's answer to it
+	freed    uint32 // no block below it does
 
 	heard time.Time // when there was a sign of progress
 	busy  uint32    // the last sign of life
+
+	dealt  atomic.Uint32 // no block from it on was sent
+	lately atomic.Int64  // when one was, in Unix nanoseconds
 }
 
 // over reports whether the file needs nothing more of the link.
@@ -51,8 +66,10 @@ func (f *outgoing) fill(have bitmap) {
 			f.moved += int64(blockLen(f.size, i))
 			continue
 		}
-		f.left++
-		f.put(i)
+		if f.onward == nil {
+			f.left++
+			f.put(i)
+		}
 	}
 }
 
@@ -77,7 +94,20 @@ func (f *outgoing) deal() uint32 {
 		f.next++
 	}
 	f.drop(f.next)
+	f.dealt.Store(max(f.dealt.Load(), f.next+1))
+	f.lately.Store(time.Now().UnixNano())
 	return f.next
+}
+
+// full reports whether no block may be sent for now. There is one to be sent.
+func (f *outgoing) full() bool {
+	if f.room == 0 {
+		return false
+	}
+	for !f.todo.has(f.next) {
+		f.next++
+	}
+	return f.next >= f.room
 }
 
 // hear takes the receiver's answer.
@@ -91,7 +121,9 @@ func (f *outgoing) hear(a answer) error {
 		return errors.New("the receiver answers what was not asked")
 	case f.todo == nil:
 		f.fill(a.Have)
+		f.onward.answered(a.Have)
 	}
+	f.room = a.Room
 	if !f.opened {
 		f.opened, f.before = true, f.moved
 	}
@@ -103,7 +135,7 @@ func (f *outgoing) waits(lanes map[*lane]bool) bool {
 	if !f.opened {
 		return true
 	}
-	if f.ready > 0 {
+	if f.ready > 0 && !f.full() || f.onward != nil && f.moved < f.size {
 		return false
 	}
 	for n := range lanes {
@@ -120,6 +152,7 @@ func (f *outgoing) waits(lanes map[*lane]bool) bool {
 func (f *outgoing) proven(i uint32) {
 	f.left--
 	f.moved += int64(blockLen(f.size, i))
+	f.onward.passed(i)
 }
 
 // again sends block i once more: it was damaged on its way, or what the receiver had
@@ -130,8 +163,12 @@ func (f *outgoing) again(i uint32, flew bool) {
 		return
 	}
 	if !flew && !f.todo.has(i) { // it was there
-		f.left++
 		f.moved -= int64(blockLen(f.size, i))
+		if f.onward != nil {
+			f.onward.lost(i)
+			return
+		}
+		f.left++
 	}
 	f.put(i)
 }
@@ -139,21 +176,31 @@ func (f *outgoing) again(i uint32, flew bool) {
 // source is the staged file, open for as long as the Move or a lane needs it.
 type source struct {
 	*os.File
-	sparse bool
-	users  atomic.Int32
+	size    int64
+	sparse  bool
+	cold    bool // it lay on the disk alone
+	users   atomic.Int32
+	company *company // of other sources of the file; nil: that cannot be told
 }
 
-func newSource(f *os.File, size int64) *source {
-	s := &source{File: f, sparse: sparse(f, size)}
+// newSource makes a source of e's with one user.
+func newSource(e *Engine, f *os.File, size int64) *source {
+	s := &source{File: f, size: size, sparse: disk.Sparse(f, size), company: e.company(f)}
 	s.users.Store(1)
+	s.cold = s.isCold()
 	return s
 }
 
 func (s *source) use() { s.users.Add(1) }
 
-// release closes the file after its last user.
+// release closes the file after its last user, and drops what is left of it in the page
+// cache unless others are about to read that.
 func (s *source) release() {
 	if s.users.Add(-1) == 0 {
+		if s.cold && s.company.alone() {
+			disk.Drop(s.File, 0, s.size)
+		}
+		s.company.disband()
 		_ = s.Close() // it was only read
 	}
 }

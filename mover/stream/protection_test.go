@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/glance-dtn/glance-dtn/internal/digest"
+	"github.com/glance-dtn/glance-dtn/internal/disk"
 	"github.com/glance-dtn/glance-dtn/mover"
 )
 
@@ -38,8 +39,8 @@ func TestWithoutADigest(t *testing.T) {
 				req := r.request(t, f)
 				ctx, cancel := context.WithCancel(t.Context())
 				cut := false
-				err := r.rig.Engine.Move(ctx, req, func(n int64) {
-					if n >= size/2 && size > 1 {
+				err := r.rig.Engine.Move(ctx, req, func(p mover.Progress) {
+					if p.Moved >= size/2 && size > 1 {
 						cut = true
 						cancel()
 					}
@@ -47,9 +48,9 @@ func TestWithoutADigest(t *testing.T) {
 				cancel()
 				if cut {
 					first := int64(-1)
-					err = r.rig.Engine.Move(t.Context(), req, func(n int64) {
+					err = r.rig.Engine.Move(t.Context(), req, func(p mover.Progress) {
 						if first < 0 {
-							first = n
+							first = p.Moved
 						}
 					})
 					if first < size/2 {
@@ -80,7 +81,7 @@ func TestHolesStayHoles(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer image.Close()
-			if err := punch(image, 2*mover.BlockSize, 10*mover.BlockSize); err != nil {
+			if err := disk.Punch(image, 2*mover.BlockSize, 10*mover.BlockSize); err != nil {
 				t.Skip("this file system has no holes:", err)
 			}
 			if _, err := image.WriteAt(make([]byte, 2*mover.BlockSize), 14*mover.BlockSize); err != nil {
@@ -96,7 +97,7 @@ func TestHolesStayHoles(t *testing.T) {
 				h.Write(b)
 				f.Digest = digest.Of("sha512", h)
 			}
-			if err := r.rig.Engine.Move(t.Context(), r.request(t, f), func(int64) {}); err != nil {
+			if err := r.rig.Engine.Move(t.Context(), r.request(t, f), func(mover.Progress) {}); err != nil {
 				t.Fatal(err)
 			}
 			r.came(t, f)
@@ -107,7 +108,7 @@ func TestHolesStayHoles(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if s := newSource(got, f.Size); !s.sparse || !s.hole(2*mover.BlockSize, 10*mover.BlockSize) {
+			if s := newSource(new(Engine), got, f.Size); !s.sparse || !disk.Hole(got, 2*mover.BlockSize, 10*mover.BlockSize) {
 				t.Errorf("%s: the holes were filled", p)
 			}
 			got.Close()
@@ -155,7 +156,7 @@ func TestBytesThatChangeOnTheirWay(t *testing.T) {
 				}
 			}
 			req := r.request(t, f)
-			err := r.rig.Engine.Move(t.Context(), req, func(int64) {})
+			err := r.rig.Engine.Move(t.Context(), req, func(mover.Progress) {})
 			if p == mover.Clear { // the file's digest has the last word
 				if mover.CodeOf(err) != mover.CodeContent {
 					t.Errorf("got %v, want code %s", err, mover.CodeContent)
@@ -185,7 +186,7 @@ func TestWhatIsSafeIsReadable(t *testing.T) {
 		f.Size, f.Digest = int64(len(text)), digest.Digest{}
 		seen := false
 		r.wires.spoil = func(b []byte, _ int) { seen = seen || bytes.Contains(b, []byte("not a secret")) }
-		if err := r.rig.Engine.Move(t.Context(), r.request(t, f), func(int64) {}); err != nil {
+		if err := r.rig.Engine.Move(t.Context(), r.request(t, f), func(mover.Progress) {}); err != nil {
 			t.Fatal(err)
 		}
 		if seen == (p == mover.Private) {

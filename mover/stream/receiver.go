@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"crypto/tls"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -20,6 +21,8 @@ import (
 
 	"github.com/glance-dtn/glance-dtn/internal/durable"
 	"github.com/glance-dtn/glance-dtn/mover"
+	"github.com/glance-dtn/glance-dtn/mover/stream/bases"
+	"github.com/glance-dtn/glance-dtn/mover/stream/pace"
 )
 
 // What a Receiver does when nobody says otherwise.
@@ -30,6 +33,7 @@ const (
 	DefaultPerPlace  = 32
 	DefaultHandshake = 10 * time.Second
 	DefaultIdle      = 5 * time.Minute
+	DefaultFiles     = 4096
 )
 
 // maxName leaves room in a file's name for what is put around it.
@@ -49,9 +53,20 @@ type ReceiverOptions struct {
 	// Log is told when files begin, arrive and are refused; nil: nothing.
 	Log *slog.Logger
 
+	// Callbacks takes the connections of DTNs that take none; nil: they are refused.
+	Callbacks *Callbacks
+
 	// Protection is the weakest that a sender may choose; empty: mover.Private.
 	Protection mover.Protection
 
+	// Delta is how many bytes of files that were dropped are kept on the export, so that
+	// other files' parts that they have need not come; 0: none. They give way to arrivals.
+	Delta int64
+
+	// Pacer keeps what is received within the DTN's limits; nil: there are none.
+	Pacer *pace.Pacer
+
+	Files     int           // that arrive at once, two open files each; 0: DefaultFiles
 	Conns     int           // connections with a certificate at once; 0: DefaultConns
 	PerSite   int           // of these from one site; 0: DefaultPerSite
 	Strangers int           // connections at once that have not shown one yet; 0: DefaultStrangers
@@ -59,6 +74,10 @@ type ReceiverOptions struct {
 	Handshake time.Duration // for TLS and the hello; 0: DefaultHandshake
 	Idle      time.Duration // a connection may rest, or take for a block; 0: DefaultIdle
 	Busy      time.Duration // between signs of life during a commit; 0: a second
+
+	Relay *RelayOptions // passes files on to other sites; nil: it does not
+
+	linkFiles int // open on a link at once; 0: maxFiles
 }
 
 // Receiver takes files into the inbox of an export. What it knows survives its
@@ -69,8 +88,17 @@ type Receiver struct {
 	log           *slog.Logger
 	work          sync.WaitGroup // connections and what follows them
 	news          news           // of what Arrivals tells
+	relay         *relay         // nil: it is none
+	probes        probes
+	places        chan struct{} // taken by files that arrive
+	ledger        *durable.Log  // of tickets and arrivals
+	landing       *durable.Group[*arrival]
+	bases         *bases.Box
+	inbox         folder
 
-	admin sync.Mutex // held while arrivals and tickets change on disk; taken before mu
+	admin   sync.Mutex // held while arrivals and tickets come and go; taken before mu
+	expired time.Time  // when expire was last done; admin guards it
+	room    room       // admin guards it
 
 	mu       sync.Mutex // guards what follows
 	arrivals map[string]*arrival
@@ -81,6 +109,8 @@ type Receiver struct {
 // NewReceiver reads from state what has arrived, is arriving, and which tickets
 // were used, and removes from export's inbox the parts that nobody knows of.
 func NewReceiver(export, state *os.Root, o ReceiverOptions) (*Receiver, error) {
+	o.Files = cmp.Or(o.Files, DefaultFiles)
+	o.linkFiles = cmp.Or(o.linkFiles, maxFiles)
 	o.Conns = cmp.Or(o.Conns, DefaultConns)
 	o.PerSite = cmp.Or(o.PerSite, DefaultPerSite)
 	o.Strangers = cmp.Or(o.Strangers, DefaultStrangers)
@@ -94,10 +124,21 @@ func NewReceiver(export, state *os.Root, o ReceiverOptions) (*Receiver, error) {
 	}
 	r := &Receiver{
 		export: export, state: state, opts: o, log: cmp.Or(o.Log, slog.New(slog.DiscardHandler)),
+		places:   make(chan struct{}, o.Files),
 		arrivals: map[string]*arrival{}, tickets: map[string]use{}, links: map[string]*incoming{},
 	}
+	r.landing = durable.NewGroup(r.landAll)
 	if err := r.load(); err != nil {
 		return nil, fmt.Errorf("read the state of the receiver: %w", err)
+	}
+	var err error
+	if r.bases, err = bases.Open(export, state, bases.Options{Keep: o.Delta, Free: o.Free, Changed: r.news.tell, Log: r.log}); err != nil {
+		return nil, fmt.Errorf("read bases on the export: %w", err)
+	}
+	if o.Relay != nil {
+		if r.relay, err = newRelay(r, *o.Relay); err != nil {
+			return nil, err
+		}
 	}
 	return r, nil
 }
@@ -105,36 +146,43 @@ func NewReceiver(export, state *os.Root, o ReceiverOptions) (*Receiver, error) {
 func (r *Receiver) load() error {
 	err := errors.Join(
 		r.export.MkdirAll(mover.Inbox, 0o750),
-		r.state.MkdirAll(ticketDir, 0o700),
 		r.state.MkdirAll(arrivalDir, 0o700),
 	)
 	if err != nil {
 		return err
 	}
-	uses, err := loadAll[use](r.state, ticketDir)
-	if err != nil {
+	var damage []error
+	if r.ledger, err = durable.OpenLog(r.state, logName, r.take, func(err error) { damage = append(damage, err) }); err != nil {
 		return err
 	}
-	for _, u := range uses {
-		r.tickets[u.ID] = u
+	if len(damage) > 0 {
+		return fmt.Errorf("%w; if its disk was damaged, remove the lines: what they stand for arrives anew", errors.Join(damage...))
 	}
-	records, err := loadAll[record](r.state, arrivalDir)
-	if err != nil {
-		return err
-	}
-	for _, rec := range records {
-		a := r.newArrival(rec)
+	for _, a := range r.arrivals {
 		if err := a.restore(); err != nil {
 			return err
 		}
-		r.arrivals[rec.File.Name] = a
 	}
 	return r.sweep()
 }
 
+// take takes up what the ledger holds.
+func (r *Receiver) take(key string, value []byte) error {
+	if strings.HasPrefix(key, ticketKey) {
+		var u use
+		err := json.Unmarshal(value, &u)
+		r.tickets[u.ID] = u
+		return err
+	}
+	var rec record
+	err := json.Unmarshal(value, &rec)
+	r.arrivals[rec.File.Name] = r.newArrival(rec)
+	return err
+}
+
 func (r *Receiver) newArrival(rec record) *arrival {
 	a := newArrival(r.export, r.state, &r.news, rec)
-	a.spawn, a.complete = r.work.Go, r.complete
+	a.spawn, a.complete, a.places, a.inbox = r.work.Go, r.complete, r.places, &r.inbox
 	return a
 }
 
@@ -200,11 +248,18 @@ func (r *Receiver) Blocks(name string, from int64) (mover.Blocks, error) {
 	return mover.Blocks{}, fmt.Errorf("%s: %w", name, mover.ErrNoArrival)
 }
 
-// Promised is the space that the files under way will still take.
+// Spare is the space on the export that arrivals get when they need it.
+func (r *Receiver) Spare() int64 { return r.bases.Size() }
+
+// Promised is the space that the files under way will still take, and those that are
+// passed on may take.
 func (r *Receiver) Promised() int64 {
 	var n int64
 	for _, a := range r.list() {
 		n += a.missing()
+	}
+	if r.relay != nil {
+		n += r.relay.left()
 	}
 	return n
 }
@@ -217,12 +272,18 @@ func (r *Receiver) Drop(name string) error {
 	}
 	r.admin.Lock()
 	defer r.admin.Unlock()
-	if err := r.spend(name); err != nil {
-		return fmt.Errorf("drop %s: %w", name, err)
-	}
 	a := r.lookup(name)
 	if a == nil { // a file of which the state was lost
 		a = r.newArrival(record{File: mover.File{Name: name}})
+	}
+	a.stop()
+	if err := r.spend(name); err != nil {
+		return fmt.Errorf("drop %s: %w", name, err)
+	}
+	if a.status().State == mover.Arrived && blockCount(a.File.Size) >= minOffer {
+		if err := r.bases.Take(a.File); err != nil {
+			r.log.Warn("no base was made of an arrival", "file", name, "err", err)
+		}
 	}
 	if err := r.discard(a); err != nil {
 		return fmt.Errorf("drop %s: %w", name, err)
@@ -237,7 +298,11 @@ func (r *Receiver) discard(a *arrival) error {
 	if b := r.lookup(a.File.Name); b != nil && b != a {
 		return nil
 	}
-	if err := a.remove(); err != nil {
+	a.stop()
+	if err := a.removeFiles(); err != nil {
+		return err
+	}
+	if err := r.ledger.Commit(durable.Change{Key: arrivalKey + a.File.Name}); err != nil { // last: while it is there, a restart knows what to clean up
 		return err
 	}
 	r.mu.Lock()
@@ -258,19 +323,26 @@ func checkName(name string) error {
 
 // Serve takes senders' connections from l until ctx is done, then cuts those that
 // are left and returns nil once nothing of them runs. It closes l. It returns an
-// error when it can accept no more. It is called once at a time.
+// error when it can accept no more; that too many files are open passes. It is called
+// once at a time.
 func (r *Receiver) Serve(ctx context.Context, l net.Listener) error {
 	ours, cancel := context.WithCancel(ctx)
 	stop := context.AfterFunc(ours, func() { _ = l.Close() })
 	defer stop()
 	defer r.work.Wait()
 	defer cancel()
+	r.tend(ours)
 	strangers := &gate[netip.Prefix]{all: r.opts.Strangers, each: r.opts.PerPlace}
 	known := &gate[string]{all: r.opts.Conns, each: r.opts.PerSite}
 	for {
 		nc, err := l.Accept()
 		if err != nil && ctx.Err() != nil {
 			return nil
+		}
+		if passing(err) {
+			r.log.Warn("no connection can be accepted now", "err", err)
+			pause(ctx)
+			continue
 		}
 		if err != nil {
 			return fmt.Errorf("accept on %v: %w", l.Addr(), err)
@@ -302,17 +374,35 @@ func (r *Receiver) Serve(ctx context.Context, l net.Listener) error {
 	}
 }
 
+// tend begins what a Receiver does besides taking files in, until ctx is done.
+func (r *Receiver) tend(ctx context.Context) {
+	if r.relay != nil {
+		r.work.Go(func() { r.relay.sweep(ctx) })
+	}
+	r.work.Go(func() { r.bases.Run(ctx, r.Promised) })
+}
+
 // shake makes sure of the caller's certificate. What follows, up to the hello's
 // end, has the same time limit.
 func (r *Receiver) shake(ctx context.Context, nc net.Conn) (*tls.Conn, error) {
 	_ = nc.SetDeadline(time.Now().Add(r.opts.Handshake))
-	c := tls.Server(nc, r.opts.TLS)
+	c := tls.Server(&gather{Conn: nc}, r.opts.TLS)
 	return c, c.HandshakeContext(ctx)
 }
 
 // handle serves one connection of a caller who has shown a certificate.
 func (r *Receiver) handle(ctx context.Context, c *tls.Conn) {
 	l, h, err := r.greet(ctx, c)
+	if err == nil && h.callback() {
+		if err = r.opts.Callbacks.serve(ctx, c, h, r.log); err == nil {
+			return
+		}
+	}
+	if err == nil && h.Probe {
+		if err = r.probes.serve(ctx, r, c, h); err == nil {
+			return
+		}
+	}
 	if err != nil {
 		r.log.Warn("sender refused", "peer", c.RemoteAddr().String(), "err", err)
 		_ = c.SetDeadline(time.Now().Add(r.opts.Idle))
@@ -320,7 +410,11 @@ func (r *Receiver) handle(ctx context.Context, c *tls.Conn) {
 		linger(c)
 		return
 	}
-	if _, err = c.Write(answer{Block: mover.BlockSize}.bytes(0)); err == nil {
+	reply := r.welcome(l.site)
+	if h.Onward {
+		reply.Onward = r.relay.onward(l.site)
+	}
+	if _, err = c.Write(reply.bytes(0)); err == nil {
 		_ = c.SetDeadline(time.Time{})
 		if h.Lane {
 			err = l.lane(c)
@@ -346,14 +440,26 @@ func (r *Receiver) greet(ctx context.Context, c *tls.Conn) (*incoming, hello, er
 		return nil, hello{}, mover.Coded(mover.CodeAuth, err)
 	}
 	h, err := readHello(c)
+	if err == nil && h.callback() {
+		return nil, h, nil
+	}
 	if err == nil {
 		err = h.Protection.Validate()
+	}
+	if w := r.opts.Pacer.Shut(site); err == nil && w != nil {
+		err = w
 	}
 	if err != nil {
 		return nil, h, err
 	}
+	if h.Onward && r.relay == nil {
+		return nil, h, errNoRelay
+	}
 	if !h.Protection.AtLeast(r.opts.Protection) {
 		return nil, h, mover.Coded(mover.CodeAuth, fmt.Errorf("this DTN takes no file in %s, at least in %s: see protection in its configuration", h.Protection, r.opts.Protection))
+	}
+	if h.Probe {
+		return nil, h, nil
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -378,9 +484,20 @@ func (r *Receiver) forget(l *incoming) {
 	delete(r.links, l.name)
 }
 
-// complete completes a, and tells the sender.
+// complete begins to complete a.
 func (r *Receiver) complete(ctx context.Context, a *arrival) {
-	err := a.finish(ctx)
+	switch {
+	case !a.small:
+		r.work.Go(func() { r.completed(a, a.finish(ctx)) })
+	case a.kept():
+		r.work.Go(func() { r.check(a) })
+	default:
+		r.queue(a)
+	}
+}
+
+// completed takes what became of that, and tells the sender.
+func (r *Receiver) completed(a *arrival, err error) {
 	sender := a.finished(err)
 	if mover.CodeOf(err) == mover.CodeContent || errors.Is(err, errUnsynced) {
 		r.admin.Lock()
@@ -388,6 +505,9 @@ func (r *Receiver) complete(ctx context.Context, a *arrival) {
 		err = errors.Join(err, r.discard(a))
 	}
 	reply := answer{Done: true}
+	if sender.link != nil && a.blocks > 1 { // a short one is over before the next time that it is told
+		sender.link.tellTimes()
+	}
 	if err != nil {
 		r.log.Warn("file refused", "file", a.File.Name, "err", err)
 		reply = refusal(err)

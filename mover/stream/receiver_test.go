@@ -23,7 +23,9 @@ import (
 
 	"github.com/glance-dtn/glance-dtn/internal/digest"
 	"github.com/glance-dtn/glance-dtn/internal/pki"
+	"github.com/glance-dtn/glance-dtn/internal/roottest"
 	"github.com/glance-dtn/glance-dtn/mover"
+	"github.com/glance-dtn/glance-dtn/mover/stream/bases"
 )
 
 // sender speaks the protocol by hand: with a control connection, and a lane.
@@ -75,10 +77,10 @@ func (r *rig) open(t *testing.T, req mover.Request, link string) (*sender, answe
 	return s, s.open(1, req)
 }
 
-// open opens a file and returns the answer.
+// open opens a file, for which no room is taken before it is written, and returns the answer.
 func (s *sender) open(id uint32, req mover.Request) answer {
 	s.t.Helper()
-	write(s.t, s.control, header{kind: kindOpen, file: id}.with(opening{Ticket: req.Destination.Ticket, Size: req.Source.Size, Digest: req.Source.Digest}))
+	write(s.t, s.control, opening{Ticket: req.Destination.Ticket, Size: req.Source.Size, Digest: req.Source.Digest, Sparse: true}.bytes(id))
 	return s.answer()
 }
 
@@ -96,6 +98,12 @@ func hear(t *testing.T, c net.Conn) (header, answer) {
 		h, err := readHeader(c)
 		if err != nil {
 			t.Fatal(err)
+		}
+		if h.kind == kindTimes {
+			if err := readJSON(c, h.length, maxTimes, new(times)); err != nil {
+				t.Fatal(err)
+			}
+			continue
 		}
 		if h.kind == kindBusy {
 			continue
@@ -292,7 +300,7 @@ func TestFilesShareALink(t *testing.T) {
 	if h, _ := hear(t, s.control); h != (header{kind: kindProven, file: 1}) {
 		t.Errorf("the first file's block: %+v", h)
 	}
-	write(t, s.control, header{kind: kindOpen, file: 2}.with(opening{Ticket: two.Destination.Ticket, Size: 1, Digest: two.Source.Digest}))
+	write(t, s.control, opening{Ticket: two.Destination.Ticket, Size: 1, Digest: two.Source.Digest}.bytes(2))
 	for done := false; !done; {
 		h, a := hear(t, s.control)
 		if h.file != 2 || a.Code != "" {
@@ -335,7 +343,7 @@ func TestOnlyDTNsWithACertificateMaySend(t *testing.T) {
 		"of another site":     {r.issue(t, "C", pki.DTN), mover.CodeTicket},
 	} {
 		e := r.engine(t, r.rig.Source, c.cert)
-		if err := e.Move(t.Context(), req, func(int64) {}); err == nil || mover.CodeOf(err) != c.code {
+		if err := e.Move(t.Context(), req, func(mover.Progress) {}); err == nil || mover.CodeOf(err) != c.code {
 			t.Errorf("%s: %v (code %s), want code %s", name, err, mover.CodeOf(err), c.code)
 		}
 	}
@@ -349,7 +357,7 @@ func TestSenderRefusesAReceiverThatIsNoDTN(t *testing.T) {
 	req := r.request(t, r.stage(t, "image", 1))
 	r.opts.TLS = serverTLS(r.ca, r.issue(t, "B", pki.Agent))
 	r.restart(t)
-	if err := r.rig.Engine.Move(t.Context(), req, func(int64) {}); mover.CodeOf(err) != mover.CodeAuth {
+	if err := r.rig.Engine.Move(t.Context(), req, func(mover.Progress) {}); mover.CodeOf(err) != mover.CodeAuth {
 		t.Errorf("got %v, want code %s", err, mover.CodeAuth)
 	}
 }
@@ -423,7 +431,7 @@ func TestIdleStrangersKeepNobodyOut(t *testing.T) {
 		t.Fatal(err)
 	}
 	r.opts.Handshake = time.Hour
-	recv, err := NewReceiver(openRoot(t, r.rig.Destination), openRoot(t, r.state), r.opts)
+	recv, err := NewReceiver(roottest.Open(t, r.rig.Destination), roottest.Open(t, r.state), r.opts)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -460,7 +468,7 @@ func TestIdleStrangersKeepNobodyOut(t *testing.T) {
 	req.PCP.Parallelism = 1
 	from <- "192.0.2.7:5555" // to control the link
 	from <- "192.0.2.7:5556" // a lane
-	if err := r.rig.Engine.Move(t.Context(), req, func(int64) {}); err != nil {
+	if err := r.rig.Engine.Move(t.Context(), req, func(mover.Progress) {}); err != nil {
 		t.Errorf("a move from elsewhere: %v", err)
 	}
 }
@@ -545,8 +553,11 @@ func TestProtocolErrorsEndTheConnection(t *testing.T) {
 	for name, b := range map[string][]byte{
 		"an unknown kind":        header{kind: 77}.bytes(),
 		"a block":                header{kindBlock, 1, 0, mover.BlockSize}.bytes(),
-		"a file opened twice":    header{kind: kindOpen, file: 1}.with(opening{}),
+		"a file opened twice":    opening{}.bytes(1),
 		"an opening without end": header{kind: kindOpen, file: 2, length: maxOpen + 1}.bytes(),
+		"a ticket without end":   append(header{kind: kindOpen, file: 2, index: 3, length: 2}.bytes(), "{}"...),
+		"a ticket like none":     opening{Same: 1 << 14}.bytes(2),
+		"less than a ticket":     opening{Same: -1}.bytes(2),
 	} {
 		s, _ := r.open(t, req, rand.Text())
 		write(t, s.control, b)
@@ -568,7 +579,7 @@ func TestNoMoreFilesThanALinkTakes(t *testing.T) {
 	r := newRig(t)
 	c, _ := r.greet(t, "s", false)
 	for id := range uint32(maxFiles + 1) {
-		write(t, c, header{kind: kindOpen, file: id + 1}.with(opening{Ticket: "none"}))
+		write(t, c, opening{Ticket: "none"}.bytes(id+1))
 		if h, a := hear(t, c); h.file != id+1 || a.Code != mover.CodeTicket {
 			t.Fatalf("refused files count: %+v %+v", h, a)
 		}
@@ -585,7 +596,7 @@ func TestProtectionHasAFloor(t *testing.T) {
 		for k, p := range []mover.Protection{mover.Clear, mover.Safe, mover.Private} {
 			req := r.request(t, f)
 			req.Protection = p
-			err := r.rig.Engine.Move(t.Context(), req, func(int64) {})
+			err := r.rig.Engine.Move(t.Context(), req, func(mover.Progress) {})
 			if k < i && (mover.CodeOf(err) != mover.CodeAuth || !strings.Contains(err.Error(), string(floor))) {
 				t.Errorf("%s where %s is asked for: %v", p, floor, err)
 			}
@@ -599,7 +610,7 @@ func TestProtectionHasAFloor(t *testing.T) {
 	}
 	req := r.request(t, f)
 	req.Protection = "strong"
-	if err := r.rig.Engine.Move(t.Context(), req, func(int64) {}); err == nil || !strings.Contains(err.Error(), "one of clear, safe and private") {
+	if err := r.rig.Engine.Move(t.Context(), req, func(mover.Progress) {}); err == nil || !strings.Contains(err.Error(), "one of clear, safe and private") {
 		t.Errorf("got %v", err)
 	}
 }
@@ -637,7 +648,7 @@ func TestPowerCut(t *testing.T) {
 	}
 	moved := int64(0)
 	before := r.wires.sent.Load()
-	if err := r.rig.Engine.Move(t.Context(), req, func(n int64) { moved = n }); err != nil {
+	if err := r.rig.Engine.Move(t.Context(), req, func(p mover.Progress) { moved = p.Moved }); err != nil {
 		t.Fatal(err)
 	}
 	if sent := r.wires.sent.Load() - before; moved != req.Source.Size || sent > 8*mover.BlockSize {
@@ -692,7 +703,7 @@ func TestEveryChangeOfTheInboxIsTold(t *testing.T) {
 // digests of its blocks, however many a restart finds: 32 MiB for 1 TiB.
 func TestResumeTakesLittleMemory(t *testing.T) {
 	const blocks = 1 << 15
-	export, state := openRoot(t, t.TempDir()), openRoot(t, t.TempDir())
+	export, state := roottest.Open(t, t.TempDir()), roottest.Open(t, t.TempDir())
 	rec := record{File: mover.File{Name: "inbox/image", Size: blocks * mover.BlockSize, Digest: digest.Digest{Algo: "sha512"}}}
 	var journal []byte
 	for i := range uint32(blocks) {
@@ -784,9 +795,10 @@ func TestRestartSweepsPartsThatNobodyKnows(t *testing.T) {
 // receiver does not know of is never mistaken for the arrival.
 func TestStaleFileIsNotTaken(t *testing.T) {
 	r := newRig(t)
-	req := r.request(t, r.stage(t, "image", 3))
+	const size = mover.BlockSize + 1
+	req := r.request(t, r.stage(t, "image", size))
 	final := filepath.Join(r.rig.Destination, "inbox/image")
-	if err := os.WriteFile(final, []byte("old"), 0o600); err != nil {
+	if err := os.WriteFile(final, make([]byte, size), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	r.open(t, req, "s")
@@ -798,7 +810,7 @@ func TestStaleFileIsNotTaken(t *testing.T) {
 
 func TestLinkInTheInboxIsNotFollowed(t *testing.T) {
 	r := newRig(t)
-	req := r.request(t, r.stage(t, "image", mover.BlockSize))
+	req := r.request(t, r.stage(t, "image", 2*mover.BlockSize))
 	r.open(t, req, "s")
 	r.stop()
 	victim := filepath.Join(r.rig.Destination, "victim")
@@ -807,7 +819,7 @@ func TestLinkInTheInboxIsNotFollowed(t *testing.T) {
 		t.Fatal(err)
 	}
 	r.start(t, r.rig.Address)
-	if err := r.rig.Engine.Move(t.Context(), req, func(int64) {}); mover.CodeOf(err) != mover.CodeName {
+	if err := r.rig.Engine.Move(t.Context(), req, func(mover.Progress) {}); mover.CodeOf(err) != mover.CodeName {
 		t.Errorf("got %v, want code %s", err, mover.CodeName)
 	}
 	if b, _ := os.ReadFile(victim); string(b) != "victim" {
@@ -818,11 +830,11 @@ func TestLinkInTheInboxIsNotFollowed(t *testing.T) {
 func TestTicketCannotReplaceOtherContent(t *testing.T) {
 	r := newRig(t)
 	first := r.request(t, r.stage(t, "image", 5))
-	if err := r.rig.Engine.Move(t.Context(), first, func(int64) {}); err != nil {
+	if err := r.rig.Engine.Move(t.Context(), first, func(mover.Progress) {}); err != nil {
 		t.Fatal(err)
 	}
 	second := r.request(t, r.stage(t, "image", 6))
-	err := r.rig.Engine.Move(t.Context(), second, func(int64) {})
+	err := r.rig.Engine.Move(t.Context(), second, func(mover.Progress) {})
 	if mover.CodeOf(err) != mover.CodeTicket || !strings.Contains(err.Error(), "drop it first") {
 		t.Errorf("got %v", err)
 	}
@@ -843,7 +855,7 @@ func TestFullDiskHasItsCode(t *testing.T) {
 func TestSpentTicketIsKeptUntilItExpires(t *testing.T) {
 	dir := t.TempDir()
 	synctest.Test(t, func(t *testing.T) {
-		f := mover.File{Name: "inbox/x", Size: 1, Digest: digest.Digest{Algo: "md5", Value: strings.Repeat("0", 32)}}
+		f := mover.File{Name: "inbox/x", Size: mover.BlockSize + 1, Digest: digest.Digest{Algo: "md5", Value: strings.Repeat("0", 32)}}
 		end := time.Now().Add(time.Hour)
 		opts := ReceiverOptions{Check: func(id, from string) (mover.Ticket, error) {
 			if time.Now().After(end) {
@@ -853,7 +865,7 @@ func TestSpentTicketIsKeptUntilItExpires(t *testing.T) {
 		}}
 		again := func() *Receiver {
 			t.Helper()
-			r, err := NewReceiver(openRoot(t, dir), openRoot(t, dir), opts)
+			r, err := NewReceiver(roottest.Open(t, dir), roottest.Open(t, dir), opts)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -888,7 +900,7 @@ func TestSpentTicketIsKeptUntilItExpires(t *testing.T) {
 }
 
 func TestServeEndsWithItsListener(t *testing.T) {
-	r, err := NewReceiver(openRoot(t, t.TempDir()), openRoot(t, t.TempDir()), ReceiverOptions{})
+	r, err := NewReceiver(roottest.Open(t, t.TempDir()), roottest.Open(t, t.TempDir()), ReceiverOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -974,13 +986,13 @@ func unfollowed(t *testing.T, size int64) (a *arrival, image []byte) {
 		t.Fatal(err)
 	}
 	f.Name = "inbox/image"
-	state := openRoot(t, t.TempDir())
+	state := roottest.Open(t, t.TempDir())
 	if err := state.Mkdir(arrivalDir, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	a = newArrival(openRoot(t, r.rig.Destination), state, new(news), record{File: f})
-	a.spawn = func(func()) {}
-	at := seat{newIncoming(t.Context(), nil, nil, "s", "A", mover.Private), 1}
+	a = newArrival(roottest.Open(t, r.rig.Destination), state, new(news), record{File: f})
+	a.spawn, a.complete = func(func()) {}, func(context.Context, *arrival) {}
+	at := seat{newIncoming(t.Context(), &Receiver{bases: new(bases.Box)}, nil, "s", "A", mover.Private), 1}
 	if _, err := a.enter(at); err != nil {
 		t.Fatal(err)
 	}
@@ -1050,7 +1062,7 @@ func TestANameThatIsNotDurableIsNotToldOf(t *testing.T) {
 	if err := a.rename(); err != nil {
 		t.Fatal(err)
 	}
-	again := seat{newIncoming(t.Context(), nil, nil, "s", "A", mover.Private), 2}
+	again := seat{newIncoming(t.Context(), &Receiver{bases: new(bases.Box)}, nil, "s", "A", mover.Private), 2}
 	if done, err := a.enter(again); done || err != nil {
 		t.Errorf("the file is done: %v, %v", done, err)
 	}
@@ -1178,7 +1190,7 @@ func TestClaimsThatAreReadHoldNobody(t *testing.T) {
 	go func() { defer close(kept); a.keep(0, block) }()
 	select {
 	case <-kept:
-	case <-time.After(5 * time.Second):
+	case <-time.After(time.Minute):
 		t.Errorf("the lane is held while %d claims are still to be read", a.claimed)
 		a.fault = errGone // lets it go
 		a.changed.Broadcast()
@@ -1234,5 +1246,28 @@ func TestTheHashIsOfWhatIsOnDisk(t *testing.T) {
 	}
 	if mover.CodeOf(a.err()) != mover.CodeContent {
 		t.Errorf("the answer is %+v, want a refusal of the content", a)
+	}
+}
+
+// TestWhatWasDroppedTakesNoOthersJournal has an arrival dropped as it is completed, when it
+// has its name already, and the next one of that name begin.
+func TestWhatWasDroppedTakesNoOthersJournal(t *testing.T) {
+	old, _ := unfollowed(t, 3*mover.BlockSize)
+	if err := old.rename(); err != nil {
+		t.Fatal(err)
+	}
+	old.stop()
+	if err := old.removeFiles(); err != nil {
+		t.Fatal(err)
+	}
+	journal := blocksName(old.File.Name)
+	if err := old.state.WriteFile(journal, []byte("the next one's"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := old.removeJournal(); !errors.Is(err, errGone) {
+		t.Errorf("it ends with %v, want %v", err, errGone)
+	}
+	if _, err := old.state.Stat(journal); err != nil {
+		t.Error(err)
 	}
 }

@@ -13,7 +13,7 @@ import (
 
 // openSource opens the staged file f. Neither a link nor anything else that is not
 // a plain file is followed or waited for.
-func openSource(root *os.Root, f mover.File) (*os.File, error) {
+func (e *Engine) openSource(f mover.File) (file *os.File, err error) {
 	if err := mover.CheckName(mover.Outbox, f.Name); err != nil {
 		return nil, mover.Coded(mover.CodeName, err)
 	}
@@ -23,19 +23,28 @@ func openSource(root *os.Root, f mover.File) (*os.File, error) {
 	if err := f.CheckDigest(); err != nil {
 		return nil, mover.Coded(mover.CodeSource, err)
 	}
-	before, err := root.Lstat(f.Name)
+	err = e.outbox.use(e.Root, f.Name, func(dir *os.Root, base string) (err error) {
+		file, err = openIn(dir, base, f)
+		return err
+	})
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, mover.Coded(mover.CodeSource, fmt.Errorf("it is not staged: %w", err))
 	}
+	return file, forbidden(f.Name, err)
+}
+
+// openIn opens the staged file f, whose name is base under root.
+func openIn(root *os.Root, base string, f mover.File) (*os.File, error) {
+	before, err := root.Lstat(base)
 	if err != nil {
-		return nil, forbidden(f.Name, err)
+		return nil, err
 	}
 	if !before.Mode().IsRegular() {
 		return nil, mover.Coded(mover.CodeName, fmt.Errorf("%s is not a plain file (%v)", f.Name, before.Mode().Type()))
 	}
-	file, err := root.OpenFile(f.Name, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	file, err := root.OpenFile(base, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if err != nil {
-		return nil, forbidden(f.Name, err)
+		return nil, err
 	}
 	if err := sameSource(file, before, f); err != nil {
 		return nil, errors.Join(err, file.Close())

@@ -15,11 +15,14 @@ import (
 	"path/filepath"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
 	"github.com/glance-dtn/glance-dtn/internal/digest"
+	"github.com/glance-dtn/glance-dtn/internal/nettest"
 	"github.com/glance-dtn/glance-dtn/internal/pki"
+	"github.com/glance-dtn/glance-dtn/internal/roottest"
 	"github.com/glance-dtn/glance-dtn/mover"
 	"github.com/glance-dtn/glance-dtn/mover/movertest"
 	"github.com/glance-dtn/glance-dtn/mover/ticket"
@@ -88,12 +91,12 @@ func prepare(t testing.TB) *rig {
 			t.Fatal(err)
 		}
 	}
-	agent := r.issue(t, "B", pki.Agent)
+	agent, pool, tickets := r.issue(t, "B", pki.Agent), ca.Pool(), new(ticket.Verifier)
 	r.opts = ReceiverOptions{
 		TLS:  serverTLS(ca, r.issue(t, "B", pki.DTN)),
 		Free: func() (int64, error) { return r.free.Load(), nil },
 		Check: func(token, _ string) (mover.Ticket, error) {
-			return ticket.Verify(ca.Pool(), "B", token, time.Now())
+			return tickets.Verify(pool, "B", token, time.Now())
 		},
 	}
 	r.rig = movertest.Rig{
@@ -128,20 +131,10 @@ func serverTLS(ca *pki.CA, cert tls.Certificate) *tls.Config {
 
 func (r *rig) engine(t testing.TB, export string, cert tls.Certificate) *Engine {
 	return &Engine{
-		Root: openRoot(t, export),
+		Root: roottest.Open(t, export),
 		TLS:  func() *tls.Config { return &tls.Config{Certificates: []tls.Certificate{cert}, RootCAs: r.ca.Pool()} },
 		Dial: r.wires.dial,
 	}
-}
-
-func openRoot(t testing.TB, dir string) *os.Root {
-	t.Helper()
-	root, err := os.OpenRoot(dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { root.Close() })
-	return root
 }
 
 // stage writes n random bytes to site A's outbox.
@@ -174,15 +167,13 @@ func (r *rig) request(t testing.TB, f mover.File) mover.Request {
 // start serves on address, which it keeps over restarts.
 func (r *rig) start(t testing.TB, address string) {
 	t.Helper()
-	recv, err := NewReceiver(openRoot(t, r.rig.Destination), openRoot(t, r.state), r.opts)
+	recv, err := NewReceiver(roottest.Open(t, r.rig.Destination), roottest.Open(t, r.state), r.opts)
 	if err != nil {
 		t.Fatal(err)
 	}
 	var l net.Listener = r.pipes
 	if r.pipes == nil {
-		if l, err = net.Listen("tcp", address); err != nil {
-			t.Fatal(err)
-		}
+		l = nettest.Listen(t, address)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	served := make(chan error, 1)
@@ -239,21 +230,34 @@ func (w wire) Write(b []byte) (int, error) {
 	return n, err
 }
 
+// SyscallConn lets the kernel tell what it knows of the path.
+func (w wire) SyscallConn() (syscall.RawConn, error) {
+	if c, ok := w.Conn.(syscall.Conn); ok {
+		return c.SyscallConn()
+	}
+	return nil, errors.ErrUnsupported
+}
+
 func (w *wires) dial(ctx context.Context, network, address string) (net.Conn, error) {
 	if w.pipes != nil {
-		return w.pipes.dial(ctx)
+		c, err := w.pipes.dial(ctx)
+		return wire{c, w}, err
 	}
 	c, err := new(net.Dialer).DialContext(ctx, network, address)
 	if err != nil {
 		return nil, err
 	}
+	return w.add(c), nil
+}
+
+func (w *wires) add(c net.Conn) net.Conn {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.open = append(w.open, c)
 	if w.plain {
-		return c, nil
+		return c
 	}
-	return wire{c, w}, nil
+	return wire{c, w}
 }
 
 func (w *wires) cut() {

@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
+	"time"
 
 	"github.com/glance-dtn/glance-dtn/internal/digest"
 	"github.com/glance-dtn/glance-dtn/mover"
@@ -19,26 +21,54 @@ import (
 //
 // The connection that opens a link is its control connection:
 //
-//	sender    open     JSON     this file comes; files are numbered by the sender, upwards
+//	sender    open     ticket   and JSON: this file comes; files are numbered by the sender, upwards
 //	receiver  answer   JSON     which blocks are there already; or that all is done; or why not
+//	sender    chunks   list     of the file, in order; after an answer that asks for them
+//	receiver  had      bitmap   which of them it has
 //	receiver  proven | again    a block is there; or it is not, and to be sent (again)
 //	receiver  busy              while it reads back, hashes and syncs: the index tells that it moves
 //	receiver  answer   JSON     the end: done, or why not
-//	sender    close             the file's end was not waited for
+//	receiver  times    JSON     what its lanes have waited for of late, and its limit
+//	receiver  room              blocks below the index may be sent: a relay takes no more for now
+//	receiver  passed   JSON     what a relay has brought to the destination, and what it waits for
+//	sender    close             the file's end was not waited for; index 1: and what came of it is worthless
 //	sender    ping              the link is in use
 //
 // The others are lanes. They carry one way only
 //
 //	sender    block    payload proof     any number, unasked, of any file
 //	sender    hole                       a block of nothing but zeros
+//	sender    packed   payload proof     a block that is compressed, or what is missing of it
 //
 // What follows the answer on a lane is in the link's protection: in TLS when it is
 // private, else bare. The proof is 16 bytes in private, the payload's digest.Block; 16
 // bytes in safe, see proof; and none in clear.
 //
+// A receiver that takes no connections opens them itself. It is the client of TLS then,
+// and nothing else of the above is another:
+//
+//	receiver  hello    with standby: it waits on this connection, one for each sender
+//	sender    answer
+//	sender    call     JSON     a connection is asked for, by a name for it alone
+//	receiver  hello    on another connection, answers: that name
+//	sender    answer            and now its own hello, as if it had opened this one
+//	receiver  call     JSON     or, where it stands by: why there is none
+//	both      ping              where it stands by
+//
+// A probe is a link without files, which both hellos say. On its control connection:
+//
+//	sender    probe    JSON     what it asks for
+//	receiver  answer
+//	sender    ping              any number of them
+//	receiver  ping              the same, at once
+//	receiver  probe    JSON     what has arrived
+//	receiver  answer            a bound was met; the end
+//
+// Its lanes carry bytes, which are thrown away, and neither blocks nor proofs.
+//
 // Everything but the hello begins with a header. Integers are big-endian. A file has
 // ended with an answer that says done or why not, a link with its control connection.
-const version = 2
+const version = 3
 
 // Limits on what a peer may make us hold.
 const (
@@ -46,6 +76,8 @@ const (
 	maxOpen   = 32 << 10
 	maxBlocks = 1 << 24 // 16 TiB
 	maxAnswer = maxBlocks/8*4/3 + 4096
+	maxTimes  = 1 << 10
+	maxOnward = 256 << 10
 	maxFiles  = 1024 // open on a link at once
 )
 
@@ -55,14 +87,79 @@ type hello struct {
 	Link       string           `json:"link"` // chosen by the sender at random
 	Lane       bool             `json:"lane,omitempty"`
 	Protection mover.Protection `json:"protection"`
+	Probe      bool             `json:"probe,omitempty"`  // no file will come; a receiver that does not say so in its answer knows of no probes
+	Onward     bool             `json:"onward,omitempty"` // what a relay has seen of its ways on is asked for
+
+	// Of a receiver that takes no connections, instead of Link:
+	Standby bool   `json:"standby,omitempty"`
+	Answers string `json:"answers,omitempty"` // the call
 }
 
 // opening is the sender's announcement of a file: what it has, so that a wrong ticket
 // is found before the first byte.
 type opening struct {
-	Ticket string        `json:"ticket"`
-	Size   int64         `json:"size"`
-	Digest digest.Digest `json:"digest,omitzero"`
+	Same   int             `json:"same,omitempty"` // bytes with which the ticket before on this connection begins, too; Ticket is the rest
+	Ticket string          `json:"-"`
+	Size   int64           `json:"size"`
+	Digest digest.Digest   `json:"digest,omitzero"`
+	Relay  mover.RelayMode `json:"relay,omitempty"`  // the receiver passes the file on to where the ticket is for
+	Sparse bool            `json:"sparse,omitempty"` // holes will come: room for all of it is too much
+
+	// For a relay, which sends the file on so:
+	Priority mover.Priority `json:"priority,omitempty"`
+	PCP      mover.PCP      `json:"pcp,omitzero"`
+}
+
+// passed is what a relay tells of the way from it to the destination.
+type passed struct {
+	Blocks     uint32           `json:"blocks"` // proven there
+	Bottleneck mover.Bottleneck `json:"bottleneck,omitzero"`
+}
+
+// after leaves out of the ticket what the one before begins with, too: tickets of one agent
+// have its certificate there.
+func (o opening) after(before string) opening {
+	n := 0
+	for n < min(len(before), len(o.Ticket)) && before[n] == o.Ticket[n] {
+		n++
+	}
+	o.Same, o.Ticket = n, o.Ticket[n:]
+	return o
+}
+
+// bytes is the message of an opening. The ticket goes as it is: it is long, and files are many.
+func (o opening) bytes(file uint32) []byte {
+	body := header{}.with(o)[headerSize:]
+	h := header{kindOpen, file, uint32(len(o.Ticket)), uint32(len(o.Ticket) + len(body))}
+	return slices.Concat(h.bytes(), []byte(o.Ticket), body)
+}
+
+// readOpening reads what follows a header of kindOpen.
+func readOpening(r io.Reader, h header) (o opening, err error) {
+	if h.length > maxOpen {
+		return o, fmt.Errorf("an opening of %d bytes where at most %d are allowed", h.length, maxOpen)
+	}
+	if h.index > h.length {
+		return o, fmt.Errorf("a ticket of %d bytes in an opening of %d", h.index, h.length)
+	}
+	b := make([]byte, h.length)
+	if _, err := io.ReadFull(r, b); err != nil {
+		return o, err
+	}
+	o.Ticket = string(b[:h.index])
+	return o, json.Unmarshal(b[h.index:], &o)
+}
+
+// whole undoes after.
+func (o opening) whole(before string) (opening, error) {
+	if o.Same < 0 || o.Same > len(before) {
+		return o, fmt.Errorf("a ticket begins with %d bytes of one that has %d", o.Same, len(before))
+	}
+	if n := o.Same + len(o.Ticket); n > maxOpen {
+		return o, fmt.Errorf("a ticket of %d bytes where at most %d are allowed", n, maxOpen)
+	}
+	o.Same, o.Ticket = 0, before[:o.Same]+o.Ticket
+	return o, nil
 }
 
 // answer is the receiver's to a hello, to an opening, and at a file's end.
@@ -71,7 +168,17 @@ type answer struct {
 	Error string     `json:"error,omitempty"`
 	Block int        `json:"block,omitempty"` // bytes in a block; to a hello
 	Done  bool       `json:"done,omitempty"`
-	Have  bitmap     `json:"have,omitempty"` // blocks that need not be sent
+	Have  bitmap     `json:"have,omitempty"`  // blocks that need not be sent
+	Bases bool       `json:"bases,omitempty"` // parts of the file may be there: its chunks tell
+	Room  uint32     `json:"room,omitempty"`  // blocks below it may be sent; 0: all
+	Probe bool       `json:"probe,omitempty"` // to a hello: the link is a probe's
+
+	Onward json.RawMessage `json:"onward,omitempty"` // to a hello that asks for it: a list of mover.Hop
+
+	Wait time.Duration `json:"wait,omitempty"` // nothing is wrong, and the file may come after this time
+	Rate mover.Rate    `json:"rate,omitempty"` // what may come from this site now; to a hello, and told again in times; 0: no limit
+
+	passed passed // a message of its own
 }
 
 // err is the failure that the answer tells of.
@@ -79,17 +186,27 @@ func (a answer) err() error {
 	if a.Code == "" {
 		return nil
 	}
+	if a.Wait > 0 {
+		return mover.Coded(a.Code, &mover.Wait{Until: time.Now().Add(a.Wait), Reason: "the destination: " + a.Error})
+	}
 	return mover.Coded(a.Code, errors.New(a.Error))
 }
 
 // refusal is the answer that tells of err.
-func refusal(err error) answer { return answer{Code: mover.CodeOf(err), Error: err.Error()} }
+func refusal(err error) answer {
+	err = crowded(err)
+	a := answer{Code: mover.CodeOf(err), Error: err.Error()}
+	if w := waits(err); w != nil {
+		a.Wait = max(time.Until(w.Until), time.Second)
+	}
+	return a
+}
 
 // kind is what a header begins.
 type kind byte
 
 const (
-	kindOpen   kind = 1 + iota // length bytes of JSON follow, an opening
+	kindOpen   kind = 1 + iota // length bytes follow, an opening: the ticket, of index bytes, and JSON
 	kindClose                  //
 	kindPing                   // of no file
 	kindBlock                  // length bytes follow, then the proof
@@ -98,6 +215,15 @@ const (
 	kindAgain                  // block index is not
 	kindBusy                   // index changes while something moves
 	kindAnswer                 // length bytes of JSON follow, an answer
+	kindCall                   // length bytes of JSON follow, a call
+	kindRoom                   // blocks below index may be sent
+	kindPacked                 // length bytes follow, a packed block, then the proof
+	kindChunks                 // length bytes follow, a list of chunks; index is the first one's number
+	kindHad                    // length bytes follow, a bitmap: which of the chunks from index on bases have
+	kindTimes                  // of no file; length bytes of JSON follow, times
+	kindProbe                  // of no file; length bytes of JSON follow, a probing or a count
+	kindPassed                 // length bytes of JSON follow, passed
+	kindsEnd                   // no kind: above them all
 )
 
 const headerSize = 16
@@ -139,7 +265,7 @@ func parseHeader(b []byte) (header, error) {
 	if b[1]|b[2]|b[3] != 0 {
 		return header{}, errors.New("a header's padding is not zero")
 	}
-	if h.kind < kindOpen || h.kind > kindAnswer {
+	if h.kind < kindOpen || h.kind >= kindsEnd {
 		return header{}, fmt.Errorf("a header of unknown kind %d", h.kind)
 	}
 	return h, nil
@@ -158,7 +284,11 @@ func (h header) fits(size int64) error {
 	if h.index >= blockCount(size) {
 		return fmt.Errorf("block %d of a file with %d", h.index, blockCount(size))
 	}
-	if want := blockLen(size, h.index); h.length != want {
+	want := blockLen(size, h.index)
+	if h.kind == kindPacked && int(h.length) >= sumSize && h.length < want {
+		return nil
+	}
+	if h.length != want {
 		return fmt.Errorf("block %d has %d bytes instead of %d", h.index, h.length, want)
 	}
 	return nil
@@ -205,6 +335,16 @@ func readAnswer(r io.Reader, length uint32) (answer, error) {
 	var a answer
 	err := readJSON(r, length, maxAnswer, &a)
 	return a, err
+}
+
+// readHad reads what follows a header of kindHad.
+func readHad(r io.Reader, length uint32) (bitmap, error) {
+	if length > offerChunks/8 {
+		return nil, fmt.Errorf("%d bytes of an answer for %d chunks", length, offerChunks)
+	}
+	b := make(bitmap, length)
+	_, err := io.ReadFull(r, b)
+	return b, err
 }
 
 func readJSON(r io.Reader, length, limit uint32, v any) error {

@@ -66,6 +66,43 @@ func FuzzHello(f *testing.F) {
 	})
 }
 
+// FuzzTickets holds that a ticket is read as it was meant, whatever went before it.
+func FuzzTickets(f *testing.F) {
+	f.Add("", "header.claims.signature")
+	f.Add("header.claims.signature", "header.other.signature")
+	f.Add("header.claims", "header")
+	f.Add("grün", "grüßt")
+	f.Fuzz(func(t *testing.T, before, ticket string) {
+		if len(ticket) > maxOpen/2 {
+			t.Skip()
+		}
+		b := opening{Ticket: ticket, Size: 1}.after(before).bytes(1)
+		r := bytes.NewReader(b)
+		h, err := readHeader(r)
+		if err != nil || h.kind != kindOpen || h.file != 1 {
+			t.Fatalf("%+v, %v", h, err)
+		}
+		o, err := readOpening(r, h)
+		if err != nil || r.Len() > 0 {
+			t.Fatalf("%v, and %d bytes are left", err, r.Len())
+		}
+		if o, err := o.whole(before); err != nil || o != (opening{Ticket: ticket, Size: 1}) {
+			t.Errorf("%q after %q was read as %+v, %v", ticket, before, o, err)
+		}
+	})
+}
+
+func TestATicketIsSentAsFarAsItIsNew(t *testing.T) {
+	o := opening{Ticket: "header.new.signature"}.after("header.old.signature")
+	if want := (opening{Same: len("header."), Ticket: "new.signature"}); o != want {
+		t.Errorf("%+v is sent, want %+v", o, want)
+	}
+	long := strings.Repeat("x", maxOpen)
+	if o, err := (opening{Same: len(long), Ticket: "y"}).whole(long); err == nil {
+		t.Errorf("a ticket grows to %d bytes", len(o.Ticket))
+	}
+}
+
 func TestHelloOfAnotherReleaseSaysSo(t *testing.T) {
 	_, err := readHello(bytes.NewReader(hello{Version: version + 1}.bytes()))
 	if err == nil || !strings.Contains(err.Error(), "same release") {
