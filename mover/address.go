@@ -7,16 +7,32 @@ import (
 	"net/url"
 	"regexp"
 	"strings"
+
+	"github.com/glance-dtn/glance-dtn/internal/pki"
 )
 
 // The engines, by Request.Engine.
 const (
-	Stream  = "stream"  // our own data plane; its address is host:port
+	Stream  = "stream"  // our own data plane; its address is host:port, or a CallbackAddress
 	GridFTP = "gridftp" // third-party transfers between GridFTP servers; its address is an ExportURL
 )
 
+const callbackScheme = "callback://"
+
+// CallbackAddress is the address of a site whose DTN takes no connections. It keeps one to
+// the DTN of each site that may send to it, and is asked over that one for others.
+func CallbackAddress(site string) string { return callbackScheme + site }
+
+// CallbackSite returns the site of a CallbackAddress, or that address is none.
+func CallbackSite(address string) (site string, ok bool) {
+	return strings.CutPrefix(address, callbackScheme)
+}
+
 // EngineFor returns the engine that an address is for.
 func EngineFor(address string) string {
+	if _, ok := CallbackSite(address); ok {
+		return Stream
+	}
 	if strings.Contains(address, "://") {
 		return GridFTP
 	}
@@ -25,6 +41,9 @@ func EngineFor(address string) string {
 
 // CheckAddress reports an address that is for no engine.
 func CheckAddress(address string) error {
+	if site, ok := CallbackSite(address); ok {
+		return pki.CheckSite(site)
+	}
 	if EngineFor(address) == GridFTP {
 		_, err := ParseExportURL(address)
 		return err

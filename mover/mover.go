@@ -7,6 +7,7 @@
 package mover
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -18,10 +19,12 @@ import (
 	"github.com/glance-dtn/glance-dtn/internal/digest"
 )
 
-// The two folders of an export.
+// The folders of an export.
 const (
 	Outbox = "outbox" // staged by the agent, read by the DTN
 	Inbox  = "inbox"  // written by the DTN, read by the agent
+
+	Relayed = "relay" // the DTN's alone: on their way to other sites
 )
 
 // BlockSize is the unit of transfer, of proof and of resume.
@@ -42,6 +45,21 @@ type PCP struct {
 	Pipelining  int `json:"pipelining,omitempty" minimum:"0" maximum:"64"`
 	Concurrency int `json:"concurrency,omitempty" minimum:"0" maximum:"64"`
 	Parallelism int `json:"parallelism,omitempty" minimum:"0" maximum:"16"`
+}
+
+// With returns p with what change says; what is zero there stays.
+func (p PCP) With(change PCP) PCP {
+	return PCP{
+		Pipelining:  cmp.Or(change.Pipelining, p.Pipelining),
+		Concurrency: cmp.Or(change.Concurrency, p.Concurrency),
+		Parallelism: cmp.Or(change.Parallelism, p.Parallelism),
+	}
+}
+
+// Change is what is to be changed of a transfer while it runs or waits. What is zero stays.
+type Change struct {
+	PCP
+	Priority Priority `json:"priority,omitempty" enum:"low,normal,high"`
 }
 
 // Protection is what keeps a file's bytes from harm on their way between two DTNs, in
@@ -69,6 +87,15 @@ func (p Protection) Validate() error {
 func (p Protection) AtLeast(q Protection) bool {
 	return slices.Index(protections, p) >= slices.Index(protections, q)
 }
+
+// Compression says whether blocks may be compressed on their way.
+type Compression string
+
+// The kinds of compression.
+const (
+	Auto Compression = "auto" // where what is saved would take longer to send than to save
+	Off  Compression = "off"
+)
 
 // File is a file whose size and content are known before it moves.
 type File struct {
@@ -98,13 +125,15 @@ func CheckName(box, name string) error {
 // Destination is where a transfer goes: a DTN's data address and the right to
 // write one file there.
 type Destination struct {
-	Address string `json:"address" doc:"host:port of the destination DTN's data plane, or the URL of its export on a GridFTP server"`
+	Address string `json:"address" doc:"host:port of the destination DTN's data plane; callback://SITE, where it takes no connections and stands by at this DTN; or the URL of its export on a GridFTP server"`
 	Ticket  string `json:"ticket" doc:"signed by the destination's agent; names file, size, digest and who may send"`
+	Via     Relay  `json:"via,omitzero" doc:"the DTN of a third site that passes the file on; left out: none"`
 }
 
 // Request asks a DTN to move one of its files to another DTN (third-party
 // transfer: the asker sees no byte). Key is chosen by the asker; the same Key
-// with the same Request is the same transfer, however often it is submitted.
+// with the same Request is the same transfer, however often it is submitted. Its
+// PCP and Priority may differ then, and change nothing: Change is for that.
 type Request struct {
 	Key         string      `json:"key" minLength:"1" maxLength:"128" pattern:"^[A-Za-z0-9._-]+$"`
 	Engine      string      `json:"engine,omitempty" doc:"empty: the one that the destination's address is for"`
@@ -112,6 +141,19 @@ type Request struct {
 	Destination Destination `json:"destination"`
 	PCP         PCP         `json:"pcp,omitzero"`
 	Protection  Protection  `json:"protection,omitempty" enum:"clear,safe,private" doc:"empty: as this DTN is configured"`
+	Priority    Priority    `json:"priority,omitempty" enum:"low,normal,high" doc:"empty: normal; higher ones go first, and take the places of lower ones"`
+}
+
+// The most that one batch of requests may hold, and its length.
+const (
+	MaxBatch      = 2000
+	MaxBatchBytes = 8 << 20
+)
+
+// Submitted is what became of one request of a batch: a transfer, or a refusal.
+type Submitted struct {
+	Status  *Status  `json:"status,omitempty" doc:"the transfer, new or known already"`
+	Problem *Problem `json:"problem,omitempty" doc:"why there is none"`
 }
 
 // TransferID is a DTN's name for a transfer.
@@ -140,13 +182,39 @@ type Status struct {
 	State   TransferState `json:"state"`
 	Source  File          `json:"source"`
 	Address string        `json:"address" doc:"the destination's data address"`
-	Moved   int64         `json:"moved" doc:"bytes proven at the destination, those of an earlier attempt included"`
-	Rate    float64       `json:"rate" doc:"bits per second, mean since the transfer last started"`
-	Code    Code          `json:"code,omitempty" doc:"why it failed, for a program"`
-	Error   string        `json:"error,omitempty" doc:"why it failed, for a person"`
-	Created time.Time     `json:"created"`
-	Started time.Time     `json:"started,omitzero"`
-	Ended   time.Time     `json:"ended,omitzero"`
+	Via     Relay         `json:"via,omitzero" doc:"the DTN of a third site that passes the file on"`
+	Moved   int64         `json:"moved" doc:"bytes proven at the destination, or at the relay, those of an earlier attempt included"`
+	Rate    float64       `json:"rate" doc:"bits per second, mean of the time that it ran"`
+	Present float64       `json:"present_rate,omitempty" doc:"bits per second, of the last seconds"`
+	Ran     time.Duration `json:"ran_ns,omitempty" doc:"the time that it ran: what it waited in between is left out"`
+	Way     Way           `json:"way,omitzero" doc:"what its way is like, or was at last"`
+	Waiting string        `json:"waiting,omitempty" doc:"what a queued one waits for, for a person"`
+
+	Priority Priority `json:"priority,omitempty" enum:"low,normal,high" doc:"empty: normal"`
+
+	Code    Code      `json:"code,omitempty" doc:"why it failed, for a program"`
+	Error   string    `json:"error,omitempty" doc:"why it failed, for a person"`
+	Created time.Time `json:"created"`
+	Started time.Time `json:"started,omitzero"`
+	Ended   time.Time `json:"ended,omitzero"`
+}
+
+// Arrived is how many bytes are proven at the destination.
+func (s Status) Arrived() int64 {
+	if (s.Via != Relay{}) {
+		return s.Way.Through
+	}
+	return s.Moved
+}
+
+// Left is how many bytes have to be brought somewhere yet: what a relay has to have whole
+// before it goes on comes twice.
+func (s Status) Left() int64 {
+	left := s.Source.Size - s.Arrived()
+	if s.Via.Mode == StoreForward {
+		left += s.Source.Size - s.Moved
+	}
+	return left
 }
 
 // Code classifies a failed transfer, so that nobody has to parse text.
@@ -188,6 +256,10 @@ func CodeOf(err error) Code {
 	return CodeOther
 }
 
+// ErrCancelled is the cause of a Move's end when nobody wants its file any more: a relay
+// need not keep what it has of it.
+var ErrCancelled = errors.New("the transfer was cancelled")
+
 // Sentinels of the third-party API.
 var (
 	ErrNoTransfer  = errors.New("no such transfer")
@@ -198,13 +270,17 @@ var (
 )
 
 // Ticket is the right to send one file into one DTN's inbox. The destination's
-// agent signs it, its DTN checks it, nobody else can use it.
+// agent signs it, its DTN checks it, nobody else can use it. One for a probe is good until
+// it expires.
 type Ticket struct {
-	ID      string    `json:"jti"`  // used once: a second file under the same ID is refused
-	Site    string    `json:"site"` // the destination
-	From    string    `json:"from"` // the site whose DTN may send
-	File    File      `json:"file"` // name in the inbox, exact size, exact content
-	Expires time.Time `json:"-"`    // the session must open before; it may go on after
+	ID      string    `json:"jti"`               // used once: a second file under the same ID is refused
+	Site    string    `json:"site"`              // the destination
+	From    string    `json:"from"`              // the site whose DTN may send
+	Via     string    `json:"via,omitempty"`     // the site whose DTN may pass it on for that one; empty: none
+	Address string    `json:"address,omitempty"` // to which that one passes it on
+	File    File      `json:"file"`              // name in the inbox, exact size, exact content
+	Probe   bool      `json:"probe,omitempty"`   // it lets the path be probed and no file in: File is zero
+	Expires time.Time `json:"-"`                 // the session must open before; it may go on after
 }
 
 // ArrivalState is where an arriving file is.
@@ -280,6 +356,26 @@ type Capabilities struct {
 	Total   int64    `json:"total" doc:"size of the export's filesystem, bytes"`
 	Ack     Ack      `json:"ack" enum:"sync,async,unknown" doc:"when this machine's NFS server acknowledges what is written to the export: sync, when the disk has it; async, before"`
 	Export  string   `json:"export,omitempty" doc:"id in the marker at the export's root"`
+
+	Callbacks []Callback `json:"callbacks,omitempty" doc:"of a DTN that takes no connections: those that it keeps"`
+}
+
+// Callback is the connection that a DTN which takes none keeps to another one, so that
+// that one can ask it for more.
+type Callback struct {
+	Address   string    `json:"address" doc:"host:port of the other DTN's data plane"`
+	Site      string    `json:"site,omitempty" doc:"of the other DTN, once it has answered"`
+	Connected bool      `json:"connected"`
+	Since     time.Time `json:"since" doc:"it is connected, or is not"`
+	Error     string    `json:"error,omitempty" doc:"why it is not connected"`
+}
+
+// Trouble says that it is not connected, since when and why; empty: it is.
+func (c Callback) Trouble() string {
+	if c.Connected {
+		return ""
+	}
+	return fmt.Sprintf("no connection to %s since %s, so nothing comes from there: %s", c.Address, c.Since.UTC().Format(time.RFC3339), c.Error)
 }
 
 // Engine moves files. Move returns nil only when every byte is at the
@@ -287,8 +383,19 @@ type Capabilities struct {
 // final name. It returns when that is so, when it failed, or when ctx is done,
 // and leaves no goroutine behind. A repeated Move of the same Request sends only
 // what is not yet proven there. It may be called at once for several requests.
-// report is called now and then, never concurrently, with the bytes proven so far;
-// the first call tells what an earlier attempt had brought there.
+// report is called now and then, never concurrently, and Progress.Moved never falls; the
+// first call tells what an earlier attempt had brought there. Where nothing may move now
+// the error is a *Wait.
 type Engine interface {
-	Move(ctx context.Context, r Request, report func(moved int64)) error
+	Move(ctx context.Context, r Request, report func(Progress)) error
+}
+
+// Adjuster is an Engine whose moves can be changed while they run.
+type Adjuster interface {
+	// Adjust changes what the running move with that Request.Key uses from now on; what is
+	// zero stays. Without such a move, which is one that has reported, nothing happens.
+	Adjust(key string, p PCP)
+	// Prioritise has others go before the running move with that Request.Key, or after it,
+	// where they share connections.
+	Prioritise(key string, p Priority)
 }

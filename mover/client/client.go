@@ -4,6 +4,7 @@ package client
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -16,6 +17,7 @@ import (
 	"time"
 
 	"github.com/glance-dtn/glance-dtn/internal/failure"
+	"github.com/glance-dtn/glance-dtn/internal/outage"
 	"github.com/glance-dtn/glance-dtn/mover"
 )
 
@@ -50,18 +52,87 @@ func New(baseURL string, hc *http.Client) (*Client, error) {
 }
 
 // Submit asks for a transfer. It may be repeated: the same Key with the same
-// request is the same transfer. mover.ErrKeyConflict when the key was used for
-// another one. A request that the DTN refuses for what it says fails permanently.
+// request is the same transfer, whatever its PCP and priority. mover.ErrKeyConflict when the
+// key was used for another one. A request that the DTN refuses for what it says fails permanently.
 func (c *Client) Submit(ctx context.Context, r mover.Request) (mover.TransferID, error) {
 	var s mover.Status
 	err := c.call(ctx, http.MethodPost, r, &s, "v1/transfers")
+	return s.ID, notSubmitted(err)
+}
+
+func notSubmitted(err error) error {
 	if isProblem(err, http.StatusConflict) {
 		err = fmt.Errorf("%w (%w)", mover.ErrKeyConflict, err)
 	}
 	if isProblem(err, http.StatusUnprocessableEntity) {
 		err = failure.Permanently(err)
 	}
-	return s.ID, err
+	return err
+}
+
+// Submission is what became of a request in a batch.
+type Submission struct {
+	ID  mover.TransferID
+	Err error // that of Submit
+}
+
+// SubmitAll asks for many transfers with few calls, and returns what became of each. It may
+// be repeated, and a request refused is no hindrance to the others. An error is that of a
+// call: of the requests after those that are answered for, nothing is known.
+func (c *Client) SubmitAll(ctx context.Context, requests []mover.Request) ([]Submission, error) {
+	var done []Submission
+	for len(requests) > 0 {
+		batch, n, err := nextBatch(requests)
+		if err != nil {
+			return done, err
+		}
+		var answers []mover.Submitted
+		if err := c.call(ctx, http.MethodPost, batch, &answers, "v1/batches"); err != nil {
+			return done, err
+		}
+		if len(answers) != n {
+			return done, fmt.Errorf("POST %sv1/batches: %d answers to %d requests", c.base, len(answers), n)
+		}
+		for _, a := range answers {
+			done = append(done, submission(a))
+		}
+		requests = requests[n:]
+	}
+	return done, nil
+}
+
+// batchSize is how many requests a call has: the DTN goes on with them while it is asked
+// for the next ones.
+const batchSize = 250
+
+// nextBatch returns the JSON of as many of the requests as one call has, at least one.
+func nextBatch(requests []mover.Request) (batch encoded, n int, err error) {
+	batch = encoded("[")
+	for _, r := range requests[:min(len(requests), batchSize)] {
+		body, err := json.Marshal(r)
+		if err != nil {
+			return nil, 0, err
+		}
+		if n > 0 && len(batch)+len(body)+len(",]") > mover.MaxBatchBytes {
+			break
+		}
+		if n > 0 {
+			batch = append(batch, ',')
+		}
+		batch = append(batch, body...)
+		n++
+	}
+	return append(batch, ']'), n, nil
+}
+
+func submission(a mover.Submitted) Submission {
+	switch {
+	case a.Problem != nil:
+		return Submission{Err: notSubmitted(fmt.Errorf("submit: %w", coded(a.Problem)))}
+	case a.Status == nil:
+		return Submission{Err: errors.New("submit: the DTN answers nothing")}
+	}
+	return Submission{ID: a.Status.ID}
 }
 
 // Status returns a transfer; mover.ErrNoTransfer when the DTN has forgotten it.
@@ -82,6 +153,17 @@ func (c *Client) Transfers(ctx context.Context, state mover.TransferState) ([]mo
 	return all, err
 }
 
+// Passages returns the files that the DTN passes on from one site to another, or keeps for that.
+// A DTN of a version that does not know of passages has none.
+func (c *Client) Passages(ctx context.Context) ([]mover.Passage, error) {
+	var all []mover.Passage
+	err := c.call(ctx, http.MethodGet, nil, &all, "v1/passages")
+	if a, ok := errors.AsType[foreign](err); ok && a.code == http.StatusNotFound {
+		return nil, nil
+	}
+	return all, err
+}
+
 // Cancel stops a transfer; nil when it has ended or is not known. A running one
 // may take a moment longer to end than Cancel.
 func (c *Client) Cancel(ctx context.Context, id mover.TransferID) error {
@@ -90,6 +172,74 @@ func (c *Client) Cancel(ctx context.Context, id mover.TransferID) error {
 		return nil
 	}
 	return err
+}
+
+// Adjust changes what a transfer uses while it runs or waits; what is zero stays. A transfer
+// that has ended or that its engine cannot change fails permanently; mover.ErrNoTransfer.
+func (c *Client) Adjust(ctx context.Context, id mover.TransferID, p mover.PCP) (mover.Status, error) {
+	return c.change(ctx, id, mover.Change{PCP: p})
+}
+
+// Prioritise gives a transfer another priority while it runs or waits; its errors are those of
+// Adjust.
+func (c *Client) Prioritise(ctx context.Context, id mover.TransferID, p mover.Priority) error {
+	_, err := c.change(ctx, id, mover.Change{Priority: p})
+	return err
+}
+
+func (c *Client) change(ctx context.Context, id mover.TransferID, to mover.Change) (mover.Status, error) {
+	var s mover.Status
+	err := c.call(ctx, http.MethodPatch, to, &s, "v1/transfers/"+url.PathEscape(string(id)))
+	if isProblem(err, http.StatusUnprocessableEntity) {
+		err = failure.Permanently(err)
+	}
+	return s, noTransfer(err)
+}
+
+// Paths tells what the DTN's transfers have seen of the paths to their destinations.
+func (c *Client) Paths(ctx context.Context) ([]mover.SeenPath, error) {
+	var all []mover.SeenPath
+	err := c.call(ctx, http.MethodGet, nil, &all, "v1/paths")
+	return all, err
+}
+
+// Probe has the DTN measure a path, tells how far it is, and returns what is known of the
+// path then. When ctx ends the DTN stops. A *mover.Problem of 503 passes by itself.
+func (c *Client) Probe(ctx context.Context, r mover.ProbeRequest, report func(mover.Probing)) (path mover.SeenPath, err error) {
+	var refused error
+	err = c.events(ctx, http.MethodPost, r, "v1/probes", func(data []byte) (bool, error) {
+		var e mover.ProbeEvent
+		if err := json.Unmarshal(data, &e); err != nil {
+			return false, err
+		}
+		switch {
+		case e.Problem != nil:
+			refused = coded(e.Problem)
+			return false, nil
+		case e.Path != nil:
+			path = *e.Path
+			return false, nil
+		case e.Progress != nil:
+			report(*e.Progress)
+		}
+		return true, nil
+	})
+	if a, ok := errors.AsType[foreign](err); ok && a.code == http.StatusNotFound {
+		err = fmt.Errorf("the DTN is of a version that knows no probes; update it (%w)", err)
+	}
+	return path, cmp.Or(refused, err)
+}
+
+// Onward has the DTN ask a relay what that has seen of its paths to the sites to which it
+// passes files on; the relay's mode does not matter. A DTN of a version that does not know
+// how says so.
+func (c *Client) Onward(ctx context.Context, r mover.Relay) ([]mover.Hop, error) {
+	var hops []mover.Hop
+	err := c.call(ctx, http.MethodGet, nil, &hops, "v1/relays/"+url.PathEscape(r.Site)+"/paths?address="+url.QueryEscape(r.Address))
+	if a, ok := errors.AsType[foreign](err); ok && a.code == http.StatusNotFound {
+		return nil, errors.New("this site's DTN is of a version that does not ask relays: update it")
+	}
+	return hops, err
 }
 
 // Arrival returns what is known of a file in the inbox, by its name in the export;
@@ -180,6 +330,9 @@ func isProblem(err error, status int) bool {
 	return ok && p.Status == status
 }
 
+// encoded is JSON already.
+type encoded []byte
+
 // call sends in as JSON if it is not nil, and decodes the answer into out if that
 // is not nil. The error names the call and its URL.
 func (c *Client) call(ctx context.Context, method string, in, out any, path string) error {
@@ -206,23 +359,31 @@ func (c *Client) send(ctx context.Context, method string, in any, path string) (
 	if err != nil {
 		return nil, err
 	}
+	return c.do(req)
+}
+
+// do returns a successful response; its body is the caller's to close.
+func (c *Client) do(req *http.Request) (*http.Response, error) {
 	resp, err := c.http.Do(req)
-	if err != nil { // a *url.Error, which names method and URL
-		return nil, fmt.Errorf("ask the DTN: %w", err)
+	if err != nil {
+		return nil, outage.Daemon{Name: "the DTN", Unit: "glance-dtn-dtn", URL: c.base}.Explain(err)
 	}
 	if resp.StatusCode/100 == 2 {
 		return resp, nil
 	}
 	defer resp.Body.Close()
-	return nil, fmt.Errorf("%s %s: %w", method, req.URL, refusal(resp))
+	return nil, fmt.Errorf("%s %s: %w", req.Method, req.URL, refusal(resp))
 }
 
 func (c *Client) request(ctx context.Context, method string, in any, path string) (*http.Request, error) {
 	var body io.Reader
 	if in != nil {
-		data, err := json.Marshal(in)
-		if err != nil {
-			return nil, err
+		data, ok := in.(encoded)
+		if !ok {
+			var err error
+			if data, err = json.Marshal(in); err != nil {
+				return nil, err
+			}
 		}
 		body = bytes.NewReader(data)
 	}
@@ -236,6 +397,16 @@ func (c *Client) request(ctx context.Context, method string, in any, path string
 	return req, nil
 }
 
+// foreign is an unsuccessful response that is none of a DTN's, or to a call that it does not know.
+type foreign struct {
+	status string
+	code   int
+}
+
+func (f foreign) Error() string {
+	return f.status + ", not in the way a DTN answers; is the URL right?"
+}
+
 // refusal is what an unsuccessful response says: a *mover.Problem, with its code,
 // if it comes from a DTN.
 func refusal(resp *http.Response) error {
@@ -246,8 +417,12 @@ func refusal(resp *http.Response) error {
 	p := new(mover.Problem)
 	media, _, _ := mime.ParseMediaType(resp.Header.Get("Content-Type"))
 	if media != mover.ProblemMedia || json.Unmarshal(data, p) != nil || p.Status != resp.StatusCode {
-		return fmt.Errorf("%s, not in the way a DTN answers; is the URL right?", resp.Status)
+		return foreign{resp.Status, resp.StatusCode}
 	}
+	return coded(p)
+}
+
+func coded(p *mover.Problem) error {
 	if p.Code != "" {
 		return mover.Coded(p.Code, p)
 	}

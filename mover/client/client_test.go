@@ -10,11 +10,13 @@ import (
 	"net/http/httptest"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"github.com/glance-dtn/glance-dtn/internal/failure"
+	"github.com/glance-dtn/glance-dtn/internal/nettest"
 	"github.com/glance-dtn/glance-dtn/mover"
 )
 
@@ -78,6 +80,82 @@ func TestOnlyADTNsOwn404MeansNotThere(t *testing.T) {
 	}
 }
 
+func TestADTNThatDoesNotKnowOfPassagesHasNone(t *testing.T) {
+	answer := http.NotFound
+	c := serve(t, func(w http.ResponseWriter, r *http.Request) { answer(w, r) })
+	if all, err := c.Passages(t.Context()); len(all) > 0 || err != nil {
+		t.Errorf("%v, %v", all, err)
+	}
+	answer = func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusBadGateway) }
+	if _, err := c.Passages(t.Context()); err == nil || !strings.Contains(err.Error(), "502 Bad Gateway, not in the way a DTN answers") {
+		t.Errorf("of a proxy without a DTN: %v", err)
+	}
+}
+
+func TestADTNThatKeepsNoHistorySaysSo(t *testing.T) {
+	for _, c := range []struct {
+		says   string
+		answer http.HandlerFunc
+	}{
+		{"of a version that keeps no history", http.NotFound},
+		{"this DTN keeps no history", func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Type", mover.ProblemMedia)
+			w.WriteHeader(http.StatusNotFound)
+			_ = json.NewEncoder(w).Encode(mover.Problem{Status: http.StatusNotFound, Detail: "this DTN keeps no history"})
+		}},
+	} {
+		d := serve(t, c.answer)
+		_, err := d.History(t.Context())
+		_, err2 := d.ImportHistory(t.Context(), "a\n")
+		_, err3 := d.ForgetHistory(t.Context(), "B")
+		for _, err := range []error{err, err2, err3} {
+			if err == nil || !strings.Contains(err.Error(), c.says) {
+				t.Errorf("%v, want %q", err, c.says)
+			}
+		}
+	}
+}
+
+// TestAnImportSaysWhetherTheCSVIsWrong and the media type of what it sends.
+func TestAnImportSaysWhetherTheCSVIsWrong(t *testing.T) {
+	for status, permanent := range map[int]bool{
+		http.StatusUnprocessableEntity: true, http.StatusRequestEntityTooLarge: true, http.StatusInternalServerError: false,
+	} {
+		c := serve(t, func(w http.ResponseWriter, r *http.Request) {
+			if got := r.Header.Get("Content-Type"); got != "text/csv" {
+				t.Errorf("it comes as %q", got)
+			}
+			w.Header().Set("Content-Type", mover.ProblemMedia)
+			w.WriteHeader(status)
+			_ = json.NewEncoder(w).Encode(mover.Problem{Status: status, Detail: "no"})
+		})
+		if _, err := c.ImportHistory(t.Context(), "a\n"); err == nil || failure.IsPermanent(err) != permanent {
+			t.Errorf("%d: %v, want it permanent: %v", status, err, permanent)
+		}
+	}
+}
+
+// TestARelayIsAskedThroughTheDTN holds the question, and the word of a DTN that does not
+// know it.
+func TestARelayIsAskedThroughTheDTN(t *testing.T) {
+	answer := func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path != "/v1/relays/R/paths" || r.URL.Query().Get("address") != "[::1]:7444" {
+			t.Errorf("asked for %s", r.URL)
+		}
+		w.Header().Set("Content-Type", "application/json")
+		io.WriteString(w, `[{"from": "R", "site": "B", "best": 1e9}]`)
+	}
+	c := serve(t, func(w http.ResponseWriter, r *http.Request) { answer(w, r) })
+	r := mover.Relay{Site: "R", Address: "[::1]:7444"}
+	if hops, err := c.Onward(t.Context(), r); err != nil || len(hops) != 1 || hops[0].From != "R" || hops[0].Site != "B" || hops[0].Best != 1e9 {
+		t.Errorf("%+v, %v", hops, err)
+	}
+	answer = http.NotFound
+	if _, err := c.Onward(t.Context(), r); err == nil || !strings.Contains(err.Error(), "update it") {
+		t.Errorf("of a DTN of an older version: %v", err)
+	}
+}
+
 func TestOddAnswersAreErrors(t *testing.T) {
 	for name, h := range map[string]http.HandlerFunc{
 		"redirect":  func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "/elsewhere", http.StatusFound) },
@@ -104,18 +182,16 @@ type zeros struct{}
 func (zeros) Read(p []byte) (int, error) { return len(p), nil }
 
 func TestADTNThatDoesNotListenIsNamed(t *testing.T) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	l := nettest.Listen(t, "127.0.0.1:0")
 	url := "http://" + l.Addr().String()
 	l.Close()
 	c, err := New(url, &http.Client{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := c.Submit(t.Context(), mover.Request{}); err == nil || !strings.Contains(err.Error(), url) {
-		t.Errorf("got %v, want an error with %s", err, url)
+	want := "the DTN at " + l.Addr().String() + " does not answer: connection refused; on its host: systemctl status glance-dtn-dtn"
+	if _, err := c.Submit(t.Context(), mover.Request{}); !errors.Is(err, syscall.ECONNREFUSED) || err.Error() != want {
+		t.Errorf("got %v, want %s", err, want)
 	}
 }
 
@@ -164,8 +240,8 @@ func TestAWatchNoticesADeadConnection(t *testing.T) {
 						}
 						continue
 					}
-					if text := err.Error(); !strings.Contains(text, cl.base) || !strings.Contains(text, "nothing was heard for 5s") {
-						t.Errorf("%v; want the URL and the reason", err)
+					if text := err.Error(); !strings.Contains(text, "the DTN at dtn-a.example.org:7443 does not answer") && !strings.Contains(text, cl.base) || !strings.Contains(text, "nothing was heard for 5s") {
+						t.Errorf("%v; want the address and the reason", err)
 					}
 					if failed = append(failed, time.Since(start)); len(failed) == len(c.want) {
 						break
@@ -205,8 +281,8 @@ func TestASilentDTNIsGivenUp(t *testing.T) {
 		c, start := silent(t, ""), time.Now()
 		_, err := c.Capabilities(t.Context())
 		if waited := time.Since(start); waited != callTimeout || err == nil ||
-			!strings.Contains(err.Error(), c.base) || !strings.Contains(err.Error(), "no answer within 30s") {
-			t.Errorf("after %v: %v; want after %v the URL and the reason", waited, err, callTimeout)
+			!strings.Contains(err.Error(), "dtn-a.example.org:7443 does not answer: no answer within 30s") {
+			t.Errorf("after %v: %v; want after %v the address and the reason", waited, err, callTimeout)
 		}
 	})
 }

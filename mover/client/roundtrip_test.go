@@ -11,7 +11,6 @@ import (
 	"iter"
 	"log/slog"
 	"maps"
-	"net"
 	"net/http"
 	"os"
 	"slices"
@@ -24,7 +23,9 @@ import (
 
 	"github.com/glance-dtn/glance-dtn/internal/digest"
 	"github.com/glance-dtn/glance-dtn/internal/failure"
+	"github.com/glance-dtn/glance-dtn/internal/nettest"
 	"github.com/glance-dtn/glance-dtn/internal/pki"
+	"github.com/glance-dtn/glance-dtn/internal/roottest"
 	"github.com/glance-dtn/glance-dtn/mover"
 	"github.com/glance-dtn/glance-dtn/mover/client"
 	"github.com/glance-dtn/glance-dtn/mover/dtn"
@@ -35,8 +36,8 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // engine moves what it may: a transfer whose key is "slow" waits for release.
 type engine struct{ release chan struct{} }
 
-func (e engine) Move(ctx context.Context, r mover.Request, report func(int64)) error {
-	report(0)
+func (e engine) Move(ctx context.Context, r mover.Request, report func(mover.Progress)) error {
+	report(mover.Progress{})
 	if r.Key == "slow" {
 		select {
 		case <-e.release:
@@ -47,9 +48,30 @@ func (e engine) Move(ctx context.Context, r mover.Request, report func(int64)) e
 	if r.Key == "bad" {
 		return mover.Coded(mover.CodeSpace, errors.New("no space at the destination"))
 	}
-	report(r.Source.Size)
+	report(mover.Progress{Moved: r.Source.Size})
 	return nil
 }
+
+func (engine) Adjust(string, mover.PCP) {}
+
+// Probe waits for release, and says so, where it is to have one connection.
+func (e engine) Probe(ctx context.Context, r mover.ProbeRequest, report func(mover.Probing)) (mover.Probed, error) {
+	report(mover.Probing{Phase: mover.ProbeIdle, Time: r.Time})
+	if r.Parallelism == 1 {
+		select {
+		case <-e.release:
+		case <-ctx.Done():
+			e.release <- struct{}{}
+			return mover.Probed{}, ctx.Err()
+		}
+	}
+	if r.Bytes == mover.MinProbeBytes {
+		return mover.Probed{}, mover.Coded(mover.CodeTicket, errors.New("ticket: it is for a file"))
+	}
+	return mover.Probed{At: time.Now(), Idle: time.Second, One: 1e6, All: 4e6, Connections: 4}, nil
+}
+
+func (engine) Prioritise(string, mover.Priority) {}
 
 // inbox holds arrivals by name.
 type inbox struct {
@@ -124,6 +146,7 @@ type site struct {
 	state   *os.Root
 	http    *http.Server
 	timeout time.Duration      // of a write; 0: the DTN's own
+	reading time.Duration      // likewise
 	stop    context.CancelFunc // ends what the server does
 }
 
@@ -141,7 +164,7 @@ func newSite(t *testing.T) *site {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &site{ca: ca, release: make(chan struct{}), inbox: newInbox(), export: root(t), state: root(t)}
+	return &site{ca: ca, release: make(chan struct{}), inbox: newInbox(), export: roottest.Open(t, t.TempDir()), state: roottest.Open(t, t.TempDir())}
 }
 
 // serve starts the DTN on the site's directories.
@@ -165,26 +188,14 @@ func (s *site) serve(t *testing.T, addr string) {
 		ClientCAs:    s.ca.Pool(), ClientAuth: tls.RequireAndVerifyClientCert,
 	}, log)
 	s.http.WriteTimeout = cmp.Or(s.timeout, s.http.WriteTimeout)
-	l, err := net.Listen("tcp", addr)
-	if err != nil {
-		t.Fatal(err)
-	}
+	s.http.ReadTimeout = cmp.Or(s.reading, s.http.ReadTimeout)
+	l := nettest.Listen(t, addr)
 	s.url = "https://" + l.Addr().String()
 	var wg sync.WaitGroup
 	wg.Go(func() { server.Run(ctx) })
 	h := s.http
 	wg.Go(func() { h.ServeTLS(l, "", "") })
 	t.Cleanup(func() { stop(); h.Close(); wg.Wait() })
-}
-
-func root(t *testing.T) *os.Root {
-	t.Helper()
-	r, err := os.OpenRoot(t.TempDir())
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { r.Close() })
-	return r
 }
 
 func (s *site) certificate(t *testing.T, role, name string) tls.Certificate {
@@ -238,6 +249,37 @@ func request(key string) mover.Request {
 		Source:      mover.File{Name: "outbox/" + key, Size: 1000, Digest: digest.Digest{Algo: "md5", Value: strings.Repeat("ab", 16)}},
 		Destination: mover.Destination{Address: "dtn-b.example.org:7444", Ticket: "secret"},
 	}
+}
+
+func TestATransferIsChanged(t *testing.T) {
+	s := start(t)
+	c := s.client(t, true, s.certificate(t, pki.Agent, "A"))
+	var ids [2]mover.TransferID
+	for i, key := range []string{"slow", "quick"} {
+		var err error
+		if ids[i], err = c.Submit(t.Context(), request(key)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	last(t, c, ids[1])
+	faster := mover.PCP{Parallelism: 8}
+	if _, err := c.Adjust(t.Context(), ids[1], faster); !failure.IsPermanent(err) {
+		t.Errorf("one that has ended: %v, want a permanent failure", err)
+	}
+	if _, err := c.Adjust(t.Context(), "none", faster); !errors.Is(err, mover.ErrNoTransfer) {
+		t.Errorf("none: %v", err)
+	}
+	if st, err := c.Adjust(t.Context(), ids[0], faster); err != nil || st.Way.PCP != faster {
+		t.Errorf("one that has not: %+v, %v", st, err)
+	}
+	if err := c.Prioritise(t.Context(), ids[0], mover.PriorityHigh); err != nil {
+		t.Error(err)
+	}
+	if st, err := c.Status(t.Context(), ids[0]); err != nil || st.Priority != mover.PriorityHigh || st.Way.PCP != faster {
+		t.Errorf("with another priority: %+v, %v", st, err)
+	}
+	close(s.release)
+	last(t, c, ids[0])
 }
 
 // last waits for a transfer's end.
@@ -299,8 +341,9 @@ func TestTransfersOverMutualTLS(t *testing.T) {
 func TestAnEventStreamOutlivesTheWriteTimeout(t *testing.T) {
 	for _, http2 := range []bool{false, true} {
 		t.Run(fmt.Sprint("http2=", http2), func(t *testing.T) {
+			t.Parallel()
 			s := newSite(t)
-			s.timeout = 500 * time.Millisecond
+			s.timeout = 3 * time.Second
 			s.serve(t, "127.0.0.1:0")
 			c := s.client(t, http2, s.certificate(t, pki.Agent, "A"))
 			id, err := c.Submit(t.Context(), request("slow"))
@@ -311,13 +354,13 @@ func TestAnEventStreamOutlivesTheWriteTimeout(t *testing.T) {
 			var end mover.TransferState
 			for st := range s.events(t, http2, id) {
 				if end = st.State; end == mover.Running {
-					if running++; running == 2 { // the second after a second: two write timeouts
+					if running++; running == 7 { // one a second, after the first: two write timeouts
 						close(s.release)
 					}
 				}
 			}
-			if end != mover.Done || running < 2 {
-				t.Errorf("ended as %q after %d running events, want done after 2 or more", end, running)
+			if end != mover.Done || running < 7 {
+				t.Errorf("ended as %q after %d running events, want done after 7 or more", end, running)
 			}
 		})
 	}

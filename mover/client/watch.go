@@ -51,16 +51,77 @@ func (c *Client) Watch(ctx context.Context) iter.Seq2[map[string]mover.Arrival, 
 // listen follows one stream of announcements until it breaks, which is the error, or
 // tell returns false. It tells a clone of the inbox after each event that changes it.
 func (c *Client) listen(ctx context.Context, tell func(map[string]mover.Arrival) bool) error {
+	var inbox map[string]mover.Arrival // nil before the first event, which is all of it
+	return c.events(ctx, http.MethodGet, nil, "v1/events/arrivals", func(data []byte) (bool, error) {
+		var changes mover.InboxChanges
+		if err := json.Unmarshal(data, &changes); err != nil {
+			return false, err
+		}
+		if inbox != nil && len(changes.Arrivals)+len(changes.Dropped) == 0 {
+			return true, nil
+		}
+		if inbox == nil {
+			inbox = map[string]mover.Arrival{}
+		}
+		changes.Apply(inbox)
+		return tell(maps.Clone(inbox)), nil
+	})
+}
+
+// Follow yields the DTN's transfers: all that it knows, oldest first, and then each that has
+// changed, as it is now, until ctx ends; that is no error. While the DTN cannot be heard it
+// yields why, at each vain try, later and later, and when it can be heard again all of them
+// once more. Several changes may be told as one.
+func (c *Client) Follow(ctx context.Context) iter.Seq2[mover.Status, error] {
+	return func(yield func(mover.Status, error) bool) {
+		for wait := rewatchMin; ; wait = min(2*wait, rewatchMax) {
+			more := true
+			err := c.follow(ctx, func(s mover.Status) bool {
+				wait = rewatchMin
+				more = yield(s, nil)
+				return more
+			})
+			if !more || ctx.Err() != nil || !yield(mover.Status{}, fmt.Errorf("hear of transfers: %w", err)) {
+				return
+			}
+			select {
+			case <-ctx.Done():
+				return
+			case <-time.After(wait):
+			}
+		}
+	}
+}
+
+// follow follows one stream of transfers until it breaks, which is the error, or tell
+// returns false.
+func (c *Client) follow(ctx context.Context, tell func(mover.Status) bool) error {
+	return c.events(ctx, http.MethodGet, nil, "v1/events", func(data []byte) (bool, error) {
+		var all []mover.Status
+		if err := json.Unmarshal(data, &all); err != nil {
+			return false, err
+		}
+		for _, s := range all {
+			if !tell(s) {
+				return false, nil
+			}
+		}
+		return true, nil
+	})
+}
+
+// events calls each for the data of one stream's events, until it breaks, which is the error, or
+// each returns false or an error.
+func (c *Client) events(ctx context.Context, method string, in any, path string, each func(data []byte) (bool, error)) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	silence := time.AfterFunc(maxSilence, func() { cancel(fmt.Errorf("nothing was heard for %v", maxSilence)) })
 	defer silence.Stop()
-	resp, err := c.send(ctx, http.MethodGet, nil, "v1/events/arrivals")
+	resp, err := c.send(ctx, method, in, path)
 	if err != nil {
 		return err
 	}
 	defer resp.Body.Close()
-	var inbox map[string]mover.Arrival // nil before the first event, which is all of it
 	lines := bufio.NewScanner(resp.Body)
 	for lines.Buffer(nil, maxAnswer); lines.Scan(); {
 		silence.Reset(maxSilence)
@@ -68,18 +129,11 @@ func (c *Client) listen(ctx context.Context, tell func(map[string]mover.Arrival)
 		if !ok {
 			continue
 		}
-		var changes mover.InboxChanges
-		if err := json.Unmarshal(data, &changes); err != nil {
-			return fmt.Errorf("GET %s: %w", resp.Request.URL, err)
+		more, err := each(data)
+		if err != nil {
+			return fmt.Errorf("%s %s: %w", method, resp.Request.URL, err)
 		}
-		if inbox != nil && len(changes.Arrivals)+len(changes.Dropped) == 0 {
-			continue
-		}
-		if inbox == nil {
-			inbox = map[string]mover.Arrival{}
-		}
-		changes.Apply(inbox)
-		if !tell(maps.Clone(inbox)) {
+		if !more {
 			return nil
 		}
 	}
@@ -90,5 +144,5 @@ func (c *Client) listen(ctx context.Context, tell func(map[string]mover.Arrival)
 	if cause := context.Cause(ctx); cause != nil {
 		err = cause
 	}
-	return fmt.Errorf("GET %s: %w", resp.Request.URL, err)
+	return fmt.Errorf("%s %s: %w", method, resp.Request.URL, err)
 }

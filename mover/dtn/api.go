@@ -53,10 +53,6 @@ type (
 		Location string `header:"Location"`
 		Body     mover.Status
 	}
-	// beat says that the stream is alive while nothing happens.
-	beat struct {
-		At time.Time `json:"at"`
-	}
 )
 
 func (s *Server) routes() http.Handler {
@@ -75,32 +71,44 @@ func (s *Server) routes() http.Handler {
 			Responses:    map[string]*huma.Response{"default": problemResponse(api)},
 		}
 	}
-	submit := op(http.MethodPost, "/v1/transfers", "submit-transfer", "Submit a transfer; the same key and body again is the same transfer (200)")
+	submit := op(http.MethodPost, "/v1/transfers", "submit-transfer", "Submit a transfer; the same key and body again, whatever the PCP and the priority, is the same transfer (200)")
 	submit.DefaultStatus = http.StatusAccepted
 	huma.Register(api, submit, s.submit)
 	known := *submit.Responses["202"]
 	known.Description = "Known already"
 	submit.Responses["200"] = &known
+	s.registerBatches(api, op(http.MethodPost, "/v1/batches", "submit-batch",
+		"Submit many transfers, each judged by itself and answered in its place; those that are accepted are so durably, in one step"))
 	huma.Register(api, op(http.MethodGet, "/v1/transfers", "list-transfers", "List transfers, oldest first"), s.list)
 	huma.Register(api, op(http.MethodGet, "/v1/transfers/{id}", "get-transfer", "Get a transfer"), s.get)
 	huma.Register(api, op(http.MethodDelete, "/v1/transfers/{id}", "cancel-transfer",
 		"Cancel a transfer and wait a while for its end; one that has ended stays as it is"), s.cancel)
+	huma.Register(api, op(http.MethodPatch, "/v1/transfers/{id}", "adjust-transfer",
+		"Change a transfer's pipelining, concurrency or parallelism, while it runs or waits; what is not said stays"), s.adjust)
 
 	follow := op(http.MethodGet, "/v1/transfers/{id}/events", "follow-transfer", "Follow a transfer, at least every second, to its final state")
 	follow.Middlewares = huma.Middlewares{s.known(api)}
 	sse.Register(api, follow, map[string]any{"status": mover.Status{}}, s.follow)
-	sse.Register(api, op(http.MethodGet, "/v1/events", "follow-all", "Follow all transfers that have not ended and those that are submitted"),
-		map[string]any{"status": mover.Status{}, "beat": beat{}}, s.followAll)
+	sse.Register(api, op(http.MethodGet, "/v1/events", "follow-all", "Follow the transfers: all of them, oldest first, and then those that change; none, every second, when none does"),
+		map[string]any{"transfers": []mover.Status{}}, s.followAll)
 
 	sse.Register(api, op(http.MethodGet, "/v1/events/arrivals", "follow-arrivals",
 		"Follow the inbox: all that is in it, and then what changes; nothing, every second, when nothing does"),
 		map[string]any{"inbox": mover.InboxChanges{}}, s.followArrivals)
+	huma.Register(api, op(http.MethodGet, "/v1/passages", "list-passages", "List the files that this DTN passes on from one site to another, or keeps for that"), s.listPassages)
 	huma.Register(api, op(http.MethodGet, "/v1/arrivals", "list-arrivals", "List the files in the inbox"), s.listArrivals)
 	huma.Register(api, op(http.MethodGet, "/v1/arrivals/{name}", "get-arrival", "Get a file in the inbox"), s.arrival)
 	huma.Register(api, op(http.MethodGet, "/v1/arrivals/{name}/blocks", "get-blocks", "Get the digests of a file's proven blocks, from the start or from a block on"), s.blocks)
 	huma.Register(api, op(http.MethodDelete, "/v1/arrivals/{name}", "drop-arrival", "Remove a file from the inbox, complete or not; nothing happens when there is none"), s.drop)
 	huma.Register(api, op(http.MethodPost, "/v1/outbox/{name}/settle", "settle",
 		"Sync a file of the outbox to this DTN's disk, and get the digests of its blocks as they are there, from the start or from a block on"), s.settle)
+	huma.Register(api, op(http.MethodGet, "/v1/paths", "list-paths", "Tell what transfers and probes have seen of the paths to their destinations, by address"), s.listPaths)
+	probe := op(http.MethodPost, "/v1/probes", "probe-path",
+		"Measure the path to another DTN, one at a time: how far that is, at least every second, and at last what is known of the path, or a problem. Who goes away ends it")
+	sse.Register(api, probe, map[string]any{"probe": mover.ProbeEvent{}}, s.probePath)
+	s.registerHistory(api, op)
+	huma.Register(api, op(http.MethodGet, "/v1/relays/{site}/paths", "list-onward-paths",
+		"Ask the DTN of another site, a relay, what it has seen of its paths to the sites to which it passes this site's files on"), s.onward)
 	huma.Register(api, op(http.MethodGet, "/v1/capabilities", "get-capabilities", "What this DTN offers"), s.getCapabilities)
 
 	serveOpenAPI(mux, api)
@@ -139,27 +147,38 @@ func serveOpenAPI(mux *http.ServeMux, api huma.API) {
 }
 
 func (s *Server) submit(_ context.Context, in *submitInput) (*submitOutput, error) {
-	r := in.Body
-	if r.Engine == "" {
-		r.Engine = mover.EngineFor(r.Destination.Address)
-	}
-	if err := s.checkRequest(r); err != nil {
+	r, err := s.judge(in.Body)
+	if err != nil {
 		return nil, err
 	}
 	status, fresh, err := s.table.submit(r)
-	switch {
-	case errors.Is(err, mover.ErrKeyConflict):
-		return nil, problem(http.StatusConflict, "", fmt.Sprintf("key %s: %v", r.Key, err))
-	case errors.Is(err, errFull):
-		return nil, problem(http.StatusServiceUnavailable, "", err.Error())
-	case err != nil:
-		return nil, problem(http.StatusInternalServerError, "", err.Error())
+	if err != nil {
+		return nil, submitProblem(r, err)
 	}
 	out := &submitOutput{Status: http.StatusOK, Location: "/v1/transfers/" + string(status.ID), Body: status}
 	if fresh {
 		out.Status = http.StatusAccepted
 	}
 	return out, nil
+}
+
+// judge completes a request, or reports what is wrong with it.
+func (s *Server) judge(r mover.Request) (mover.Request, error) {
+	if r.Engine == "" {
+		r.Engine = mover.EngineFor(r.Destination.Address)
+	}
+	return r, s.checkRequest(r)
+}
+
+// submitProblem is why the table did not take a request.
+func submitProblem(r mover.Request, err error) error {
+	switch {
+	case errors.Is(err, mover.ErrKeyConflict):
+		return problem(http.StatusConflict, "", fmt.Sprintf("key %s: %v", r.Key, err))
+	case errors.Is(err, errFull):
+		return problem(http.StatusServiceUnavailable, "", err.Error())
+	}
+	return problem(http.StatusInternalServerError, "", err.Error())
 }
 
 // checkRequest reports what the schema cannot: every fault at once.
@@ -177,6 +196,7 @@ func (s *Server) checkRequest(r mover.Request) error {
 	}
 	fault("body.source.digest", r.Source.CheckDigest())
 	fault("body.destination.address", mover.CheckAddress(r.Destination.Address))
+	fault("body.destination.via", r.Destination.Via.Validate(r.Engine))
 	if _, ok := s.opt.Engines[r.Engine]; !ok {
 		advice := ""
 		if r.Engine == mover.GridFTP {
@@ -263,27 +283,57 @@ func (s *Server) follow(ctx context.Context, in *transferInput, send sse.Sender)
 	}
 }
 
+// toldAtOnce is how many transfers are in one event.
+const toldAtOnce = 500
+
+// tellRest is how many times as long as it took to tell of changes nothing is told after
+// that: so telling takes a twentieth of the time at most, and few changes wait for nothing, as
+// the end of the last transfer does.
+const tellRest = 20
+
 func (s *Server) followAll(ctx context.Context, _ *noInput, send sse.Sender) {
 	tick := time.NewTicker(eventEvery)
 	defer tick.Stop()
-	all, seq, changed := s.table.since(0)
-	all = slices.DeleteFunc(all, func(st mover.Status) bool { return st.State.Final() })
-	for ctx.Err() == nil {
-		for _, status := range all {
-			if send.Data(status) != nil {
+	for seq := uint64(0); ctx.Err() == nil; {
+		began, idle := time.Now(), s.table.idling()
+		all, next, changed := s.table.since(seq)
+		seq = next
+		news := len(all) > 0
+		for more := true; more; more = len(all) > 0 { // once where there are none: a sign of life
+			n := min(len(all), toldAtOnce)
+			if send.Data(all[:n]) != nil {
 				return
 			}
+			all = all[n:]
 		}
-		if len(all) == 0 && send.Data(beat{At: time.Now().UTC()}) != nil {
-			return
+		var rest <-chan time.Time // what changes in between is told as one
+		if news {
+			rest = time.After(min(tellRest*time.Since(began), inboxEvery))
 		}
 		select {
 		case <-changed:
 		case <-tick.C:
 		case <-ctx.Done():
 		}
-		all, seq, changed = s.table.since(seq)
+		if news {
+			select {
+			case <-rest:
+			case <-idle:
+			case <-ctx.Done():
+			}
+		}
 	}
+}
+
+func (s *Server) listPassages(context.Context, *noInput) (*output[[]mover.Passage], error) {
+	all := []mover.Passage{}
+	if s.opt.Relay != nil {
+		all = append(all, s.opt.Relay.Passages()...)
+	}
+	for i := range all {
+		all[i].ID = transferID("passage " + all[i].File.Name)
+	}
+	return &output[[]mover.Passage]{all}, nil
 }
 
 func (s *Server) listArrivals(context.Context, *noInput) (*output[[]mover.Arrival], error) {
@@ -394,6 +444,10 @@ func inboxName(base string) (string, error) {
 		return "", arrivalProblem(mover.Coded(mover.CodeName, err))
 	}
 	return name, nil
+}
+
+func (s *Server) listPaths(context.Context, *noInput) (*output[[]mover.SeenPath], error) {
+	return &output[[]mover.SeenPath]{s.sightings.all()}, nil
 }
 
 func (s *Server) getCapabilities(context.Context, *noInput) (*output[mover.Capabilities], error) {

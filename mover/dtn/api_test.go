@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"reflect"
 	"slices"
 	"strings"
 	"syscall"
@@ -19,6 +20,7 @@ import (
 
 	"github.com/glance-dtn/glance-dtn/internal/digest"
 	"github.com/glance-dtn/glance-dtn/internal/pki"
+	"github.com/glance-dtn/glance-dtn/internal/roottest"
 	"github.com/glance-dtn/glance-dtn/mover"
 )
 
@@ -35,7 +37,11 @@ func TestSubmitIsIdempotentByKey(t *testing.T) {
 		}
 		noEngine := request("k")
 		noEngine.Engine = "" // means the same
-		for _, same := range []mover.Request{request("k"), noEngine} {
+		otherPriority := request("k")
+		otherPriority.Priority = mover.PriorityHigh // may be changed while it waits or runs, too
+		otherPCP := request("k")
+		otherPCP.PCP.Parallelism = 7 // likewise
+		for _, same := range []mover.Request{request("k"), noEngine, otherPriority, otherPCP} {
 			synctest.Wait()
 			a := ask(t, s, "POST", "/v1/transfers", same)
 			var again mover.Status
@@ -48,7 +54,6 @@ func TestSubmitIsIdempotentByKey(t *testing.T) {
 			"size":    func(r *mover.Request) { r.Source.Size++ },
 			"ticket":  func(r *mover.Request) { r.Destination.Ticket = "another" },
 			"address": func(r *mover.Request) { r.Destination.Address = "other:1" },
-			"pcp":     func(r *mover.Request) { r.PCP.Parallelism = 3 },
 		} {
 			other := request("k")
 			change(&other)
@@ -165,7 +170,11 @@ func TestListByState(t *testing.T) {
 func TestFollowTellsStatesAndProgressToTheEnd(t *testing.T) {
 	bubble(t, func(t *testing.T, r *rig) {
 		finish := make(chan struct{})
-		r.engine.scripts["k"] = func(_ context.Context, report func(int64)) error { report(10); <-finish; return nil }
+		r.engine.scripts["k"] = func(_ context.Context, report func(mover.Progress)) error {
+			report(mover.Progress{Moved: 10})
+			<-finish
+			return nil
+		}
 		s := r.server(t)
 		id := submit(t, s, request("k"))
 		st := follow(t, s, "/v1/transfers/"+string(id)+"/events")
@@ -201,20 +210,41 @@ func TestFollowAllTellsWhatChanges(t *testing.T) {
 		synctest.Wait()
 		st := follow(t, s, "/v1/events")
 		events, _ := st.told(t)
-		if len(events) != 1 || !strings.HasPrefix(events[0], "beat ") {
-			t.Errorf("with nothing to tell: %v, want one beat", events)
+		if got := states(t, events); len(events) != 1 || !slices.Equal(got, []mover.TransferState{mover.Done}) {
+			t.Errorf("first: %v, want one event with the one that is done", events)
 		}
 		time.Sleep(3*time.Second + time.Millisecond)
 		if events, _ = st.told(t); len(events) != 3 || states(t, events) != nil {
-			t.Errorf("3 s later: %v, want 3 beats", events)
+			t.Errorf("3 s later: %v, want 3 of no transfer", events)
 		}
 		submit(t, s, request("new"))
-		events, open := st.told(t)
+		events, open := st.told(t) // telling takes no time here, and so neither does the rest
 		if got := states(t, events); len(got) == 0 || got[len(got)-1] != mover.Done || !open {
 			t.Errorf("a new transfer: told %v, open %v, want it up to done, and to stay open", events, open)
 		}
 		if strings.Contains(strings.Join(events, ""), `"old"`) {
-			t.Errorf("told of one that had ended before: %v", events)
+			t.Errorf("told once more of one that had ended before: %v", events)
+		}
+	})
+}
+
+// TestManyTransfersAreToldInFewEvents has more change at once than one event may tell.
+func TestManyTransfersAreToldInFewEvents(t *testing.T) {
+	bubble(t, func(t *testing.T, r *rig) {
+		s := r.server(t)
+		st := follow(t, s, "/v1/events")
+		st.told(t)
+		time.Sleep(inboxEvery)
+		var all []*submission
+		for i := range toldAtOnce + 1 {
+			all = append(all, &submission{request: request(fmt.Sprint("k", i))})
+		}
+		if err := s.table.submits.Do(all...); err != nil {
+			t.Fatal(err)
+		}
+		events, _ := st.told(t)
+		if got := states(t, events); len(events) != 2 || len(got) != len(all) {
+			t.Errorf("%d transfers told in %d events, want %d in 2", len(got), len(events), len(all))
 		}
 	})
 }
@@ -434,6 +464,10 @@ func TestCapabilitiesLeaveOutReserveAndPromises(t *testing.T) {
 	if got := free(r.server(t)); got != 0 {
 		t.Errorf("free %d with more promised than there is, want 0", got)
 	}
+	r.opt.Spare = func() int64 { return open * 2 }
+	if got := free(r.server(t)); got < open/2 || got > open {
+		t.Errorf("free %d of %d with a quarter reserved, and as much to spare as is promised", got, open)
+	}
 }
 
 func TestOnlyOurAgentAndOperatorsAreAllowed(t *testing.T) {
@@ -490,9 +524,9 @@ func TestOpenAPIDescribesEveryOperation(t *testing.T) {
 		}
 	}
 	want := []string{
-		"DELETE /v1/arrivals/{name}", "DELETE /v1/transfers/{id}", "GET /v1/arrivals", "GET /v1/arrivals/{name}", "GET /v1/arrivals/{name}/blocks",
-		"GET /v1/capabilities", "GET /v1/events", "GET /v1/events/arrivals", "GET /v1/transfers", "GET /v1/transfers/{id}",
-		"GET /v1/transfers/{id}/events", "POST /v1/outbox/{name}/settle", "POST /v1/transfers",
+		"DELETE /v1/arrivals/{name}", "DELETE /v1/history/{site}", "DELETE /v1/transfers/{id}", "GET /v1/arrivals", "GET /v1/arrivals/{name}", "GET /v1/arrivals/{name}/blocks",
+		"GET /v1/capabilities", "GET /v1/events", "GET /v1/events/arrivals", "GET /v1/history", "GET /v1/passages", "GET /v1/paths", "GET /v1/relays/{site}/paths", "GET /v1/transfers", "GET /v1/transfers/{id}",
+		"GET /v1/transfers/{id}/events", "PATCH /v1/transfers/{id}", "POST /v1/batches", "POST /v1/history", "POST /v1/outbox/{name}/settle", "POST /v1/probes", "POST /v1/transfers",
 	}
 	if !slices.Equal(sorted(got), want) {
 		t.Errorf("operations %q, want %q", sorted(got), want)
@@ -545,6 +579,50 @@ func TestReadyzNamesWhatStandsInTheWay(t *testing.T) {
 	get(r.server(t), "/readyz")
 	if _, err := r.opt.Export.Stat(probeName); err == nil {
 		t.Error("the probe is left on the export")
+	}
+}
+
+// What keeps files from one site only is no fault of this DTN.
+func TestReadyzAndMetricsTellOfCallbacks(t *testing.T) {
+	r := newRig(t)
+	var now []mover.Callback
+	r.opt.Callbacks = func() []mover.Callback { return now }
+	r.opt.Standing = func() map[string]bool { return map[string]bool{"C": true, "D": false} }
+	s := r.server(t)
+	since := time.Date(2026, 11, 1, 12, 0, 0, 0, time.UTC)
+	b := mover.Callback{Address: "dtn-b:7444", Site: "B", Connected: true, Since: since}
+	c := mover.Callback{Address: "dtn-c:7444", Since: since, Error: "no route to host"}
+	trouble := "no connection to dtn-c:7444 since 2026-11-01T12:00:00Z, so nothing comes from there: no route to host"
+	for _, x := range []struct {
+		callbacks []mover.Callback
+		ready     int
+		want      []check
+	}{
+		{nil, 200, nil},
+		{[]mover.Callback{b, c}, 200, []check{{Name: "callback dtn-b:7444", OK: true}, {Name: "callback dtn-c:7444", OK: true, Note: trouble}}},
+		{[]mover.Callback{c}, 503, []check{{Name: "callback dtn-c:7444", Error: trouble}}},
+	} {
+		now = x.callbacks
+		w := httptest.NewRecorder()
+		s.Health().ServeHTTP(w, httptest.NewRequest("GET", "/readyz", nil))
+		var checks []check
+		if err := json.Unmarshal(w.Body.Bytes(), &checks); err != nil {
+			t.Fatal(err)
+		}
+		if got := checks[2:]; w.Code != x.ready || !slices.Equal(got, x.want) {
+			t.Errorf("%+v: %d %+v, want %d %+v", x.callbacks, w.Code, got, x.ready, x.want)
+		}
+	}
+	now = []mover.Callback{b, c}
+	for _, name := range []string{"glance_dtn_dtn_callback_connected", "glance_dtn_dtn_callback_standing"} {
+		if got := metric(t, s, name); got != 1 { // of two
+			t.Errorf("%s = %v, want 1", name, got)
+		}
+	}
+	var told mover.Capabilities
+	ask(t, s, "GET", "/v1/capabilities", nil).decode(t, &told)
+	if !reflect.DeepEqual(told.Callbacks, now) {
+		t.Errorf("capabilities tell of %+v", told.Callbacks)
 	}
 }
 
@@ -624,7 +702,7 @@ func TestBoxesAreForTheGroupAndStayAsTheyAre(t *testing.T) {
 	if err := os.Chmod(dir, 0o770|os.ModeSetgid); err != nil {
 		t.Fatal(err)
 	}
-	export := openRoot(t, dir)
+	export := roottest.Open(t, dir)
 	modes := func(want map[string]os.FileMode) {
 		t.Helper()
 		if err := MakeBoxes(export); err != nil {
@@ -669,7 +747,9 @@ func metric(t *testing.T, s *Server, name string) (sum float64) {
 
 func TestMetrics(t *testing.T) {
 	bubble(t, func(t *testing.T, r *rig) {
-		r.engine.scripts["fails"] = func(context.Context, func(int64)) error { return mover.Coded(mover.CodeSpace, errors.New("full")) }
+		r.engine.scripts["fails"] = func(context.Context, func(mover.Progress)) error {
+			return mover.Coded(mover.CodeSpace, errors.New("full"))
+		}
 		r.engine.scripts["runs"] = untilStopped
 		r.arrivals.byName["inbox/x"] = mover.Arrival{State: mover.Arriving}
 		s := r.server(t)

@@ -48,7 +48,16 @@ type Arrivals interface {
 	Promised() int64
 }
 
-// Options are what a Server is made of. All are needed but Marker, Mark, Reserve and Ack.
+// Relay is the part of a data plane that passes files on to other sites.
+type Relay interface {
+	// Passages tells of the files that pass, or rest on their way.
+	Passages() []mover.Passage
+	// Passed tells what has passed since the DTN started.
+	Passed() []mover.Passed
+}
+
+// Options are what a Server is made of. All are needed but Marker, Mark, Small, Reserve,
+// Spare, Ack, Callbacks, Standing, Relay, Correct, History and Limits.
 type Options struct {
 	Site    string
 	Version string
@@ -64,10 +73,29 @@ type Options struct {
 	State    *os.Root // of this Server alone
 
 	Transfers int           // at once
+	Small     int           // besides, of those of a single block on the stream engine; 0: they are as others
 	Reserve   int64         // bytes of the export that are never offered to arrivals
+	Spare     func() int64  // bytes that are taken now and given to arrivals when they need them; nil: none
 	Keep      time.Duration // how long finished transfers are remembered
 
 	Ack func() mover.Ack // how writes to the export are acknowledged now; nil: not known
+
+	// Callbacks tells of the connections that this DTN keeps to others because it takes
+	// none, and Standing which sites have kept one here, and whether they do now. nil: none.
+	Callbacks func() []mover.Callback
+	Standing  func() map[string]bool
+
+	Relay Relay // nil: it passes nothing on
+
+	// Correct makes what corrects the PCP of transfers to one destination for which nobody
+	// has set any. nil: nothing does.
+	Correct func() Corrector
+
+	// History is what transfers begin with where nobody has said a PCP, and what comes of
+	// them. nil: nothing is kept, and they begin as their engines do.
+	History History
+
+	Limits func() mover.Limits // that the engines and Arrivals keep; nil: none
 
 	Log *slog.Logger
 }
@@ -96,6 +124,13 @@ type Server struct {
 	table   *table
 	metrics *metrics
 	api     http.Handler
+
+	steering  *steering // nil: nothing is corrected
+	sightings *sightings
+	loads     *loads // nil: there is no history
+
+	probing sync.Mutex // held by who probes a path
+
 	looking sync.Mutex // at the export: what is written to see that it can be has fixed names
 }
 
@@ -105,20 +140,41 @@ func New(o Options) (*Server, error) {
 	if err := o.validate(); err != nil {
 		return nil, fmt.Errorf("set up the DTN: %w", err)
 	}
-	t, err := openTable(o.State, limits{keep: o.Keep, finished: maxFinished, unfinished: maxUnfinished}, o.Log)
+	t, err := openTable(o.State, limits{keep: o.Keep, finished: maxFinished, unfinished: maxUnfinished, small: o.Small > 0}, o.Log)
 	if err != nil {
 		return nil, fmt.Errorf("set up the DTN: %w", err)
 	}
-	s := &Server{opt: o, table: t, metrics: newMetrics()}
+	seen, err := openSightings(o.State, o.Log)
+	if err != nil {
+		return nil, fmt.Errorf("set up the DTN: %w", err)
+	}
+	t.look = o.Export.Lstat
+	s := &Server{opt: o, table: t, metrics: newMetrics(), sightings: seen}
+	if o.Correct != nil {
+		s.steering = &steering{begin: o.Correct, groups: map[course]*group{}}
+	}
+	if o.History != nil {
+		s.loads = &loads{
+			site: o.Site, known: seen.known, found: seen.learn, queue: t.waitingFor, limit: s.sendLimit, log: o.Log,
+			ended: make(chan Load, maxUnrecorded), open: map[course]*load{}, told: map[course]told{},
+		}
+	}
 	s.api = s.routes()
 	return s, nil
 }
 
-// Run runs transfers in the order of their submission, at most Options.Transfers
-// at once, until ctx is done. What runs then is taken up again by the next Server
+// Run runs transfers, at most Options.Transfers at once and Options.Small small ones, until
+// ctx is done: those with a higher priority first, for which lower ones give their places,
+// and then in the order of their submission. What runs then is taken up again by the next Server
 // on the same state. It returns nil, when no transfer runs any more; it may be
 // called once.
 func (s *Server) Run(ctx context.Context) error {
+	if s.loads != nil {
+		var recording sync.WaitGroup
+		recording.Go(s.record)
+		defer recording.Wait()
+		defer s.loads.close()
+	}
 	var wg sync.WaitGroup
 	for range s.opt.Transfers {
 		wg.Go(func() {
@@ -126,27 +182,44 @@ func (s *Server) Run(ctx context.Context) error {
 			}
 		})
 	}
+	wg.Go(func() { s.table.preempting(ctx, s.opt.Transfers) })
+	if s.opt.Small > 0 {
+		wg.Go(func() { s.runSmall(ctx) })
+	}
 	wg.Go(func() { s.table.forgetting(ctx) })
 	wg.Go(func() { s.watchExport(ctx) })
+	wg.Go(func() { s.sightings.saving(ctx) })
 	wg.Wait()
 	return nil
 }
 
+// Reconsider tries at once what waits for a limit: the limits are others now.
+func (s *Server) Reconsider() { s.table.release() }
+
 // runNext waits for a transfer and runs it; false when ctx is done.
 func (s *Server) runNext(ctx context.Context) bool {
-	run, stop := context.WithCancel(ctx)
-	defer stop()
-	r, ok := s.table.next(ctx, stop)
+	run, stop := context.WithCancelCause(ctx)
+	defer stop(nil)
+	r, ok := s.table.next(ctx, false, stop)
 	if !ok {
 		return false
 	}
-	id := transferID(r.Key)
-	err := s.move(run, r, func(moved int64) { s.metrics.moved.Add(float64(s.table.progress(id, moved))) })
-	s.metrics.ended(s.table.end(id, err, ctx.Err() != nil))
+	s.run(ctx, run, r)
 	return true
 }
 
-func (s *Server) move(ctx context.Context, r mover.Request, report func(int64)) error {
+// run runs a transfer until run is done, and ctx says why.
+func (s *Server) run(ctx, run context.Context, r mover.Request) {
+	id := transferID(r.Key)
+	s.loads.begin(r, time.Now())
+	begins, origin := s.advise(r)
+	err := s.move(run, begins, s.progress(id, r, origin))
+	s.steering.left(r)
+	s.loads.left(r)
+	s.metrics.ended(s.table.end(id, err, ctx.Err() != nil))
+}
+
+func (s *Server) move(ctx context.Context, r mover.Request, report func(mover.Progress)) error {
 	e, ok := s.opt.Engines[r.Engine]
 	if !ok { // it was configured when the transfer was submitted
 		return fmt.Errorf("this DTN has no engine %q any more", r.Engine)
@@ -164,6 +237,9 @@ func (s *Server) capabilities() (mover.Capabilities, error) {
 	if s.opt.Ack != nil {
 		ack = s.opt.Ack()
 	}
+	if s.opt.Spare != nil {
+		free += s.opt.Spare()
+	}
 	return mover.Capabilities{
 		Site:    s.opt.Site,
 		Version: s.opt.Version,
@@ -173,7 +249,16 @@ func (s *Server) capabilities() (mover.Capabilities, error) {
 		Total:   total,
 		Ack:     ack,
 		Export:  s.opt.Marker,
+
+		Callbacks: s.callbacks(),
 	}, nil
+}
+
+func (s *Server) callbacks() []mover.Callback {
+	if s.opt.Callbacks == nil {
+		return nil
+	}
+	return s.opt.Callbacks()
 }
 
 func (s *Server) engineNames() []string { return slices.Sorted(maps.Keys(s.opt.Engines)) }

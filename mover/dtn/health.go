@@ -6,9 +6,11 @@ import (
 	"errors"
 	"net/http"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/glance-dtn/glance-dtn/internal/durable"
+	"github.com/glance-dtn/glance-dtn/mover"
 )
 
 // probeName is hidden and in neither box, so nobody takes it for a file to move.
@@ -19,6 +21,7 @@ type check struct {
 	Name  string `json:"name"`
 	OK    bool   `json:"ok"`
 	Error string `json:"error,omitempty"`
+	Note  string `json:"note,omitempty"`
 }
 
 // Health serves /healthz, which says that the process answers, and /readyz, which
@@ -39,6 +42,7 @@ func (s *Server) readyz(w http.ResponseWriter, _ *http.Request) {
 		checks[1] = checked("export", probe(s.opt.Export))
 	}
 	s.looking.Unlock()
+	checks = append(checks, ways(s.callbacks())...)
 	w.Header().Set("Content-Type", "application/json")
 	for _, c := range checks {
 		if !c.OK {
@@ -47,6 +51,20 @@ func (s *Server) readyz(w http.ResponseWriter, _ *http.Request) {
 		}
 	}
 	json.NewEncoder(w).Encode(checks)
+}
+
+// ways has a line for each connection that files come by. Those that are not there are
+// no fault of this DTN while others are.
+func ways(callbacks []mover.Callback) (checks []check) {
+	some := slices.ContainsFunc(callbacks, func(b mover.Callback) bool { return b.Connected })
+	for _, b := range callbacks {
+		c := check{Name: "callback " + b.Address, OK: some, Note: b.Trouble()}
+		if !some {
+			c.Error, c.Note = c.Note, ""
+		}
+		checks = append(checks, c)
+	}
+	return checks
 }
 
 func checked(name string, err error) check {

@@ -10,7 +10,6 @@ import (
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
-	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -21,6 +20,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/glance-dtn/glance-dtn/internal/digest"
+	"github.com/glance-dtn/glance-dtn/internal/roottest"
 	"github.com/glance-dtn/glance-dtn/mover"
 )
 
@@ -41,14 +41,14 @@ func request(key string) mover.Request {
 // fakeEngine does what the script for a request's key says; without one it moves
 // everything at once.
 type fakeEngine struct {
-	scripts map[string]func(ctx context.Context, report func(int64)) error
+	scripts map[string]func(ctx context.Context, report func(mover.Progress)) error
 
 	mu        sync.Mutex
 	runs      []string // keys in the order of their start
 	now, most int
 }
 
-func (e *fakeEngine) Move(ctx context.Context, r mover.Request, report func(int64)) error {
+func (e *fakeEngine) Move(ctx context.Context, r mover.Request, report func(mover.Progress)) error {
 	e.mu.Lock()
 	e.runs = append(e.runs, r.Key)
 	e.now++
@@ -62,8 +62,8 @@ func (e *fakeEngine) Move(ctx context.Context, r mover.Request, report func(int6
 	if f := e.scripts[r.Key]; f != nil {
 		return f(ctx, report)
 	}
-	report(0)
-	report(r.Source.Size)
+	report(mover.Progress{})
+	report(mover.Progress{Moved: r.Source.Size})
 	return nil
 }
 
@@ -74,7 +74,7 @@ func (e *fakeEngine) started() []string {
 }
 
 // untilStopped is a run that goes on until its context ends.
-func untilStopped(ctx context.Context, _ func(int64)) error {
+func untilStopped(ctx context.Context, _ func(mover.Progress)) error {
 	<-ctx.Done()
 	return ctx.Err()
 }
@@ -171,7 +171,7 @@ type rig struct {
 func newRig(t *testing.T) *rig {
 	t.Helper()
 	r := &rig{
-		engine:   &fakeEngine{scripts: map[string]func(context.Context, func(int64)) error{}},
+		engine:   &fakeEngine{scripts: map[string]func(context.Context, func(mover.Progress)) error{}},
 		arrivals: &fakeArrivals{byName: map[string]mover.Arrival{}, changed: make(chan struct{})},
 		logs:     &logs{},
 	}
@@ -179,8 +179,8 @@ func newRig(t *testing.T) *rig {
 		Site: "A", Version: "test", Address: "dtn-a.example.org:7444", Marker: "one",
 		Engines:   map[string]mover.Engine{mover.Stream: r.engine},
 		Arrivals:  r.arrivals,
-		Export:    openRoot(t, t.TempDir()),
-		State:     openRoot(t, t.TempDir()),
+		Export:    roottest.Open(t, t.TempDir()),
+		State:     roottest.Open(t, t.TempDir()),
 		Transfers: 2,
 		Keep:      DefaultKeep,
 		Log:       slog.New(slog.NewJSONHandler(r.logs, nil)),
@@ -191,16 +191,6 @@ func newRig(t *testing.T) *rig {
 		}
 	})
 	return r
-}
-
-func openRoot(t *testing.T, dir string) *os.Root {
-	t.Helper()
-	root, err := os.OpenRoot(dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { root.Close() })
-	return root
 }
 
 // server is a new Server on the rig's state, as after a restart.
@@ -394,15 +384,23 @@ func inboxes(t *testing.T, events []string) (all []mover.InboxChanges) {
 	return all
 }
 
-// states returns the states in status events.
+// states returns the states that events of transfers tell.
 func states(t *testing.T, events []string) (all []mover.TransferState) {
 	t.Helper()
 	for _, e := range events {
-		if data, ok := strings.CutPrefix(e, "status "); ok {
-			var s mover.Status
-			if err := json.Unmarshal([]byte(data), &s); err != nil {
+		var some []mover.Status
+		if data, ok := strings.CutPrefix(e, "transfers "); ok {
+			if err := json.Unmarshal([]byte(data), &some); err != nil {
 				t.Fatalf("%q: %v", e, err)
 			}
+		}
+		if data, ok := strings.CutPrefix(e, "status "); ok {
+			some = make([]mover.Status, 1)
+			if err := json.Unmarshal([]byte(data), &some[0]); err != nil {
+				t.Fatalf("%q: %v", e, err)
+			}
+		}
+		for _, s := range some {
 			all = append(all, s.State)
 		}
 	}

@@ -21,7 +21,7 @@ func TestTransfersRunInOrderAtMostSoManyAtOnce(t *testing.T) {
 		for i := range 7 {
 			key := fmt.Sprint("k", i)
 			want = append(want, key)
-			r.engine.scripts[key] = func(context.Context, func(int64)) error {
+			r.engine.scripts[key] = func(context.Context, func(mover.Progress)) error {
 				time.Sleep(time.Minute)
 				return nil
 			}
@@ -98,7 +98,7 @@ func TestARestartTakesUpWhatHadNotEnded(t *testing.T) {
 
 func TestWhatWasDoneWhileTheDTNStoppedIsDone(t *testing.T) {
 	bubble(t, func(t *testing.T, r *rig) {
-		r.engine.scripts["k"] = func(ctx context.Context, report func(int64)) error {
+		r.engine.scripts["k"] = func(ctx context.Context, report func(mover.Progress)) error {
 			<-ctx.Done()
 			return nil // the last acknowledgement came in time
 		}
@@ -113,12 +113,12 @@ func TestWhatWasDoneWhileTheDTNStoppedIsDone(t *testing.T) {
 
 func TestAFailureKeepsItsCodeAndText(t *testing.T) {
 	bubble(t, func(t *testing.T, r *rig) {
-		r.engine.scripts["before"] = func(context.Context, func(int64)) error {
+		r.engine.scripts["before"] = func(context.Context, func(mover.Progress)) error {
 			return mover.Coded(mover.CodeTicket, errors.New("ticket expired"))
 		}
-		r.engine.scripts["after"] = func(_ context.Context, report func(int64)) error {
-			report(0)
-			report(1000)
+		r.engine.scripts["after"] = func(_ context.Context, report func(mover.Progress)) error {
+			report(mover.Progress{})
+			report(mover.Progress{Moved: 1000})
 			return errors.New("connection reset")
 		}
 		s := r.server(t)
@@ -141,12 +141,12 @@ func TestAFailureKeepsItsCodeAndText(t *testing.T) {
 
 func TestProgressCountsWhatThisRunMoved(t *testing.T) {
 	bubble(t, func(t *testing.T, r *rig) {
-		r.engine.scripts["k"] = func(_ context.Context, report func(int64)) error {
-			report(600) // was there before
+		r.engine.scripts["k"] = func(_ context.Context, report func(mover.Progress)) error {
+			report(mover.Progress{Moved: 600}) // was there before
 			time.Sleep(2 * time.Second)
-			report(800)
+			report(mover.Progress{Moved: 800})
 			time.Sleep(2 * time.Second)
-			report(1000)
+			report(mover.Progress{Moved: 1000})
 			return nil
 		}
 		s := r.server(t)
@@ -207,7 +207,7 @@ func TestCancel(t *testing.T) {
 func TestACancelOutlivesACrash(t *testing.T) {
 	bubble(t, func(t *testing.T, r *rig) {
 		release := make(chan struct{})
-		r.engine.scripts["k"] = func(context.Context, func(int64)) error {
+		r.engine.scripts["k"] = func(context.Context, func(mover.Progress)) error {
 			<-release // deaf
 			return errors.New("stopped at last")
 		}
@@ -249,7 +249,7 @@ func TestAnEngineThatIsGoneFailsItsTransfers(t *testing.T) {
 func TestADiskThatFailsAcceptsNothingAndLosesNothing(t *testing.T) {
 	bubble(t, func(t *testing.T, r *rig) {
 		finish := make(chan struct{})
-		r.engine.scripts["running"] = func(context.Context, func(int64)) error { <-finish; return nil }
+		r.engine.scripts["running"] = func(context.Context, func(mover.Progress)) error { <-finish; return nil }
 		r.opt.Transfers = 1
 		s := r.server(t)
 		stop := run(t, s)
@@ -257,8 +257,7 @@ func TestADiskThatFailsAcceptsNothingAndLosesNothing(t *testing.T) {
 		running := submit(t, s, request("running"))
 		synctest.Wait()
 		queued := submit(t, s, request("queued"))
-		path := r.opt.State.Name()
-		r.opt.State.Close() // every call on it fails from now on
+		s.table.records.Close() // every write fails from now on
 
 		wantProblem(t, ask(t, s, "POST", "/v1/transfers", request("new")), http.StatusInternalServerError, mover.ProblemInternal)
 		wantProblem(t, ask(t, s, "GET", "/v1/transfers/"+string(transferID("new")), nil), http.StatusNotFound, mover.ProblemNotFound)
@@ -275,7 +274,6 @@ func TestADiskThatFailsAcceptsNothingAndLosesNothing(t *testing.T) {
 			t.Errorf("no word in the log:\n%s", r.logs)
 		}
 		stop()
-		r.opt.State = openRoot(t, path)
 		wantState(t, r.server(t), running, mover.Queued) // moved again, which costs little
 	})
 }

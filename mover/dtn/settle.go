@@ -11,9 +11,8 @@ import (
 	"strings"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/glance-dtn/glance-dtn/internal/digest"
+	"github.com/glance-dtn/glance-dtn/internal/disk"
 	"github.com/glance-dtn/glance-dtn/internal/durable"
 	"github.com/glance-dtn/glance-dtn/mover"
 )
@@ -109,14 +108,9 @@ func settle(ctx context.Context, export *os.Root, name string, from int64, limit
 // limit, and goes on from there when it is called again. Any other error is the last word
 // on the file: the kernel tells once what it could not write, and forgets it then.
 func syncFile(f *os.File, size int64, limit time.Duration) error {
-	const written = unix.SYNC_FILE_RANGE_WAIT_BEFORE | unix.SYNC_FILE_RANGE_WRITE | unix.SYNC_FILE_RANGE_WAIT_AFTER
 	began := time.Now()
 	for off := int64(0); off < size; off += settlePiece {
-		err := unix.SyncFileRange(int(f.Fd()), off, settlePiece, written)
-		if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOSYS) || errors.Is(err, unix.ENOTSUP) || errors.Is(err, unix.ESPIPE) {
-			break // this filesystem cannot
-		}
-		if err != nil {
+		if err := disk.WaitBack(f, off, settlePiece); err != nil {
 			return err
 		}
 		if time.Since(began) > limit {

@@ -3,6 +3,7 @@ package dtn
 import (
 	"bytes"
 	"cmp"
+	"container/list"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -14,7 +15,6 @@ import (
 	"log/slog"
 	"os"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -22,18 +22,16 @@ import (
 	"github.com/glance-dtn/glance-dtn/mover"
 )
 
-// Names under the state directory.
-const (
-	transfersDir = "transfers"
-	recordSuffix = ".json"
-	asideSuffix  = ".broken"
-)
+// recordsName is the file under the state directory that holds the transfers' records, by
+// their ids; see durable.Log.
+const recordsName = "transfers.log"
 
 // limits bound a table.
 type limits struct {
 	keep       time.Duration // how long a finished transfer is remembered
 	finished   int           // how many at most; the oldest are forgotten first
 	unfinished int           // how many at most; more are refused
+	small      bool          // small transfers have places of their own
 }
 
 var errFull = errors.New("too many transfers are waiting; submit this one again later")
@@ -44,23 +42,42 @@ type record struct {
 	Request mover.Request `json:"request"`
 	Status  mover.Status  `json:"status"`
 	Cancel  bool          `json:"cancel,omitempty"` // to be ended, also after a restart
+	PCP     mover.PCP     `json:"pcp,omitzero"`     // set since it was submitted
+
+	Priority mover.Priority `json:"priority,omitempty"` // likewise
 }
+
+// priority is what was set, or else asked for.
+func (r record) priority() mover.Priority { return cmp.Or(r.Priority, r.Request.Priority) }
 
 // transfer is a record and what is known of it beyond the disk.
 type transfer struct {
 	record
-	reported bool               // this run has told its progress
-	before   int64              // bytes that were there at the first report
-	stop     context.CancelFunc // ends the run; nil when there is none
-	seq      uint64             // table.seq at the last change
+	reported bool                    // this run has told its progress
+	before   int64                   // bytes that were there at the first report
+	speed    mover.Speed             // of this run
+	onward   mover.Speed             // of a relay's
+	past     past                    // the runs before it
+	waited   waited                  // what all of them have waited for
+	stop     context.CancelCauseFunc // ends the run; nil when there is none
+	seq      uint64                  // table.seq at the last change
+	at       *list.Element           // of table.latest
+	yields   string                  // why its run was stopped in favour of another; changing guards it
+	patience time.Duration           // grows with each run that could not move
+	patient  time.Time               // before it only what goes to the same address has to give way
 }
 
 // table holds every transfer the DTN knows. A change that it has told anyone of
 // survives a power failure.
 type table struct {
-	dir    *os.Root
-	limits limits
-	log    *slog.Logger
+	records *durable.Log
+	limits  limits
+	log     *slog.Logger
+	look    func(name string) (fs.FileInfo, error) // at a file of the export; nil: nobody can
+
+	// What comes at the same time shares a durable step.
+	submits *durable.Group[*submission]
+	ends    *durable.Group[*ending]
 
 	// changing is held over a change of state, which goes to disk first and then,
 	// under mu, to memory. So either mutex is enough to read what changes with the
@@ -69,9 +86,16 @@ type table struct {
 
 	mu      sync.Mutex // guards the fields below and what they point to; never held over I/O
 	byID    map[mover.TransferID]*transfer
-	queue   []*transfer   // in order of creation; may hold some that were cancelled
 	seq     uint64        // counts changes, progress included
+	latest  *list.List    // of transfers, the one that has changed last at its front
 	changed chan struct{} // closed and replaced at each change of state
+	open    int           // transfers that have not ended
+	idle    chan struct{} // closed and replaced when the last of them ends
+
+	// queues are those of the small transfers and of the others, and holds the addresses
+	// to which nothing goes for a while. They change as states do.
+	small, large queue
+	holds        map[string]hold
 }
 
 // transferID follows from the key, so that one key is one transfer.
@@ -80,75 +104,61 @@ func transferID(key string) mover.TransferID {
 	return mover.TransferID(hex.EncodeToString(h[:10]))
 }
 
-func recordName(id mover.TransferID) string {
-	return transfersDir + "/" + string(id) + recordSuffix
-}
-
-// openTable loads what dir holds. A record that cannot be read is set aside
+// openTable loads what dir holds. A record that cannot be read is left out
 // with a warning: its agent submits the transfer again.
 func openTable(dir *os.Root, l limits, log *slog.Logger) (*table, error) {
-	t := &table{dir: dir, limits: l, log: log, byID: map[mover.TransferID]*transfer{}, changed: make(chan struct{})}
-	if err := dir.MkdirAll(transfersDir, 0o700); err != nil {
-		return nil, fmt.Errorf("make the directory of transfers: %w", err)
-	}
-	if err := durable.SyncDir(dir, "."); err != nil {
+	t := &table{limits: l, log: log, byID: map[mover.TransferID]*transfer{}, latest: list.New(), changed: make(chan struct{}), idle: make(chan struct{}), small: newQueue(), large: newQueue(), holds: map[string]hold{}}
+	t.submits, t.ends = durable.NewGroup(t.submitAll), durable.NewGroup(t.endAll)
+	var err error
+	t.records, err = durable.OpenLog(dir, recordsName, t.load, func(err error) {
+		log.Warn("a transfer's record cannot be read and is left out; its agent submits the transfer again", "err", err)
+	})
+	if err != nil {
 		return nil, err
 	}
-	entries, err := fs.ReadDir(dir.FS(), transfersDir)
-	if err != nil {
-		return nil, fmt.Errorf("list transfers: %w", err)
+	if err := t.cancelAsked(); err != nil {
+		return nil, err
 	}
-	for _, e := range entries {
-		if err := t.load(e.Name()); err != nil {
-			return nil, fmt.Errorf("load transfer %s: %w", e.Name(), err)
-		}
-	}
-	slices.SortFunc(t.queue, func(a, b *transfer) int {
-		return cmp.Or(a.Status.Created.Compare(b.Status.Created), cmp.Compare(a.Status.ID, b.Status.ID))
-	})
+	t.small.sort()
+	t.large.sort()
 	t.forget(time.Now())
 	return t, nil
 }
 
-// load takes one file of the directory into the table.
-func (t *table) load(name string) error {
-	path := transfersDir + "/" + name
-	if durable.IsTemp(name) {
-		return t.setAside(path, errors.New("a write of it was cut off"))
-	}
-	if !strings.HasSuffix(name, recordSuffix) {
-		return nil
-	}
-	data, err := t.dir.ReadFile(path)
-	if err != nil {
-		return err
-	}
+// load takes a record into the table.
+func (t *table) load(key string, data []byte) error {
 	r, err := decodeRecord(data)
-	if err == nil && recordName(r.Status.ID) != path {
+	if err == nil && string(r.Status.ID) != key {
 		err = fmt.Errorf("it holds transfer %s", r.Status.ID)
 	}
 	if err != nil {
-		return t.setAside(path, err)
+		return err
 	}
 	tr := &transfer{record: r}
 	t.byID[r.Status.ID] = tr
 	t.touch(tr)
-	switch {
-	case r.Status.State.Final():
-	case r.Cancel:
-		return t.finish(tr, mover.Cancelled, nil)
-	default:
+	if !r.Status.State.Final() {
+		t.open++
+	}
+	if !r.Status.State.Final() && !r.Cancel {
 		tr.Status.State, tr.Status.Started = mover.Queued, time.Time{}
-		t.queue = append(t.queue, tr)
+		q := t.queueOf(t.isSmall(r.Request))
+		q.all = append(q.all, tr)
 		t.log.Info("transfer queued again", "transfer", r.Status.ID, "file", r.Request.Source.Name)
 	}
 	return nil
 }
 
-func (t *table) setAside(path string, cause error) error {
-	t.log.Warn("a transfer's record cannot be read and is set aside; its agent submits the transfer again",
-		"file", path, "aside", path+asideSuffix, "err", cause)
-	return t.dir.Rename(path, path+asideSuffix)
+// cancelAsked ends the transfers that were to be, when their table was left.
+func (t *table) cancelAsked() error {
+	for _, tr := range t.byID {
+		if !tr.Status.State.Final() && tr.Cancel {
+			if err := t.finish(final{tr: tr, state: mover.Cancelled}); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // decodeRecord is strict: a field it does not know means that another version
@@ -172,13 +182,14 @@ func decodeRecord(data []byte) (record, error) {
 	return r, nil
 }
 
-func (t *table) store(r record) error {
-	data, err := json.Marshal(r)
-	if err != nil {
-		return err
+// store makes records durable.
+func (t *table) store(all ...record) error {
+	var changes []durable.Change
+	for _, r := range all {
+		changes = append(changes, durable.Set(string(r.Status.ID), r))
 	}
-	if err := durable.WriteFile(t.dir, recordName(r.Status.ID), data, 0o600); err != nil {
-		return fmt.Errorf("store transfer %s: %w", r.Status.ID, err)
+	if err := t.records.Commit(changes...); err != nil {
+		return fmt.Errorf("store transfers: %w", err)
 	}
 	return nil
 }
@@ -186,46 +197,9 @@ func (t *table) store(r record) error {
 // submit adds a transfer, or finds it; fresh tells which. The error is
 // mover.ErrKeyConflict, errFull, or that of the disk.
 func (t *table) submit(r mover.Request) (s mover.Status, fresh bool, err error) {
-	t.changing.Lock()
-	defer t.changing.Unlock()
-	id := transferID(r.Key)
-	if known := t.byID[id]; known != nil {
-		if known.Request != r {
-			return mover.Status{}, false, mover.ErrKeyConflict
-		}
-		s, _, _ = t.get(id)
-		return s, false, nil
-	}
-	if t.unfinished() >= t.limits.unfinished {
-		return mover.Status{}, false, errFull
-	}
-	tr := &transfer{record: record{Request: r, Status: mover.Status{
-		ID:      id,
-		Key:     r.Key,
-		State:   mover.Queued,
-		Source:  r.Source,
-		Address: r.Destination.Address,
-		Created: time.Now().UTC(),
-	}}}
-	if err := t.store(tr.record); err != nil {
-		return mover.Status{}, false, err
-	}
-	t.publish(tr, func() {
-		t.byID[id] = tr
-		t.queue = append(t.queue, tr)
-	})
-	t.log.Info("transfer queued", "transfer", id, "file", r.Source.Name, "bytes", r.Source.Size, "to", r.Destination.Address)
-	return tr.Status, true, nil
-}
-
-// unfinished counts. The caller holds changing.
-func (t *table) unfinished() (n int) {
-	for _, tr := range t.byID {
-		if !tr.Status.State.Final() {
-			n++
-		}
-	}
-	return n
+	one := &submission{request: r}
+	err = t.submits.Do(one)
+	return one.status, one.fresh, cmp.Or(err, one.err)
 }
 
 // publish applies a change to tr in memory and tells everyone who waits.
@@ -242,83 +216,120 @@ func (t *table) publish(tr *transfer, change func()) {
 func (t *table) touch(tr *transfer) {
 	t.seq++
 	tr.seq = t.seq
+	if tr.at == nil {
+		tr.at = t.latest.PushFront(tr)
+	}
+	t.latest.MoveToFront(tr.at)
 }
 
-// next takes the oldest queued transfer and makes it running; stop is what cancel
-// calls to end it. It waits for one, and returns false when ctx is done.
-func (t *table) next(ctx context.Context, stop context.CancelFunc) (mover.Request, bool) {
+// next takes the best queued transfer, of the small ones or of the others, and makes it
+// running; stop is what ends it then, and says why. It waits for one, and returns false
+// when ctx is done.
+func (t *table) next(ctx context.Context, small bool, stop context.CancelCauseFunc) (mover.Request, bool) {
 	for ctx.Err() == nil {
-		r, changed, ok := t.take(stop)
+		r, more, wake, ok := t.take(small, stop)
 		if ok {
 			return r, true
 		}
 		select {
-		case <-changed:
+		case <-more:
+		case <-after(wake):
 		case <-ctx.Done():
 		}
 	}
 	return mover.Request{}, false
 }
 
-// take is next without waiting: it returns the channel to wait on instead.
-func (t *table) take(stop context.CancelFunc) (r mover.Request, changed <-chan struct{}, ok bool) {
+// take is next without waiting: it returns what to wait for instead.
+func (t *table) take(small bool, stop context.CancelCauseFunc) (r mover.Request, more <-chan struct{}, wake time.Time, ok bool) {
 	t.changing.Lock()
 	defer t.changing.Unlock()
-	t.queue = slices.DeleteFunc(t.queue, func(tr *transfer) bool { return tr.Status.State != mover.Queued })
-	if len(t.queue) == 0 {
-		t.mu.Lock()
-		defer t.mu.Unlock()
-		return mover.Request{}, t.changed, false
+	tr, wake := t.best(small, time.Now())
+	if tr == nil {
+		return mover.Request{}, t.queueOf(small).more, wake, false
 	}
-	tr := t.queue[0]
 	t.publish(tr, func() {
-		t.queue = slices.Delete(t.queue, 0, 1)
-		tr.Status.State, tr.Status.Started = mover.Running, time.Now().UTC()
-		tr.stop, tr.reported, tr.before = stop, false, 0
+		t.queueOf(small).remove(tr)
+		tr.Status.State, tr.Status.Started, tr.Status.Waiting = mover.Running, time.Now().UTC(), ""
+		tr.Status.Way = mover.Way{}
+		tr.stop, tr.reported, tr.before, tr.speed = stop, false, 0, mover.Speed{}
+		tr.onward = mover.Speed{}
 	})
 	t.log.Info("transfer started", "transfer", tr.Status.ID, "file", tr.Request.Source.Name)
-	return tr.Request, nil, true
+	r = tr.Request
+	r.PCP, r.Priority = r.PCP.With(tr.PCP), tr.priority()
+	return r, nil, time.Time{}, true
 }
 
-// progress records that moved bytes are proven and returns how many of them are
-// new in this run: what the first report of a run tells was there before.
-func (t *table) progress(id mover.TransferID, moved int64) (fresh int64) {
+// progress records how far a run is and returns how many bytes were proven since the last
+// report, where what the first of a run tells was there before, how many were sent, and for
+// how long it has waited for its bottleneck.
+func (t *table) progress(id mover.TransferID, p mover.Progress) (fresh, wire int64, waited time.Duration) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	tr := t.byID[id]
 	if !tr.reported {
-		tr.reported, tr.before = true, moved
+		tr.reported, tr.before = true, p.Moved
 	} else {
-		fresh = max(0, moved-tr.Status.Moved)
+		fresh = max(0, p.Moved-tr.Status.Moved)
 	}
-	tr.Status.Moved = moved
+	if fresh > 0 {
+		tr.patience = 0
+	}
+	now := time.Now()
+	tr.speed, tr.onward = tr.speed.At(now, p.Moved), tr.onward.At(now, p.Way.Through)
+	waited = tr.waited.add(now, p.Way.Bottleneck)
+	wire = p.Way.Wire - tr.Status.Way.Wire
+	tr.Status.Moved, tr.Status.Way = p.Moved, p.Way
 	t.touch(tr)
-	return fresh
+	return fresh, wire, waited
 }
 
 // end records what became of a run: done when err is nil, else cancelled when
-// that was asked for, else queued again when the DTN itself stops, else failed.
+// that was asked for, else queued again when the DTN itself stops, when nothing may move
+// now, or in favour of another one, else failed.
 func (t *table) end(id mover.TransferID, err error, stopping bool) mover.Status {
+	e := &ending{id: id, err: err, stopping: stopping}
+	_ = t.ends.Do(e) // endAll has no error
+	return e.status
+}
+
+func (t *table) endAll(all []*ending) error {
 	t.changing.Lock()
 	defer t.changing.Unlock()
-	tr := t.byID[id]
-	state := mover.Failed
-	switch {
-	case err == nil:
-		state = mover.Done
-	case tr.Cancel:
-		state = mover.Cancelled
-	case stopping:
-		t.publish(tr, func() { tr.Status.State, tr.Status.Started, tr.stop = mover.Queued, time.Time{}, nil })
-		t.log.Info("transfer interrupted; it goes on when the DTN starts again", "transfer", id, "file", tr.Request.Source.Name)
-		return tr.Status
+	var finals []final
+	for _, e := range all {
+		tr := t.byID[e.id]
+		state := mover.Failed
+		switch {
+		case e.err == nil:
+			state = mover.Done
+		case tr.Cancel:
+			state = mover.Cancelled
+		case e.stopping:
+			t.publish(tr, func() { tr.Status.State, tr.Status.Started, tr.stop = mover.Queued, time.Time{}, nil })
+			t.log.Info("transfer interrupted; it goes on when the DTN starts again", "transfer", e.id, "file", tr.Request.Source.Name)
+			continue
+		case waits(e.err) != nil:
+			t.await(tr, waits(e.err))
+			continue
+		case tr.yields != "":
+			t.requeue(tr, tr.yields)
+			continue
+		}
+		finals = append(finals, final{tr: tr, state: state, cause: e.err})
 	}
-	if err := t.finish(tr, state, err); err != nil {
-		t.log.Error("the end of a transfer could not be stored; after a restart it is run again",
-			"transfer", id, "file", tr.Request.Source.Name, "err", err)
+	if err := t.finish(finals...); err != nil {
+		t.log.Error("the end of transfers could not be stored; after a restart they are run again",
+			"transfer", finals[0].tr.Status.ID, "file", finals[0].tr.Request.Source.Name, "others", len(finals)-1, "err", err)
 	}
-	t.forget(time.Now())
-	return tr.Status
+	for _, e := range all {
+		e.status = t.byID[e.id].Status
+	}
+	if len(t.byID) > t.limits.finished {
+		t.forget(time.Now())
+	}
+	return nil
 }
 
 // cancel asks for a transfer's end. A queued one has ended on return, a running
@@ -334,7 +345,7 @@ func (t *table) cancel(id mover.TransferID) (bool, error) {
 	case tr.Status.State.Final() || tr.Cancel:
 		return true, nil
 	case tr.Status.State == mover.Queued:
-		return true, t.finish(tr, mover.Cancelled, nil)
+		return true, t.finish(final{tr: tr, state: mover.Cancelled})
 	}
 	r := t.copyOf(tr)
 	r.Cancel = true
@@ -342,7 +353,7 @@ func (t *table) cancel(id mover.TransferID) (bool, error) {
 		return true, err
 	}
 	t.publish(tr, func() { tr.Cancel = true })
-	tr.stop()
+	tr.stop(mover.ErrCancelled)
 	return true, nil
 }
 
@@ -353,33 +364,76 @@ func (t *table) copyOf(tr *transfer) record {
 	return tr.record
 }
 
-// finish brings tr to a final state, with cause if it failed. A queued transfer
+// final is the end of a transfer, with the cause if it failed.
+type final struct {
+	tr    *transfer
+	state mover.TransferState
+	cause error
+	record
+}
+
+// finish brings transfers to a final state, in one durable step. A queued transfer
 // whose end cannot be stored stays queued. A run that has ended has ended, stored
 // or not: an engine's repeat costs little. The caller holds changing.
-func (t *table) finish(tr *transfer, state mover.TransferState, cause error) error {
-	r := t.copyOf(tr)
-	if state == mover.Done {
-		r.Status.Moved = r.Request.Source.Size
+func (t *table) finish(all ...final) error {
+	now := time.Now().UTC()
+	var records []record
+	for i := range all {
+		all[i].record = t.ended(all[i], now)
+		records = append(records, all[i].record)
 	}
-	if state == mover.Failed {
-		r.Status.Code, r.Status.Error = mover.CodeOf(cause), cause.Error()
+	err := t.store(records...)
+	if err != nil {
+		all = slices.DeleteFunc(all, func(f final) bool { return f.tr.Status.State != mover.Running })
 	}
-	r.Status.Ended = time.Now().UTC()
-	r.Status.Rate = tr.rate(r.Status.Moved, r.Status.Ended)
-	r.Status.State = state
-	err := t.store(r)
-	if err == nil || tr.Status.State == mover.Running {
-		t.publish(tr, func() { tr.record, tr.stop = r, nil })
-		t.logEnd(r, cause)
+	var ended []*transfer
+	for _, f := range all {
+		ended = append(ended, f.tr)
+	}
+	t.publishAll(ended, func(i int) {
+		if ended[i].Status.State == mover.Queued {
+			t.queueOf(t.isSmall(ended[i].Request)).remove(ended[i])
+		}
+		ended[i].record, ended[i].stop = all[i].record, nil
+		if t.open--; t.open == 0 {
+			close(t.idle)
+			t.idle = make(chan struct{})
+		}
+	})
+	for _, f := range all {
+		t.logEnd(f.record, f.cause)
 	}
 	return err
 }
 
+// ended is the record of a transfer that has ended now. The caller holds changing.
+func (t *table) ended(f final, now time.Time) record {
+	r := t.copyOf(f.tr)
+	if f.state == mover.Done {
+		r.Status.Moved = r.Request.Source.Size
+		if (r.Request.Destination.Via != mover.Relay{}) {
+			r.Status.Way.Through = r.Status.Moved
+		}
+	}
+	if f.state == mover.Failed {
+		r.Status.Code, r.Status.Error = mover.CodeOf(f.cause), f.cause.Error()
+	}
+	r.Status.Ended = now
+	r.Status.Rate, r.Status.Ran = f.tr.rate(r.Status.Moved, now), f.tr.ran(now)
+	r.Status.Way.Bottleneck = f.tr.waited.longest(r.Status.Way.Bottleneck)
+	r.Status.State = f.state
+	return r
+}
+
 func (t *table) logEnd(r record, cause error) {
-	log := t.log.With("transfer", r.Status.ID, "file", r.Request.Source.Name)
+	log := t.log
+	if r.Status.State != mover.Done { // of those that are, there are many
+		log = log.With("transfer", r.Status.ID, "file", r.Request.Source.Name)
+	}
 	switch r.Status.State {
 	case mover.Done:
-		log.Info("transfer done", "bytes", r.Status.Moved, "seconds", r.Status.Ended.Sub(r.Status.Started).Seconds())
+		log.Info("transfer done", "transfer", r.Status.ID, "file", r.Request.Source.Name, "bytes", r.Status.Moved, "seconds", r.Status.Ended.Sub(r.Status.Started).Seconds(),
+			"wire", r.Status.Way.Wire, "rtt", r.Status.Way.Path.RTT, "bottleneck", r.Status.Way.Bottleneck)
 	case mover.Cancelled:
 		log.Info("transfer cancelled", "bytes", r.Status.Moved)
 	default:
@@ -387,23 +441,14 @@ func (t *table) logEnd(r record, cause error) {
 	}
 }
 
-// rate is the mean since the run started until now, when moved bytes were proven,
-// in bits per second. The caller holds mu, or changing when the run has ended.
-func (tr *transfer) rate(moved int64, now time.Time) float64 {
-	if tr.Status.State != mover.Running {
-		return tr.Status.Rate
-	}
-	d := now.Sub(tr.Status.Started).Seconds()
-	if d <= 0 || !tr.reported {
-		return 0
-	}
-	return float64(8*(moved-tr.before)) / d
-}
-
 // status returns tr's status as it is now. The caller holds mu.
-func (tr *transfer) status() mover.Status {
-	s := tr.Status
-	s.Rate = tr.rate(s.Moved, time.Now())
+func (t *table) status(tr *transfer) mover.Status {
+	s, now := tr.Status, time.Now()
+	s.Priority = tr.priority()
+	s.Rate, s.Ran, s.Waiting = tr.rate(s.Moved, now), tr.ran(now), t.waiting(tr)
+	if s.State == mover.Running {
+		s.Present = max(tr.speed.Rate(now), tr.onward.Rate(now))
+	}
 	return s
 }
 
@@ -416,7 +461,7 @@ func (t *table) get(id mover.TransferID) (s mover.Status, changed <-chan struct{
 	if tr == nil {
 		return mover.Status{}, nil, false
 	}
-	return tr.status(), t.changed, true
+	return t.status(tr), t.changed, true
 }
 
 // since returns the transfers that changed after seq, oldest first, the seq to ask
@@ -425,15 +470,21 @@ func (t *table) since(seq uint64) (all []mover.Status, next uint64, changed <-ch
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	all = []mover.Status{}
-	for _, tr := range t.byID {
-		if tr.seq > seq {
-			all = append(all, tr.status())
-		}
+	for e := t.latest.Front(); e != nil && e.Value.(*transfer).seq > seq; e = e.Next() {
+		all = append(all, t.status(e.Value.(*transfer)))
 	}
 	slices.SortFunc(all, func(a, b mover.Status) int {
 		return cmp.Or(a.Created.Compare(b.Created), cmp.Compare(a.ID, b.ID))
 	})
 	return all, t.seq, t.changed
+}
+
+// idling returns a channel that is closed when the last transfer has ended of those that have
+// not, or come before that.
+func (t *table) idling() <-chan struct{} {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.idle
 }
 
 // counts returns how many transfers are in each state.
@@ -457,19 +508,24 @@ func (t *table) forget(now time.Time) {
 		}
 	}
 	slices.SortFunc(ended, func(a, b *transfer) int { return b.Status.Ended.Compare(a.Status.Ended) })
+	var old []*transfer
+	var changes []durable.Change
 	for i, tr := range ended {
 		if i < t.limits.finished && now.Sub(tr.Status.Ended) < t.limits.keep {
 			continue
 		}
-		// Not synced: what a power failure brings back is forgotten again.
-		err := t.dir.Remove(recordName(tr.Status.ID))
-		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			t.log.Warn("an old transfer's record cannot be removed", "transfer", tr.Status.ID, "err", err)
-			continue
-		}
-		t.mu.Lock()
+		old = append(old, tr)
+		changes = append(changes, durable.Change{Key: string(tr.Status.ID)})
+	}
+	if err := t.records.Commit(changes...); err != nil {
+		t.log.Warn("the records of old transfers cannot be removed", "transfers", len(old), "err", err)
+		return
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, tr := range old {
 		delete(t.byID, tr.Status.ID)
-		t.mu.Unlock()
+		t.latest.Remove(tr.at)
 	}
 }
 

@@ -3,64 +3,65 @@ package dtn
 import (
 	"encoding/json"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"github.com/glance-dtn/glance-dtn/internal/durable"
 	"github.com/glance-dtn/glance-dtn/mover"
 )
 
-func TestBrokenRecordsAreSetAside(t *testing.T) {
+func TestBrokenRecordsAreLeftOutAndKept(t *testing.T) {
 	r := newRig(t)
 	s := r.server(t)
 	good := submit(t, s, request("good"))
-	broken := map[string]string{"." + string(good) + ".json.tmp": `{"request":`} // what a crash leaves
-	for key, hurt := range map[string]func(string) string{
-		"truncated":     func(s string) string { return s[:len(s)/2] },
-		"empty":         func(string) string { return "" },
-		"trailing":      func(s string) string { return s + "{}" },
-		"unknown-field": func(s string) string { return strings.Replace(s, "{", `{"from_the_future":1,`, 1) },
-		"unknown-state": func(s string) string { return strings.Replace(s, `"queued"`, `"dreaming"`, 1) },
-		"other-key":     func(s string) string { return strings.Replace(s, "other-key", "another-key", 1) },
-	} {
-		name := recordName(submit(t, s, request(key)))
-		data, err := r.opt.State.ReadFile(name)
-		if err != nil {
-			t.Fatal(err)
-		}
-		broken[strings.TrimPrefix(name, transfersDir+"/")] = hurt(string(data))
-	}
-	data, err := r.opt.State.ReadFile(recordName(good))
+	records, err := durable.OpenLog(r.opt.State, recordsName, func(string, []byte) error { return nil }, func(err error) { t.Error(err) })
 	if err != nil {
 		t.Fatal(err)
 	}
-	broken["copy.json"] = string(data)
-	for name, content := range broken {
-		if err := r.opt.State.WriteFile("transfers/"+name, []byte(content), 0o600); err != nil {
+	defer records.Close()
+	broken := 0
+	for key, hurt := range map[string]func(string) string{
+		"empty":         func(string) string { return "{}" },
+		"number":        func(string) string { return "7" },
+		"unknown-field": func(s string) string { return strings.Replace(s, "{", `{"from_the_future":1,`, 1) },
+		"unknown-state": func(s string) string { return strings.Replace(s, `"queued"`, `"dreaming"`, 1) },
+		"other-key":     func(s string) string { return strings.Replace(s, "other-key", "another-key", 1) },
+		"copy":          func(s string) string { return strings.ReplaceAll(s, string(transferID("copy")), string(good)) },
+	} {
+		c := durable.Set(string(transferID(key)), record{Request: request(key), Status: mover.Status{ID: transferID(key), Key: key, State: mover.Queued}})
+		c.Value = json.RawMessage(hurt(string(c.Value)))
+		if err := records.Commit(c); err != nil {
 			t.Fatal(err)
 		}
+		broken++
+	}
+	before, err := r.opt.State.ReadFile(recordsName)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if strings.Contains(string(before), "present_rate") {
+		t.Error("a rate that is 0 is stored: releases that do not know it read no record")
 	}
 	s = r.server(t)
 	if all, _, _ := s.table.since(0); len(all) != 1 || all[0].ID != good {
 		t.Errorf("loaded %+v, want the good one alone", all)
 	}
-	for name, content := range broken {
-		aside, err := r.opt.State.ReadFile("transfers/" + name + ".broken")
-		if err != nil || string(aside) != content {
-			t.Errorf("%s was not kept aside: %q, %v", name, aside, err)
-		}
-		if n := strings.Count(r.logs.String(), `"file":"transfers/`+name+`"`); n != 1 {
-			t.Errorf("%d warnings about %s, want 1", n, name)
-		}
+	if n := strings.Count(r.logs.String(), "cannot be read and is left out"); n != broken {
+		t.Errorf("%d warnings about %d records", n, broken)
 	}
-	submit(t, s, request("truncated")) // its agent's way out
-	before := r.logs.String()
-	r.server(t)
-	if after := strings.TrimPrefix(r.logs.String(), before); strings.Contains(after, "set aside") {
-		t.Errorf("set aside again:\n%s", after)
+	submit(t, s, request("empty")) // its agent's way out
+	if kept, err := r.opt.State.ReadFile(recordsName + ".broken"); err != nil || string(kept) != string(before) {
+		t.Errorf("they were not kept aside: %d bytes of %d, %v", len(kept), len(before), err)
+	}
+	told := r.logs.String()
+	if all, _, _ := r.server(t).table.since(0); len(all) != 2 {
+		t.Errorf("loaded %+v, want the good one and the new one", all)
+	}
+	if after := strings.TrimPrefix(r.logs.String(), told); strings.Contains(after, "left out") {
+		t.Errorf("left out again:\n%s", after)
 	}
 }
 
@@ -77,7 +78,7 @@ func TestFinishedTransfersAreForgotten(t *testing.T) {
 		if _, _, ok := s.table.get(goes); ok {
 			t.Error("a transfer is remembered for longer than Keep")
 		}
-		if _, err := r.opt.State.Stat(recordName(goes)); err == nil {
+		if _, _, ok := r.server(t).table.get(goes); ok {
 			t.Error("its record is still there")
 		}
 		wantState(t, s, stays, mover.Running)
@@ -95,15 +96,15 @@ func TestTheTableIsBounded(t *testing.T) {
 			if _, _, err := tab.submit(request(fmt.Sprint("k", i))); err != nil {
 				t.Fatal(err)
 			}
-			if _, ok := tab.next(t.Context(), func() {}); !ok {
+			if _, ok := tab.next(t.Context(), false, func(error) {}); !ok {
 				t.Fatal("nothing to run")
 			}
 			tab.end(transferID(fmt.Sprint("k", i)), nil, false)
 			time.Sleep(time.Second)
 		}
-		records, err := fs.ReadDir(r.opt.State.FS(), transfersDir)
-		if got := tab.counts()[mover.Done]; got != 3 || err != nil || len(records) != 3 {
-			t.Errorf("%d finished, %d records, %v, want 3 of both", got, len(records), err)
+		records := r.server(t).table.counts()[mover.Done]
+		if got := tab.counts()[mover.Done]; got != 3 || records != 3 {
+			t.Errorf("%d finished, %d records, want 3 of both", got, records)
 		}
 		if _, _, ok := tab.get(transferID("k1")); ok {
 			t.Error("an older one was kept instead of a newer one")
@@ -123,12 +124,12 @@ func TestTheTableIsBounded(t *testing.T) {
 	})
 }
 
-func TestRecordsSayWhereTheTransferStands(t *testing.T) {
+func TestRecordsAreNobodyElses(t *testing.T) {
 	r := newRig(t)
-	id := submit(t, r.server(t), request("k"))
-	info, err := r.opt.State.Stat(recordName(id))
+	submit(t, r.server(t), request("k"))
+	info, err := r.opt.State.Stat(recordsName)
 	if err != nil || info.Mode().Perm() != 0o600 {
-		t.Errorf("the record, which holds a ticket, has mode %v, %v, want 0600", info.Mode(), err)
+		t.Errorf("the records, one of which holds a ticket, has mode %v, %v, want 0600", info.Mode(), err)
 	}
 }
 

@@ -62,7 +62,7 @@ type Engine struct {
 var _ mover.Engine = (*Engine)(nil)
 
 // Move implements mover.Engine.
-func (e *Engine) Move(ctx context.Context, r mover.Request, report func(moved int64)) error {
+func (e *Engine) Move(ctx context.Context, r mover.Request, report func(mover.Progress)) error {
 	err := e.move(ctx, r, report)
 	if err != nil && ctx.Err() != nil {
 		return context.Cause(ctx)
@@ -73,7 +73,7 @@ func (e *Engine) Move(ctx context.Context, r mover.Request, report func(moved in
 	return nil
 }
 
-func (e *Engine) move(ctx context.Context, r mover.Request, report func(moved int64)) error {
+func (e *Engine) move(ctx context.Context, r mover.Request, report func(mover.Progress)) error {
 	if err := e.checkSource(r.Source); err != nil {
 		return err
 	}
@@ -155,7 +155,7 @@ type session struct {
 	poll     time.Duration
 }
 
-func (s *session) run(ctx context.Context, report func(moved int64)) error {
+func (s *session) run(ctx context.Context, report func(mover.Progress)) error {
 	a, err := s.offer(ctx)
 	if err != nil {
 		return err
@@ -171,7 +171,7 @@ func (s *session) run(ctx context.Context, report func(moved int64)) error {
 	if err := a.err(); err != nil {
 		return err
 	}
-	report(s.file.Size)
+	report(mover.Progress{Moved: s.file.Size})
 	return nil
 }
 
@@ -242,7 +242,7 @@ func (s *session) put(ctx context.Context, name string, v any) error {
 // send has the data moved, but for the blocks that lie there already. Restart markers do
 // not tell which these are: Debian's server 13.24 counts blocks that it has yet to write
 // and loses when the transfer breaks off. So the receiver's own checksums do.
-func (s *session) send(ctx context.Context, there []digest.Block, report func(moved int64)) error {
+func (s *session) send(ctx context.Context, there []digest.Block, report func(mover.Progress)) error {
 	missing, err := s.missing(there)
 	if err != nil {
 		return err
@@ -251,7 +251,7 @@ func (s *session) send(ctx context.Context, there []digest.Block, report func(mo
 	for _, r := range missing {
 		done -= r.length
 	}
-	report(done)
+	report(mover.Progress{Moved: done})
 	ctx, stop := context.WithCancelCause(ctx)
 	watched := make(chan struct{})
 	go func() {
@@ -264,7 +264,7 @@ func (s *session) send(ctx context.Context, there []digest.Block, report func(mo
 			from: s.source, to: s.export.File(partName(s.file.Name)), span: r,
 			parallelism: clamp(s.request.PCP.Parallelism, DefaultParallelism, mover.MaxParallelism),
 			buffer:      s.engine.Buffer, stall: s.patience,
-		}, func(whole int64) { report(done + min(whole, r.length)) })
+		}, func(whole int64) { report(mover.Progress{Moved: done + min(whole, r.length)}) })
 		if gone := s.engine.checkSource(s.request.Source); gone != nil {
 			return gone // its server sends what is there without a word
 		}

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/glance-dtn/glance-dtn/internal/digest"
+	"github.com/glance-dtn/glance-dtn/internal/roottest"
 	"github.com/glance-dtn/glance-dtn/mover"
 )
 
@@ -43,7 +44,7 @@ func newSite(t *testing.T) *site {
 func (s *site) restart() {
 	s.t.Helper()
 	var err error
-	s.Inbox, err = NewInbox(openRoot(s.t, s.export), openRoot(s.t, s.state), InboxOptions{
+	s.Inbox, err = NewInbox(roottest.Open(s.t, s.export), roottest.Open(s.t, s.state), InboxOptions{
 		Check: func(token string) (t mover.Ticket, err error) { return t, json.Unmarshal([]byte(token), &t) },
 	})
 	if err != nil {

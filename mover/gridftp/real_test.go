@@ -25,6 +25,7 @@ import (
 
 	"go.uber.org/goleak"
 
+	"github.com/glance-dtn/glance-dtn/internal/nettest"
 	"github.com/glance-dtn/glance-dtn/mover"
 	"github.com/glance-dtn/glance-dtn/mover/movertest"
 )
@@ -213,10 +214,7 @@ type server struct {
 // else for everybody.
 func serve(t *testing.T, g *grid, mapped ...string) *server {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	l := nettest.Listen(t, "127.0.0.1:0")
 	s := &server{scheme: "ftp", port: l.Addr().(*net.TCPAddr).Port, env: []string{"PATH=/usr/sbin:/usr/bin"}}
 	l.Close()
 	s.args = []string{
@@ -255,7 +253,7 @@ func (s *server) start(t *testing.T) {
 			c.Close()
 			return
 		}
-		if time.Since(began) > 10*time.Second {
+		if time.Since(began) > time.Minute {
 			t.Fatalf("globus-gridftp-server %s: %v", strings.Join(s.args, " "), err)
 		}
 	}

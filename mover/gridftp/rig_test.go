@@ -15,6 +15,7 @@ import (
 
 	"github.com/glance-dtn/glance-dtn/internal/digest"
 	"github.com/glance-dtn/glance-dtn/internal/pki"
+	"github.com/glance-dtn/glance-dtn/internal/roottest"
 	"github.com/glance-dtn/glance-dtn/mover"
 	"github.com/glance-dtn/glance-dtn/mover/movertest"
 	"github.com/glance-dtn/glance-dtn/mover/ticket"
@@ -49,7 +50,7 @@ func assemble(t *testing.T, dir string, client Client, a, b, nobody string) *rig
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := &rig{export: openRoot(t, dir+"/b"), state: openRoot(t, dir+"/state")}
+	r := &rig{export: roottest.Open(t, dir+"/b"), state: roottest.Open(t, dir+"/state")}
 	r.free.Store(math.MaxInt64)
 	r.opts = InboxOptions{
 		Check: func(token string) (mover.Ticket, error) { return ticket.Verify(ca.Pool(), "B", token, time.Now()) },
@@ -58,7 +59,7 @@ func assemble(t *testing.T, dir string, client Client, a, b, nobody string) *rig
 	}
 	r.Rig = movertest.Rig{
 		Engine: &Engine{
-			Client: client, Site: "A", Export: openRoot(t, dir+"/a"), URL: a,
+			Client: client, Site: "A", Export: roottest.Open(t, dir+"/a"), URL: a,
 			Ticket: func(token string) (mover.Ticket, error) { return ticket.VerifyAny(ca.Pool(), token, time.Now()) },
 			Poll:   10 * time.Millisecond,
 		},
@@ -71,16 +72,6 @@ func assemble(t *testing.T, dir string, client Client, a, b, nobody string) *rig
 	r.startInbox(t)
 	t.Cleanup(r.stopInbox)
 	return r
-}
-
-func openRoot(t *testing.T, dir string) *os.Root {
-	t.Helper()
-	root, err := os.OpenRoot(dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { root.Close() })
-	return root
 }
 
 func (r *rig) now() *Inbox {
@@ -126,7 +117,7 @@ func (r *rig) moves(t *testing.T) error {
 		t.Fatal(err)
 	}
 	req := mover.Request{Key: "job.1", Source: f, Destination: mover.Destination{Address: r.Address, Ticket: token}}
-	err = r.Engine.Move(t.Context(), req, func(int64) {})
+	err = r.Engine.Move(t.Context(), req, func(mover.Progress) {})
 	if err == nil {
 		got, rerr := os.ReadFile(filepath.Join(r.Destination, in.Name))
 		if rerr != nil || !bytes.Equal(got, content) {

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/glance-dtn/glance-dtn/internal/digest"
+	"github.com/glance-dtn/glance-dtn/internal/disk"
 	"github.com/glance-dtn/glance-dtn/mover"
 )
 
@@ -107,8 +108,8 @@ func (t *task) copyData(ctx context.Context, dst, src *os.File) error {
 			if err := dst.Sync(); err != nil {
 				return err
 			}
-			forget(dst, n)
-			forget(src, n)
+			disk.Drop(dst, 0, n)
+			disk.Drop(src, 0, n)
 			if t.settle == nil {
 				continue
 			}
@@ -183,7 +184,7 @@ func (t *task) write(ctx context.Context, dst *os.File, in <-chan block, spare c
 		done := b.off + int64(len(b.data))
 		spare <- b.data[:cap(b.data)]
 		if done%writeBackEvery == 0 {
-			_ = unix.SyncFileRange(int(dst.Fd()), done-writeBackEvery, writeBackEvery, unix.SYNC_FILE_RANGE_WRITE) // a hint
+			disk.WriteBack(dst, done-writeBackEvery, writeBackEvery)
 		}
 		t.report(done)
 		if done-told >= syncEvery {
@@ -245,11 +246,6 @@ func (e *extents) next(off int64) (data, hole int64, err error) {
 		return 0, 0, &fs.PathError{Op: "find the holes of", Path: e.file.Name(), Err: err}
 	}
 	return e.data, e.hole, nil
-}
-
-// forget gives the page cache of a file's first n bytes back, 0: of all. It is a hint.
-func forget(f *os.File, n int64) {
-	_ = unix.Fadvise(int(f.Fd()), 0, n, unix.FADV_DONTNEED)
 }
 
 // serverCopy has the NFS server copy the file (NFS 4.2's COPY, RFC 7862, 15.2): no byte

@@ -23,6 +23,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/glance-dtn/glance-dtn/internal/disk"
 	"github.com/glance-dtn/glance-dtn/internal/durable"
 	"github.com/glance-dtn/glance-dtn/internal/failure"
 	"github.com/glance-dtn/glance-dtn/mover"
@@ -45,6 +46,7 @@ const (
 	reflink    = "reflink"
 	serverSide = "server-side copy"
 	copied     = "copy"
+	twinned    = "second name of another site's copy"
 	before     = "staged before" // it was there already
 )
 
@@ -77,17 +79,18 @@ type Copier struct {
 	free   func(*os.File) (int64, error)
 	atOnce func() (int64, error) // Options.CopyAtOnce
 	settle settler
+	twins  twins
 }
 
 // New returns a Copier. It does not look at the export.
 func New(o Options) *Copier {
-	c := &Copier{export: o.Open, find: o.Find, free: free, atOnce: o.CopyAtOnce, settle: o.Settle, ways: []way{{copied, copyFile}}}
+	c := &Copier{export: o.Open, find: o.Find, free: free, atOnce: o.CopyAtOnce, settle: o.Settle, ways: []way{{twinned, linkTwin}, {copied, copyFile}}}
 	if o.Mode == Copy {
 		return c
 	}
-	c.ways = []way{{hardLink, linkFile}, {reflink, cloneFile}, {copied, copyFile}}
+	c.ways = []way{{hardLink, linkFile}, {twinned, linkTwin}, {reflink, cloneFile}, {copied, copyFile}}
 	if c.atOnce != nil {
-		c.ways = slices.Insert(c.ways, 2, way{serverSide, serverCopy})
+		c.ways = slices.Insert(c.ways, 3, way{serverSide, serverCopy})
 	}
 	return c
 }
@@ -144,10 +147,17 @@ func (c *Copier) Stage(ctx context.Context, id string, f mover.File, report func
 		return "", err
 	}
 	defer dir.Close()
-	t := &task{file: f, src: src, box: box, dir: dir, temp: tempName(name), free: c.free, atOnce: c.atOnce, settle: c.settle, report: report}
+	w, err := c.twins.enter(ctx, content{id, f.Size, f.Digest})
+	if err != nil {
+		return "", err
+	}
+	made := ""
+	defer func() { c.twins.leave(w, made) }()
+	t := &task{file: f, twin: c.twins.of(w), src: src, box: box, dir: dir, temp: tempName(name), free: c.free, atOnce: c.atOnce, settle: c.settle, report: report}
 	for _, w := range c.ways {
 		var next bool
 		if how, next, err = t.place(ctx, w, name); err == nil {
+			made = name
 			return how, nil
 		}
 		if !next {
@@ -241,6 +251,7 @@ func (c *Copier) Unstage(ctx context.Context, name string) error {
 		return fmt.Errorf("unstage %s: %w", name, err)
 	}
 	defer box.Close()
+	c.twins.forget(path.Base(name))
 	err = errors.Join(ctx.Err(), sweep(box, path.Base(name)))
 	if err == nil {
 		err = durable.Remove(box, path.Base(name))
@@ -324,7 +335,7 @@ func (r *Reader) ReadAt(p []byte, off int64) (int, error) {
 
 // forget gives n bytes more back, 0: all. It is a hint.
 func (r *Reader) forget(n int64) {
-	_ = unix.Fadvise(int(r.file.Fd()), r.forgotten, n, unix.FADV_DONTNEED)
+	disk.Drop(r.file, r.forgotten, n)
 	r.forgotten += n
 }
 

@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/glance-dtn/glance-dtn/internal/digest"
+	"github.com/glance-dtn/glance-dtn/internal/disk"
 	"github.com/glance-dtn/glance-dtn/internal/failure"
 	"github.com/glance-dtn/glance-dtn/mover"
 )
@@ -623,13 +624,13 @@ func (s site) againstDD(t testing.TB, f mover.File, rounds int) (median, spread 
 	}
 	defer src.Close()
 	for range rounds {
-		forget(src, 0)
+		disk.Drop(src, 0, 0)
 		began := time.Now()
 		if out, err := exec.CommandContext(t.Context(), "dd", "bs=1M", "conv=fsync", "if="+filepath.Join(s.store, image), "of="+filepath.Join(box, "dd")).CombinedOutput(); err != nil {
 			t.Fatalf("dd: %v: %s", err, out)
 		}
 		dd := time.Since(began)
-		forget(src, 0)
+		disk.Drop(src, 0, 0)
 		began = time.Now()
 		how, err := s.Stage(t.Context(), image, f, ignore)
 		if err != nil || how != copied {

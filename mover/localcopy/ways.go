@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/glance-dtn/glance-dtn/internal/digest"
+	"github.com/glance-dtn/glance-dtn/internal/disk"
 	"github.com/glance-dtn/glance-dtn/internal/durable"
 	"github.com/glance-dtn/glance-dtn/mover"
 )
@@ -30,6 +31,7 @@ type task struct {
 	box    *os.Root
 	dir    *os.File // box, opened
 	temp   string
+	twin   string // a file in the box of the same content; empty: none
 	free   func(*os.File) (int64, error)
 	atOnce func() (int64, error)
 	settle settler // nil: no need
@@ -80,7 +82,7 @@ func useless(err error) bool {
 // how names the way, what of the file is holes, and what had to be done twice.
 func (t *task) how(w way) string {
 	how := w.how
-	if holes := 100 * (t.file.Size - t.written) / max(t.file.Size, 1); holes > 0 && w.how != hardLink && w.how != reflink {
+	if holes := 100 * (t.file.Size - t.written) / max(t.file.Size, 1); holes > 0 && w.how != hardLink && w.how != reflink && w.how != twinned {
 		how += fmt.Sprintf(", %d %% holes", holes)
 	}
 	if t.again > 0 {
@@ -168,7 +170,7 @@ func (t *task) create(fill func(dst *os.File) error) error {
 	if err = fill(dst); err == nil {
 		err = dst.Sync()
 	}
-	forget(dst, 0)
+	disk.Drop(dst, 0, 0)
 	if closed := dst.Close(); err == nil { // it repeats what a write has said
 		err = closed
 	}

@@ -42,6 +42,7 @@ type Rig struct {
 	Restart func(t *testing.T)                 // ends the receiver without notice, and starts it on what is left
 	Free    func(bytes int64)                  // what the destination believes to have free
 	Drop    func(name string) error            // removes an arrival at the destination
+	Text    bool                               // what is moved can be compressed
 	Own     []string                           // functions of the rig itself whose goroutines a restart makes anew
 }
 
@@ -68,6 +69,7 @@ func Run(t *testing.T, newRig func(t *testing.T) Rig) {
 		"report":                       reports,
 		"twice":                        twice,
 		"two at once":                  twoAtOnce,
+		"changed while it runs":        changed,
 		"cancelled and resumed":        cancelled,
 		"connections cut and resumed":  cut,
 		"receiver restarted":           restarted,
@@ -103,10 +105,10 @@ func Run(t *testing.T, newRig func(t *testing.T) Rig) {
 // move moves with a time limit that no working engine reaches.
 func (r *Rig) move(t *testing.T, req mover.Request) error {
 	t.Helper()
-	return r.moveCtx(t.Context(), t, req, func(int64) {})
+	return r.moveCtx(t.Context(), t, req, func(mover.Progress) {})
 }
 
-func (r *Rig) moveCtx(ctx context.Context, t *testing.T, req mover.Request, report func(int64)) error {
+func (r *Rig) moveCtx(ctx context.Context, t *testing.T, req mover.Request, report func(mover.Progress)) error {
 	t.Helper()
 	ctx, cancel := context.WithTimeoutCause(ctx, 2*time.Minute, errors.New("the engine hangs"))
 	defer cancel()
@@ -116,7 +118,26 @@ func (r *Rig) moveCtx(ctx context.Context, t *testing.T, req mover.Request, repo
 // stage writes a file of random bytes and returns a request with a fresh ticket for it.
 func (r *Rig) stage(t *testing.T, base string, size int64) mover.Request {
 	t.Helper()
-	return r.request(t, r.file(t, base, io.LimitReader(mathrand.NewChaCha8([32]byte([]byte(rand.Text() + rand.Text())[:32])), size)))
+	var content io.Reader = mathrand.NewChaCha8([32]byte([]byte(rand.Text() + rand.Text())[:32]))
+	if r.Text {
+		content = text{content}
+	}
+	return r.request(t, r.file(t, base, io.LimitReader(content, size)))
+}
+
+// text makes of each random byte as many.
+type text struct{ io.Reader }
+
+const wordSize = 8
+
+func (t text) Read(b []byte) (n int, err error) {
+	var random [4096]byte
+	m, err := t.Reader.Read(random[:min(len(random), (len(b)+wordSize-1)/wordSize)])
+	for _, r := range random[:m] {
+		word := [wordSize]byte{'w', r, r, 'o', r, r ^ 0xff, 'r', 'd'}
+		n += copy(b[n:], word[:])
+	}
+	return n, err
 }
 
 // file writes a staged file.
@@ -143,7 +164,7 @@ func (r *Rig) request(t *testing.T, f mover.File) mover.Request {
 func (r *Rig) ticket(f mover.File) mover.Ticket {
 	in := f
 	in.Name = path.Join(mover.Inbox, path.Base(f.Name))
-	return mover.Ticket{ID: rand.Text(), Site: r.Site, From: r.From, File: in, Expires: time.Now().Add(time.Hour)}
+	return mover.Ticket{ID: rand.Text(), Site: r.Site, From: r.From, Address: r.Address, File: in, Expires: time.Now().Add(time.Hour)}
 }
 
 func (r *Rig) with(t *testing.T, f mover.File, tk mover.Ticket) mover.Request {
@@ -182,15 +203,22 @@ func (r *Rig) absent(t *testing.T, f mover.File) {
 	}
 }
 
-// holds checks that the inbox holds so many files, hidden ones included.
+// holds checks that the inbox holds so many files, hidden ones included, at once or soon: a relay
+// tells its sender of a failure while it tells the destination to remove the file.
 func (r *Rig) holds(t *testing.T, want int) {
 	t.Helper()
-	entries, err := os.ReadDir(filepath.Join(r.Destination, mover.Inbox))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if len(entries) != want {
-		t.Errorf("the inbox holds %v, want %d files", entries, want)
+	for end := time.Now().Add(time.Minute); ; time.Sleep(time.Millisecond) {
+		entries, err := os.ReadDir(filepath.Join(r.Destination, mover.Inbox))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(entries) == want {
+			return
+		}
+		if time.Now().After(end) {
+			t.Errorf("the inbox holds %v, want %d files", entries, want)
+			return
+		}
 	}
 }
 
@@ -274,7 +302,8 @@ func (r *Rig) reported(t *testing.T, req mover.Request) int64 {
 	t.Helper()
 	var mu sync.Mutex
 	first, last := int64(-1), int64(-1)
-	ok(t, r.moveCtx(t.Context(), t, req, func(moved int64) {
+	ok(t, r.moveCtx(t.Context(), t, req, func(p mover.Progress) {
+		moved := p.Moved
 		if !mu.TryLock() {
 			t.Error("report is called concurrently")
 			return
@@ -326,6 +355,38 @@ func twoAtOnce(t *testing.T, r *Rig) {
 	r.arrived(t, b.Source)
 }
 
+// changed has a move use more and less while it runs: every byte is sent once.
+func changed(t *testing.T, r *Rig) {
+	engine, able := r.Engine.(mover.Adjuster)
+	if !able {
+		t.Skip("the engine's moves cannot be changed")
+	}
+	req := r.stage(t, "changed", whole)
+	req.PCP = narrow
+	steps := map[int64]mover.PCP{
+		whole / 8: {Parallelism: 8}, whole / 4: {Parallelism: 1, Pipelining: 1},
+		whole / 2: {Parallelism: 4, Pipelining: 8, Concurrency: 2}, 3 * whole / 4: {Parallelism: 2},
+	}
+	sent := r.sent(func() {
+		ok(t, r.moveCtx(t.Context(), t, req, func(p mover.Progress) {
+			for at, pcp := range steps {
+				if p.Moved >= at {
+					delete(steps, at)
+					engine.Adjust(req.Key, pcp)
+				}
+			}
+		}))
+	})
+	r.arrived(t, req.Source)
+	if len(steps) > 0 {
+		t.Errorf("%v were not reached", steps)
+	}
+	if r.Sent != nil && sent > whole+block {
+		t.Errorf("%d bytes sent for %d", sent, whole)
+	}
+	engine.Adjust(req.Key, narrow) // it has ended
+}
+
 // broken moves until half is there, calls stop, and returns what was sent and how it ended.
 func (r *Rig) broken(t *testing.T, req mover.Request, stop func(cancel func())) (sent int64, err error) {
 	t.Helper()
@@ -334,8 +395,8 @@ func (r *Rig) broken(t *testing.T, req mover.Request, stop func(cancel func())) 
 	defer cancel()
 	var once sync.Once
 	sent = r.sent(func() {
-		err = r.moveCtx(ctx, t, req, func(moved int64) {
-			if moved >= half {
+		err = r.moveCtx(ctx, t, req, func(p mover.Progress) {
+			if p.Moved >= half {
 				once.Do(func() { stop(cancel) })
 			}
 		})
@@ -478,7 +539,13 @@ func promisedSpace(t *testing.T, r *Rig) {
 	if r.Free == nil || r.Drop == nil {
 		t.Skip("the rig cannot fill the destination")
 	}
-	first, second := r.stage(t, "first", whole), r.stage(t, "second", 20*block)
+	second := r.stage(t, "second", 20*block)
+	// With a hole at its end, nobody takes the room for all of it beforehand.
+	random := io.LimitReader(mathrand.NewChaCha8([32]byte{}), whole-block)
+	f := r.file(t, "first", io.MultiReader(random, bytes.NewReader(make([]byte, block))))
+	name := filepath.Join(r.Source, f.Name)
+	ok(t, errors.Join(os.Truncate(name, whole-block), os.Truncate(name, whole)))
+	first := r.request(t, f)
 	_, err := r.broken(t, first, func(cancel func()) { cancel() })
 	if !errors.Is(err, context.Canceled) {
 		t.Fatal(err)
@@ -564,15 +631,15 @@ func cancelledBefore(t *testing.T, r *Rig) {
 	req := r.stage(t, "never", block)
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if err := r.moveCtx(ctx, t, req, func(int64) {}); !errors.Is(err, context.Canceled) {
+	if err := r.moveCtx(ctx, t, req, func(mover.Progress) {}); !errors.Is(err, context.Canceled) {
 		t.Errorf("got %v, want that the context was cancelled", err)
 	}
 	r.absent(t, req.Source)
 }
 
 func nobody(t *testing.T, r *Rig) {
+	r.Address = cmp.Or(r.Nobody, "127.0.0.1:1") // before the ticket, which may name it
 	req := r.stage(t, "nobody", block)
-	req.Destination.Address = cmp.Or(r.Nobody, "127.0.0.1:1")
 	want(t, r.move(t, req), mover.CodeOther)
 }
 

@@ -221,11 +221,14 @@ func FuzzVerify(f *testing.F) {
 	}
 	f.Add(token)
 	f.Add(token[:len(token)/2])
+	listed := signedAll(f, agent, many(now, 3))[1]
+	f.Add(listed)
+	f.Add(listed[:len(listed)-1])
 	f.Add("eyJhbGciOiJub25lIiwieDVjIjpbXX0.e30.")
 	f.Add("..")
 	f.Fuzz(func(t *testing.T, s string) {
 		got, err := Verify(ca.Pool(), "B", s, now)
-		if err == nil && s != token {
+		if err == nil && s != token && s != listed {
 			t.Fatalf("accepted %q: %+v", s, got)
 		}
 		if err != nil && mover.CodeOf(err) != mover.CodeTicket {
@@ -238,16 +241,90 @@ func FuzzVerify(f *testing.F) {
 // one whose agent has to have signed it.
 func TestASenderVerifiesWhicheverSiteATicketIsFor(t *testing.T) {
 	ca, now := newCA(t), time.Now()
-	want := valid(now)
-	for site, ok := range map[string]bool{"B": true, "C": false} {
-		token, err := Sign(issue(t, ca, site, pki.Agent), want)
+	roots, want := ca.Pool(), valid(now)
+	var v Verifier
+	for range 2 { // with what is remembered, too
+		for site, ok := range map[string]bool{"B": true, "C": false} {
+			agent := issue(t, ca, site, pki.Agent)
+			token, err := Sign(agent, want)
+			if err != nil {
+				t.Fatal(err)
+			}
+			listed := signedAll(t, agent, []mover.Ticket{want, want})[0]
+			for what, verify := range map[string]func() (mover.Ticket, error){
+				"alone":            func() (mover.Ticket, error) { return VerifyAny(roots, token, now) },
+				"by a Verifier":    func() (mover.Ticket, error) { return v.VerifyAny(roots, token, now) },
+				"on a list":        func() (mover.Ticket, error) { return VerifyAny(roots, listed, now) },
+				"a Verifier, list": func() (mover.Ticket, error) { return v.VerifyAny(roots, listed, now) },
+			} {
+				got, err := verify()
+				got.Expires = got.Expires.UTC()
+				if ok && (err != nil || got != want) || !ok && mover.CodeOf(err) != mover.CodeTicket {
+					t.Errorf("%s, signed by the agent of %s: got %v, %v", what, site, got, err)
+				}
+			}
+		}
+	}
+	if len(v.lists) != 2 || v.last.Load() == nil {
+		t.Errorf("%d lists are remembered, want the 2 of site B, and the signer", len(v.lists))
+	}
+}
+
+// TestWhatIsNotSignedIsNamed holds that who asks for a ticket is told which was wrong.
+func TestWhatIsNotSignedIsNamed(t *testing.T) {
+	agent, file := issue(t, newCA(t), "B", pki.Agent), valid(time.Now())
+	file.From = ""
+	for want, bad := range map[string]mover.Ticket{
+		"sign a ticket for inbox/image: it names no site that may send": file,
+		"sign a ticket for a probe: it names no site that may send":     {ID: "t-1", Site: "B", Probe: true},
+	} {
+		if _, err := Sign(agent, bad); err == nil || err.Error() != want {
+			t.Errorf("got %v, want %q", err, want)
+		}
+	}
+}
+
+// TestAVerifierRemembersNoMoreThanHolds has one signer remembered, and everything that
+// would refuse its ticket without that.
+func TestAVerifierRemembersNoMoreThanHolds(t *testing.T) {
+	ca, now := newCA(t), time.Now()
+	roots, agent := ca.Pool(), issue(t, ca, "B", pki.Agent)
+	long := valid(now)
+	long.Expires = now.Add(3 * time.Hour)
+	sign := func(cert tls.Certificate) string {
+		t.Helper()
+		token, err := Sign(cert, long)
 		if err != nil {
 			t.Fatal(err)
 		}
-		got, err := VerifyAny(ca.Pool(), token, now)
-		got.Expires = got.Expires.UTC()
-		if ok && (err != nil || got != want) || !ok && mover.CodeOf(err) != mover.CodeTicket {
-			t.Errorf("signed by the agent of %s: got %v, %v", site, got, err)
+		return token
+	}
+	var v Verifier
+	good := sign(agent)
+	for range 2 {
+		if _, err := v.Verify(roots, "B", good, now); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if v.last.Load() == nil {
+		t.Fatal("nobody is remembered")
+	}
+	head, rest, _ := strings.Cut(good, ".")
+	_, signature, _ := strings.Cut(sign(issue(t, newCA(t), "B", pki.Agent)), ".")
+	for what, verify := range map[string]func() (mover.Ticket, error){
+		"another signature":     func() (mover.Ticket, error) { return v.Verify(roots, "B", head+"."+signature, now) },
+		"another header":        func() (mover.Ticket, error) { return v.Verify(roots, "B", "x"+head+"."+rest, now) },
+		"other authorities":     func() (mover.Ticket, error) { return v.Verify(newCA(t).Pool(), "B", good, now) },
+		"another site":          func() (mover.Ticket, error) { return v.Verify(roots, "C", good, now) },
+		"its certificate ended": func() (mover.Ticket, error) { return v.Verify(roots, "B", good, now.Add(2*time.Hour)) },
+		"it had not begun":      func() (mover.Ticket, error) { return v.Verify(roots, "B", good, now.Add(-2*time.Hour)) },
+		"another agent":         func() (mover.Ticket, error) { return v.Verify(roots, "B", sign(issue(t, ca, "C", pki.Agent)), now) },
+	} {
+		if got, err := verify(); mover.CodeOf(err) != mover.CodeTicket {
+			t.Errorf("%s: %+v, %v, want code ticket", what, got, err)
+		}
+		if _, err := v.Verify(roots, "B", good, now); err != nil {
+			t.Errorf("after %s the good one is refused: %v", what, err)
 		}
 	}
 }
