@@ -14,7 +14,7 @@ import (
 	"github.com/glance-dtn/glance-dtn/mover"
 )
 
-// Options are the mechanisms and the identity of an Agent. All are needed but the logs and StoreFaults.
+// Options are the mechanisms and the identity of an Agent. All are needed but the logs, Choose and StoreFaults.
 type Options struct {
 	Site     string
 	Catalog  Catalog
@@ -27,6 +27,11 @@ type Options struct {
 	JobLog   *slog.Logger // how jobs go on; nil: Log
 	Settings Settings
 
+	// Choose picks the best way for a file: straight, or through the DTN of a site to and
+	// from which hops lead, with the mode. It says in one short sentence which, and why.
+	// Needed where a peer has relays to choose from.
+	Choose func(Journey) (Route, error)
+
 	// StoreFaults compares Glance's datadir with these images.
 	StoreFaults func(images []glance.Image) []StoreFault
 }
@@ -37,6 +42,10 @@ type PeerSite struct {
 	Peer    Peer
 	Jobs    int  // jobs to this site at once, over all agents of this site
 	MayPull bool // the site may ask for any image of ours
+
+	Via    mover.Relay   // what files to this site go through; the zero Relay: nothing
+	Among  []mover.Relay // instead of Via: for each file the best way is chosen, straight or through one of these; their modes are empty
+	Relays []string      // sites whose DTNs may pass files of this site on to ours
 }
 
 // What is to become of an image whose id Glance refuses because it was deleted here.
@@ -77,10 +86,12 @@ const (
 	ticketLife  = time.Hour              // a session must open within
 	lostAfter   = 30 * time.Second       // an arrival that the peer does not see is sent anew
 	stallLimit  = 5 * time.Minute        // no byte in this time: the upload is given up and begun anew later
+	answerSoon  = 5 * time.Second        // what a person waits for is given up after it
 	waitForRoom = 20 * time.Second       // between offers to a peer that said wait
 	mismatchMax = 3                      // wrong content this often: a person must look
 	fullMax     = 5                      // no room in Glance this often: likewise
-	silentMax   = 2 * ticketLife         // an arrival that does not advance is given up
+	silentMax   = 2 * ticketLife         // an arrival that neither advances nor is offered again is given up
+	renewAfter  = ticketLife * 5 / 6     // a transfer that waits for so long gets another ticket
 	sweepAge    = time.Hour              // an arrival without a job is removed
 	receiveMax  = 1000                   // images of one peer on their way at once
 )
@@ -98,8 +109,12 @@ type Agent struct {
 
 	mu        sync.Mutex
 	progress  map[JobID]Progress // of running jobs, from every agent on the Store
+	waitsFor  map[JobID]legWaits // what the legs wait for that workers here do
 	receiving map[JobID]string   // the Receive jobs that are not final, and their peers
 	faults    []StoreFault
+	asked     map[mover.Relay]asked         // the zero Relay: this site's DTN
+	asking    map[mover.Relay]chan struct{} // full while it is asked
+	trails    map[string]*trail             // by peer
 }
 
 // New returns an Agent that does nothing yet.
@@ -121,7 +136,11 @@ func New(o Options) (*Agent, error) {
 		hints:     newHintQueue(),
 		reopened:  make(chan struct{}, 1),
 		progress:  map[JobID]Progress{},
+		waitsFor:  map[JobID]legWaits{},
 		receiving: map[JobID]string{},
+		asked:     map[mover.Relay]asked{},
+		asking:    map[mover.Relay]chan struct{}{},
+		trails:    map[string]*trail{},
 	}
 	return a, a.Reload(o.Settings)
 }
@@ -131,6 +150,9 @@ func (a *Agent) Reload(s Settings) error {
 	names := map[string]bool{}
 	for _, p := range s.Peers {
 		names[p.Name] = true
+		if len(p.Among) > 0 && a.Choose == nil {
+			return fmt.Errorf("peer %s: nothing chooses among its relays", p.Name)
+		}
 	}
 	for _, r := range s.Rules {
 		if err := r.Match.Validate(); err != nil {

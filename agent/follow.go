@@ -35,8 +35,8 @@ func hashed(r io.ReadCloser, want digest.Digest) (content, error) {
 // arriving is a file of the inbox. Where the DTN tells the digests of its blocks, each
 // block is compared with them, and the proof is that the DTN has found the whole to
 // have the right digest and has synced it; where it does not, we hash the file ourselves.
-func (a *Agent) arriving(ctx context.Context, f mover.File) (content, error) {
-	r, err := a.follow(ctx, f)
+func (a *Agent) arriving(ctx context.Context, f mover.File, p *pace) (content, error) {
+	r, err := a.follow(ctx, f, p)
 	if err != nil {
 		return content{}, err
 	}
@@ -66,11 +66,12 @@ type follower struct {
 	rest    []byte // read, and not handed out yet
 	block   []byte
 	again   int // blocks that were read once more
+	pace    *pace
 }
 
 // follow opens an arriving, or arrived, file and reads its first block.
-func (a *Agent) follow(ctx context.Context, file mover.File) (*follower, error) {
-	f := &follower{ctx: ctx, sight: a.sight(file.Name, pollBusy), stager: a.Stager, name: file.Name, size: file.Size, check: a.Landing.BlockCheck(file.Name),
+func (a *Agent) follow(ctx context.Context, file mover.File, p *pace) (*follower, error) {
+	f := &follower{ctx: ctx, pace: p, sight: a.sight(file.Name, pollBusy), stager: a.Stager, name: file.Name, size: file.Size, check: a.Landing.BlockCheck(file.Name),
 		block: make([]byte, min(file.Size, mover.BlockSize))}
 	if _, err := f.look(); err != nil {
 		return nil, err
@@ -136,6 +137,7 @@ func (f *follower) look() (mover.Arrival, error) {
 
 // wait looks until ok holds. It gives up when nothing new is proven for stallLimit.
 func (f *follower) wait(ok func() bool) error {
+	defer f.pace.begin(f.pace.begin(coming))
 	moved, since := int64(-1), time.Now()
 	for !ok() {
 		arr, err := f.look()
@@ -158,6 +160,7 @@ func (f *follower) fill() error {
 	if err := f.wait(func() bool { return f.proven >= end }); err != nil {
 		return err
 	}
+	defer f.pace.begin(f.pace.begin(reading))
 	block := f.block[:end-f.off]
 	err := f.read(block)
 	if _, differs := errors.AsType[*digest.MismatchError](err); differs || errors.Is(err, io.EOF) {

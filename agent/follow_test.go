@@ -46,7 +46,7 @@ func TestTheProofIsOfTheArrivalThatWasRead(t *testing.T) {
 	size := int64(len(good))
 	o := &oneFile{data: bad, arrival: mover.Arrival{State: mover.Arriving, Proven: size, Moved: size, Since: time.Unix(1, 0)}}
 	a := &Agent{Options: Options{Landing: o, Stager: o}}
-	c, err := a.arriving(t.Context(), mover.File{Name: "inbox/x", Size: size, Digest: sum(good)})
+	c, err := a.arriving(t.Context(), mover.File{Name: "inbox/x", Size: size, Digest: sum(good)}, newPace())
 	if err != nil {
 		t.Fatal(err)
 	}

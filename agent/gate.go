@@ -235,5 +235,8 @@ func (a *Agent) told(j Job) Job {
 	if shut := a.gate.closed(j.box()); shut != nil && needs && j.Reason == "" {
 		j.Paused, j.Reason = true, shut.Error()
 	}
+	if j.Reason == "" && j.State == Staged {
+		j.Reason = a.transferWaits(j.ID)
+	}
 	return j
 }

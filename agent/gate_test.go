@@ -59,7 +59,7 @@ func TestStagingWaitsForTheExport(t *testing.T) {
 		w.a.breakExport(errMount)
 		data := bytesOf(50_000)
 		id := w.a.upload("x", data)
-		jobs, _ := w.a.agent().Push(t.Context(), string(id), []string{"B"})
+		jobs, _ := w.a.agent().Push(t.Context(), string(id), []string{"B"}, "")
 		w.a.await(jobs[0].ID, Offered)
 		time.Sleep(time.Minute)
 		w.a.wantPaused(jobs[0].ID, Offered)
@@ -93,7 +93,7 @@ func TestALegThatGoesOnDoesNotSayThatItWaits(t *testing.T) {
 		w.a.breakExport(errMount)
 		data := bytesOf(50_000)
 		id := w.a.upload("x", data)
-		jobs, _ := w.a.agent().Push(t.Context(), string(id), []string{"B"})
+		jobs, _ := w.a.agent().Push(t.Context(), string(id), []string{"B"}, "")
 		w.a.await(jobs[0].ID, Offered)
 		time.Sleep(time.Minute)
 		hang := make(chan struct{})
@@ -142,7 +142,7 @@ func TestALegThatTheExportFailsWaits(t *testing.T) {
 					})
 					data := bytesOf(1_500_000)
 					id := w.a.upload("x", data)
-					jobs, _ := w.a.agent().Push(t.Context(), string(id), []string{"B"})
+					jobs, _ := w.a.agent().Push(t.Context(), string(id), []string{"B"}, "")
 					time.Sleep(time.Minute)
 					s.wantPaused(s.job(id).ID, c.state)
 					s.mendExport()
@@ -165,14 +165,14 @@ func TestOffersWaitForTheExport(t *testing.T) {
 	run(t, func(t *testing.T, w *world) {
 		first, second := bytesOf(4_000_000), bytesOf(50_000)
 		one := w.a.upload("one", first)
-		w.a.agent().Push(t.Context(), string(one), []string{"B"})
+		w.a.agent().Push(t.Context(), string(one), []string{"B"}, "")
 		for w.b.job(one).State != Arriving {
 			time.Sleep(time.Millisecond)
 		}
 		w.b.breakExport(errMount)
 		time.Sleep(2 * lookWell)
 		two := w.a.upload("two", second)
-		w.a.agent().Push(t.Context(), string(two), []string{"B"})
+		w.a.agent().Push(t.Context(), string(two), []string{"B"}, "")
 		time.Sleep(time.Minute)
 		if j := w.a.job(two); j.State != Pending || j.Reason != "site B: "+errMount.Error() || j.Attempts != 0 {
 			t.Errorf("an offer: %s %q, %d attempts, want it to wait for B's export", j.State, j.Reason, j.Attempts)
@@ -198,7 +198,7 @@ func TestALocalCopyDoesNotWaitForTheExport(t *testing.T) {
 		w.b.upload("original", data)
 		w.b.breakExport(errMount)
 		time.Sleep(2 * lookWell)
-		jobs, _ := w.a.agent().Push(t.Context(), string(id), []string{"B"})
+		jobs, _ := w.a.agent().Push(t.Context(), string(id), []string{"B"}, "")
 		w.a.await(jobs[0].ID, Verified)
 	})
 }
@@ -206,7 +206,7 @@ func TestALocalCopyDoesNotWaitForTheExport(t *testing.T) {
 func TestUndoingWaitsForTheExportAfterThePeerWasTold(t *testing.T) {
 	run(t, func(t *testing.T, w *world) {
 		id := w.a.upload("x", bytesOf(4_000_000))
-		jobs, _ := w.a.agent().Push(t.Context(), string(id), []string{"B"})
+		jobs, _ := w.a.agent().Push(t.Context(), string(id), []string{"B"}, "")
 		w.a.await(jobs[0].ID, Staged)
 		w.a.breakExport(errMount)
 		if _, err := w.a.agent().Cancel(t.Context(), jobs[0].ID); err != nil {
@@ -249,7 +249,7 @@ func TestAPausedJobOutlivesItsAgent(t *testing.T) {
 		w.a.breakExport(errMount)
 		data := bytesOf(50_000)
 		id := w.a.upload("x", data)
-		jobs, _ := w.a.agent().Push(t.Context(), string(id), []string{"B"})
+		jobs, _ := w.a.agent().Push(t.Context(), string(id), []string{"B"}, "")
 		w.a.await(jobs[0].ID, Offered)
 		time.Sleep(time.Minute)
 		w.a.halt()
@@ -269,9 +269,9 @@ func TestDeliveriesDoNotWaitForTheOutbox(t *testing.T) {
 		trouble := fmt.Errorf("%w: read-only file system", ErrOutbox)
 		w.b.breakExport(errMount)
 		id := w.a.upload("in", bytesOf(50_000))
-		w.a.agent().Push(t.Context(), string(id), []string{"B"})
+		w.a.agent().Push(t.Context(), string(id), []string{"B"}, "")
 		outgoing := w.b.upload("out", bytesOf(60_000))
-		jobs, err := w.b.agent().Push(t.Context(), string(outgoing), []string{"A"})
+		jobs, err := w.b.agent().Push(t.Context(), string(outgoing), []string{"A"}, "")
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -2,9 +2,11 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"sync"
 	"time"
 
+	"github.com/glance-dtn/glance-dtn/internal/outage"
 	"github.com/glance-dtn/glance-dtn/mover"
 )
 
@@ -12,6 +14,7 @@ import (
 type inbox struct {
 	mu       sync.Mutex
 	heard    bool                     // the DTN announces changes
+	silent   *Silence                 // why it cannot be heard; nil while it can, and before that is known
 	arrivals map[string]mover.Arrival // by name; none while it is not heard
 	changed  chan struct{}            // closed by the next tell; nil while nobody waits
 }
@@ -30,6 +33,30 @@ func (b *inbox) tell(arrivals map[string]mover.Arrival, heard bool) (turned bool
 	return turned
 }
 
+// note keeps why the DTN cannot be heard; nil: it can.
+func (b *inbox) note(err error) {
+	if out, ok := errors.AsType[*outage.Error](err); ok {
+		err = out // it says all
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	switch {
+	case err == nil:
+		b.silent = nil
+	case b.silent == nil:
+		b.silent = &Silence{Since: time.Now().UTC(), Error: err.Error()}
+	default:
+		b.silent = &Silence{Since: b.silent.Since, Error: err.Error()}
+	}
+}
+
+// silence returns since when and why the DTN cannot be heard, nil while it can.
+func (b *inbox) silence() *Silence {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.silent
+}
+
 // look returns what was announced of a file, the zero Arrival when nothing was, and a
 // channel that is closed when this may not hold any more.
 func (b *inbox) look(name string) (arr mover.Arrival, heard bool, changed <-chan struct{}) {
@@ -46,6 +73,7 @@ func (a *Agent) watchInbox(ctx context.Context) {
 	said := false
 	for arrivals, err := range a.Landing.Watch(ctx) {
 		turned := a.inbox.tell(arrivals, err == nil)
+		a.inbox.note(err)
 		switch {
 		case said && !turned:
 		case err == nil:

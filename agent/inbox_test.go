@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"io"
 	"testing"
 	"testing/synctest"
@@ -47,7 +48,7 @@ func TestArrivalsAreAnnouncedOrAskedFor(t *testing.T) {
 				w.silence(c.first)
 				data := bytesOf(2_000_000)
 				id := w.a.upload("x", data)
-				jobs, err := w.a.agent().Push(t.Context(), string(id), []string{"B"})
+				jobs, err := w.a.agent().Push(t.Context(), string(id), []string{"B"}, "")
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -76,7 +77,7 @@ func TestTheEndIsHeardOnce(t *testing.T) {
 		a := &Agent{Options: Options{Landing: o, Stager: o}}
 		a.inbox.tell(map[string]mover.Arrival{"inbox/x": o.arrival}, true)
 		start := time.Now()
-		c, err := a.arriving(t.Context(), mover.File{Name: "inbox/x", Size: size, Digest: sum(data)})
+		c, err := a.arriving(t.Context(), mover.File{Name: "inbox/x", Size: size, Digest: sum(data)}, newPace())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -242,4 +243,35 @@ func TestSight(t *testing.T) {
 			})
 		})
 	}
+}
+
+// TestASiteIsToldThatAnothersDTNDoesNotAnswer until it does, by that site's agent.
+func TestASiteIsToldThatAnothersDTNDoesNotAnswer(t *testing.T) {
+	run(t, func(t *testing.T, w *world) {
+		told := func() *Silence {
+			t.Helper()
+			time.Sleep(10 * time.Second)
+			o, err := w.a.agent().Overview(t.Context())
+			if err != nil || len(o.Peers) != 1 || !o.Peers[0].OK {
+				t.Fatalf("%+v, %v", o.Peers, err)
+			}
+			return o.Peers[0].DTN
+		}
+		if s := told(); s != nil {
+			t.Errorf("while it answers: %+v", s)
+		}
+		began := time.Now()
+		w.silence(true)
+		first, second := told(), told()
+		if first == nil || second == nil || second.Error != "connection refused" || second.Since.Sub(began) > 2*time.Second || !first.Since.Equal(second.Since) {
+			t.Errorf("while it does not: %+v, then %+v", first, second)
+		}
+		w.silence(false)
+		if s := told(); s != nil {
+			t.Errorf("when it answers again: %+v", s)
+		}
+		if _, err := w.a.agent().Health(t.Context(), "stranger"); !errors.Is(err, ErrForbidden) {
+			t.Errorf("a stranger is told: %v", err)
+		}
+	})
 }

@@ -97,11 +97,18 @@ type Job struct {
 	Offer     Grant            `json:"offer,omitzero" doc:"what the peer promised"`
 	Round     int              `json:"round,omitempty" doc:"how often this was begun anew; part of the transfer's key"`
 	Transfer  mover.TransferID `json:"transfer,omitempty" doc:"the DTN's name for the running transfer"`
+	Route     Route            `json:"route,omitzero" doc:"by which way the file goes, since its move began"`
 	Mismatch  int              `json:"mismatch,omitempty" doc:"how often wrong content was found"`
 	DeliverAs glance.ImageID   `json:"deliver_as,omitempty" doc:"the image's id at the destination"`
 	LocalCopy glance.ImageID   `json:"local_copy,omitempty" doc:"an image here with the same content: nothing has to come over the network"`
 	Avoid     glance.ImageID   `json:"avoid,omitempty" doc:"an image here that should have the same content, and could not be read whole"`
 	Seen      Seen             `json:"seen,omitzero" doc:"the last sign of life of an arrival that is waited for"`
+
+	Waited Waited `json:"waited,omitzero" doc:"the place that its legs have waited for longest, all together"`
+
+	Priority mover.Priority `json:"priority,omitempty" enum:"low,normal,high" doc:"which of the jobs to a site goes first, and which of the DTN's transfers; empty: normal"`
+
+	PeerPriority mover.Priority `json:"peer_priority,omitempty" enum:"low,normal,high" doc:"what the peer was last told of it; empty: normal"`
 
 	Anew    bool `json:"anew,omitempty" doc:"a person has begun it anew"`
 	Stopped bool `json:"stopped,omitempty" doc:"a person has cancelled it at this site"`
@@ -138,10 +145,17 @@ func (j Job) Enter(s State, now time.Time, note string) Job {
 // it was done.
 func (j Job) Legs() []Change {
 	way := j.Kind.Way()
-	var legs []Change
+	var legs, before []Change
 	for i, c := range j.History {
 		at := slices.Index(way, c.State)
 		if at < 0 || i > 0 && c.State == j.History[i-1].State { // the next leg failed, and begins anew
+			continue
+		}
+		switch {
+		case at == 0 && len(legs) > 0:
+			before = slices.Clone(legs)
+		case c.State == Verified && len(legs) == 0: // begun anew, and nothing was to be done
+			legs = before
 			continue
 		}
 		legs = slices.DeleteFunc(legs, func(l Change) bool { return slices.Index(way, l.State) >= at })
@@ -184,6 +198,9 @@ type Progress struct {
 	Moved int64     `json:"moved" doc:"bytes of this leg"`
 	Total int64     `json:"total"`
 	At    time.Time `json:"at"`
+
+	Waiting    string           `json:"waiting,omitempty" doc:"what the transfer waits for at the DTN"`
+	Bottleneck mover.Bottleneck `json:"bottleneck,omitzero" doc:"what this leg waits for most of the time"`
 }
 
 // Errors of a Store.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"strings"
 	"sync"
 	"time"
 
@@ -13,13 +14,19 @@ import (
 )
 
 // Push makes, or begins anew, the jobs that send an image, named by its id or by its
-// unique name, to sites. ErrNoImage, ErrAmbiguous, ErrNoPeer, ErrBadState.
-func (a *Agent) Push(ctx context.Context, image string, to []string) ([]Job, error) {
+// unique name, to sites. One that is verified stays so where its site says that it has the
+// image. An empty priority is that of the rule which sends it there, or normal; another one
+// rules the job from now on, and its transfer with it. ErrNoImage, ErrAmbiguous, ErrNoPeer,
+// ErrBadState.
+func (a *Agent) Push(ctx context.Context, image string, to []string, p mover.Priority) ([]Job, error) {
+	if err := p.Validate(); err != nil {
+		return nil, err
+	}
 	if len(to) == 0 {
 		return nil, fmt.Errorf("push image %s: no site named: %w", image, ErrNoPeer)
 	}
 	for _, site := range to {
-		if _, err := a.peer(site); err != nil {
+		if _, err := a.named(site); err != nil {
 			return nil, err
 		}
 	}
@@ -32,7 +39,10 @@ func (a *Agent) Push(ctx context.Context, image string, to []string) ([]Job, err
 	}
 	var jobs []Job
 	for _, site := range to {
-		j, err := a.ensure(ctx, img, site, true)
+		j, done, err := a.sent(ctx, img, site)
+		if err == nil && !done {
+			j, err = a.ensure(ctx, img, site, p, true)
+		}
 		if err != nil {
 			return jobs, err
 		}
@@ -41,9 +51,29 @@ func (a *Agent) Push(ctx context.Context, image string, to []string) ([]Job, err
 	return jobs, nil
 }
 
+// sent returns the verified job that has brought the image to the site, if there is one and the
+// site has the image still.
+func (a *Agent) sent(ctx context.Context, img glance.Image, site string) (Job, bool, error) {
+	j, err := a.Store.Get(ctx, NewJobID(Send, img.ID, img.Hash, site))
+	if errors.Is(err, ErrNoJob) {
+		return j, false, nil
+	}
+	if err != nil || j.State != Verified {
+		return j, false, err
+	}
+	p, err := a.peer(site)
+	if err != nil {
+		return j, false, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, answerSoon)
+	defer cancel()
+	g, err := p.Peer.Offer(ctx, Offer{Image: img, Anew: true, Via: p.Via.Site, Priority: j.Priority})
+	return j, err == nil && g.Verdict == Have, nil // the job, begun anew, tells what else it is
+}
+
 // Pull asks another site to send us an image. It returns that site's Send job.
 func (a *Agent) Pull(ctx context.Context, image, from string) (Job, error) {
-	p, err := a.peer(from)
+	p, err := a.named(from)
 	if err != nil {
 		return Job{}, err
 	}
@@ -59,7 +89,7 @@ func (a *Agent) Request(ctx context.Context, from, image string) (Job, error) {
 	if !p.MayPull {
 		return Job{}, fmt.Errorf("site %s does not let site %s pull images: %w; set may_pull: true for peer %s in the configuration of site %s", a.Site, from, ErrForbidden, from, a.Site)
 	}
-	jobs, err := a.Push(ctx, image, []string{from})
+	jobs, err := a.Push(ctx, image, []string{from}, "")
 	if err != nil {
 		return Job{}, err
 	}
@@ -130,7 +160,7 @@ func (a *Agent) Compare(ctx context.Context, peers []string, m Match) ([]Compari
 	}
 	out := []Comparison{}
 	for _, name := range peers {
-		p, err := a.peer(name)
+		p, err := a.named(name)
 		if err != nil {
 			return nil, err
 		}
@@ -152,8 +182,12 @@ func (a *Agent) Compare(ctx context.Context, peers []string, m Match) ([]Compari
 	return out, nil
 }
 
-// Replicate compares and sends what is missing. With dryRun it only tells what it would send.
-func (a *Agent) Replicate(ctx context.Context, m Match, to []string, dryRun bool) ([]Comparison, error) {
+// Replicate compares and sends what is missing, with a priority as in Push. With dryRun it
+// only tells what it would send.
+func (a *Agent) Replicate(ctx context.Context, m Match, to []string, p mover.Priority, dryRun bool) ([]Comparison, error) {
+	if err := p.Validate(); err != nil {
+		return nil, err
+	}
 	if len(to) == 0 {
 		return nil, fmt.Errorf("replicate: no site named: %w", ErrNoPeer)
 	}
@@ -176,7 +210,7 @@ func (a *Agent) Replicate(ctx context.Context, m Match, to []string, dryRun bool
 		if err != nil {
 			return all, err
 		}
-		j, err := a.ensure(ctx, img, c.Peer, true)
+		j, err := a.ensure(ctx, img, c.Peer, p, true)
 		if err != nil {
 			return all, err
 		}
@@ -193,6 +227,14 @@ func (a *Agent) Inventory(ctx context.Context, from string) iter.Seq2[glance.Ima
 		}
 	}
 	return a.Catalog.Images(ctx, time.Time{})
+}
+
+// Health tells a peer what is wrong at this site; ErrForbidden to others.
+func (a *Agent) Health(_ context.Context, from string) (Health, error) {
+	if _, err := a.peer(from); err != nil {
+		return Health{}, fmt.Errorf("%w: %w", ErrForbidden, err)
+	}
+	return Health{DTN: a.inbox.silence()}, nil
 }
 
 // Jobs yields every job.
@@ -266,7 +308,7 @@ func (a *Agent) Retry(ctx context.Context, id JobID) (Job, error) {
 func (a *Agent) change(ctx context.Context, j Job, f func(Job) (Job, error)) (Job, error) {
 	for {
 		next, err := f(j)
-		if err != nil || next.State == j.State && next.Stopped == j.Stopped && next.NotBefore.Equal(j.NotBefore) {
+		if err != nil || next.State == j.State && next.Stopped == j.Stopped && next.Priority == j.Priority && next.NotBefore.Equal(j.NotBefore) {
 			return next, err
 		}
 		stored, err := a.Store.Update(ctx, next)
@@ -320,7 +362,7 @@ func (a *Agent) Overview(ctx context.Context) (Overview, error) {
 			s := Standing{Relation: relations[id]}
 			if j, ok := sends[id][p.Name]; ok {
 				s.State, s.Reason, s.Paused, s.Job, s.Legs = j.State, j.Reason, j.Paused, j.ID, j.Legs()
-				s.Percent = a.percent(j.ID)
+				s.Percent, s.Route = a.percent(j.ID), j.Route.Why
 			}
 			o.Images[n].Sites[p.Name] = s
 		}
@@ -334,18 +376,19 @@ func (a *Agent) Overview(ctx context.Context) (Overview, error) {
 
 // relations asks every peer at once and yields how the local images stand there.
 func (a *Agent) relations(ctx context.Context, local []glance.Image) iter.Seq2[PeerState, map[glance.ImageID]Relation] {
-	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, answerSoon)
 	peers := a.settings.Load().Peers
-	remotes, errs := make([][]glance.Image, len(peers)), make([]error, len(peers))
+	remotes, errs, health := make([][]glance.Image, len(peers)), make([]error, len(peers)), make([]Health, len(peers))
 	var wg sync.WaitGroup
 	for i, p := range peers {
 		wg.Go(func() { remotes[i], errs[i] = collect(p.Peer.Inventory(ctx)) })
+		wg.Go(func() { health[i], _ = p.Peer.Health(ctx) }) // an older agent does not tell
 	}
 	wg.Wait()
 	cancel()
 	return func(yield func(PeerState, map[glance.ImageID]Relation) bool) {
 		for i, p := range peers {
-			s := PeerState{Name: p.Name, OK: errs[i] == nil}
+			s := PeerState{Name: p.Name, OK: errs[i] == nil, Health: health[i]}
 			relations := map[glance.ImageID]Relation{}
 			if errs[i] != nil {
 				s.Error = errs[i].Error()
@@ -366,7 +409,7 @@ const asyncNote = "the export is async: its server acknowledges what its disk ha
 
 // Checks tells whether what the agent needs at its own site answers.
 func (a *Agent) Checks(ctx context.Context) []Check {
-	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, answerSoon)
 	defer cancel()
 	probes := []struct {
 		name  string
@@ -381,9 +424,16 @@ func (a *Agent) Checks(ctx context.Context) []Check {
 		}},
 		{"dtn", func(c *Check) error {
 			can, err := a.Landing.Capabilities(ctx)
+			var notes []string
 			if can.Ack == mover.AckAsync {
-				c.Note = asyncNote
+				notes = append(notes, asyncNote)
 			}
+			for _, b := range can.Callbacks {
+				if !b.Connected {
+					notes = append(notes, b.Trouble())
+				}
+			}
+			c.Note = strings.Join(notes, "; ")
 			return err
 		}},
 		{"export", func(*Check) error { return a.Stager.Check(ctx) }},
@@ -417,6 +467,34 @@ func (a *Agent) setProgress(p Progress) {
 	a.progress[p.Job] = p
 }
 
+// waits notes what a job's leg waits for; the zero one: nothing.
+func (a *Agent) waits(id JobID, w legWaits) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if w == (legWaits{}) {
+		delete(a.waitsFor, id)
+	} else {
+		a.waitsFor[id] = w
+	}
+}
+
+func (a *Agent) waiting(id JobID) legWaits {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.waitsFor[id]
+}
+
+// transferWaits says what a job's transfer waited for when its worker, here or in another
+// agent of the site, last told.
+func (a *Agent) transferWaits(id JobID) string {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if p := a.progress[id]; p.State == Staged && p.Waiting != "" {
+		return "the transfer waits: " + p.Waiting
+	}
+	return ""
+}
+
 func (a *Agent) receives(j Job) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -442,6 +520,14 @@ func (a *Agent) crowded(peer string) bool {
 		}
 	}
 	return n >= receiveMax
+}
+
+// uploads reports whether a job's upload has advanced of late: it has a place, and what its
+// worker records is not to be overtaken.
+func (a *Agent) uploads(id JobID) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return time.Since(a.progress[id].At) < pollSafe
 }
 
 func (a *Agent) percent(id JobID) int {

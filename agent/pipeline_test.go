@@ -18,7 +18,7 @@ func TestPushDelivers(t *testing.T) {
 	run(t, func(t *testing.T, w *world) {
 		data := bytesOf(200_000)
 		id := w.a.upload("debian", data)
-		jobs, err := w.a.agent().Push(t.Context(), "debian", []string{"B"})
+		jobs, err := w.a.agent().Push(t.Context(), "debian", []string{"B"}, "")
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -154,7 +154,7 @@ func TestImageDeletedInFlightIsUndone(t *testing.T) {
 					}
 					return live
 				})
-				jobs, err := w.a.agent().Push(t.Context(), string(id), []string{"B"})
+				jobs, err := w.a.agent().Push(t.Context(), string(id), []string{"B"}, "")
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -191,7 +191,7 @@ func TestDamagedSourceIsParked(t *testing.T) {
 			run(t, func(t *testing.T, w *world) {
 				id := w.a.upload("bad", bytesOf(5000))
 				w.locked(func() { damage(w, id) })
-				jobs, err := w.a.agent().Push(t.Context(), string(id), []string{"B"})
+				jobs, err := w.a.agent().Push(t.Context(), string(id), []string{"B"}, "")
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -223,7 +223,7 @@ func TestWrongBytesOnTheExportNeverBecomeActive(t *testing.T) {
 						}
 						return live
 					})
-					jobs, err := w.a.agent().Push(t.Context(), string(id), []string{"B"})
+					jobs, err := w.a.agent().Push(t.Context(), string(id), []string{"B"}, "")
 					if err != nil {
 						t.Fatal(err)
 					}
@@ -269,7 +269,7 @@ func TestAStaleCacheIsReadAnew(t *testing.T) {
 				w.locked(func() { w.b.stale = stale })
 				data := bytesOf(3_000_000)
 				id := w.a.upload("debian", data)
-				jobs, err := w.a.agent().Push(t.Context(), string(id), []string{"B"})
+				jobs, err := w.a.agent().Push(t.Context(), string(id), []string{"B"}, "")
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -297,7 +297,7 @@ func TestPeerHasItAlready(t *testing.T) {
 		data := bytesOf(5000)
 		id := w.a.upload("x", data)
 		w.locked(func() { w.b.images[id] = &record{Image: clone(w.a.images[id].Image), data: data} })
-		jobs, _ := w.a.agent().Push(t.Context(), string(id), []string{"B"})
+		jobs, _ := w.a.agent().Push(t.Context(), string(id), []string{"B"}, "")
 		w.a.await(jobs[0].ID, Verified)
 		w.mu.Lock()
 		defer w.mu.Unlock()
@@ -312,7 +312,7 @@ func TestSameContentUnderAnotherIDMovesNoByte(t *testing.T) {
 		data := bytesOf(200_000)
 		id := w.a.upload("copy", data)
 		w.b.upload("original", data)
-		jobs, _ := w.a.agent().Push(t.Context(), string(id), []string{"B"})
+		jobs, _ := w.a.agent().Push(t.Context(), string(id), []string{"B"}, "")
 		w.a.await(jobs[0].ID, Verified)
 		w.mu.Lock()
 		defer w.mu.Unlock()
@@ -334,7 +334,7 @@ func TestConflictIsParked(t *testing.T) {
 				w.locked(func() {
 					w.b.images[id] = &record{Image: glance.Image{ID: id, Status: status, Size: 600, Hash: sum(other), Properties: map[string]string{}}, data: other}
 				})
-				jobs, _ := w.a.agent().Push(t.Context(), string(id), []string{"B"})
+				jobs, _ := w.a.agent().Push(t.Context(), string(id), []string{"B"}, "")
 				j := w.a.await(jobs[0].ID, Parked, Verified)
 				if j.State != Parked || !strings.Contains(j.Reason, "conflict") {
 					t.Errorf("job is %s: %q", j.State, j.Reason)
@@ -359,7 +359,7 @@ func TestDeletedIDIsParkedOrRenamed(t *testing.T) {
 				data := bytesOf(50_000)
 				id := w.a.upload("x", data)
 				w.locked(func() { w.b.used[id] = true })
-				jobs, _ := w.a.agent().Push(t.Context(), string(id), []string{"B"})
+				jobs, _ := w.a.agent().Push(t.Context(), string(id), []string{"B"}, "")
 				j := w.a.await(jobs[0].ID, Parked, Verified)
 				if policy == OnDeletedPark {
 					if j.State != Parked || !strings.Contains(j.Reason, "new-id") {
@@ -382,7 +382,7 @@ func TestDeletedIDIsParkedOrRenamed(t *testing.T) {
 					}
 				})
 				// And it is known again under that name: nothing moves a second time.
-				if _, err := w.a.agent().Push(t.Context(), string(id), []string{"B"}); err != nil {
+				if _, err := w.a.agent().Push(t.Context(), string(id), []string{"B"}, ""); err != nil {
 					t.Fatal(err)
 				}
 				time.Sleep(time.Minute)
@@ -402,7 +402,7 @@ func TestNoSpaceWaits(t *testing.T) {
 		w.locked(func() { w.b.free = 100 })
 		data := bytesOf(5000)
 		id := w.a.upload("x", data)
-		jobs, _ := w.a.agent().Push(t.Context(), string(id), []string{"B"})
+		jobs, _ := w.a.agent().Push(t.Context(), string(id), []string{"B"}, "")
 		time.Sleep(3 * time.Minute)
 		if j := w.a.job(id); j.State != Pending || !strings.Contains(j.Reason, "no space") {
 			t.Errorf("job is %s: %q, want waiting for space", j.State, j.Reason)
@@ -434,7 +434,7 @@ func TestPeerDownAtEachLeg(t *testing.T) {
 					}
 					return live
 				})
-				jobs, err := w.a.agent().Push(t.Context(), string(id), []string{"B"})
+				jobs, err := w.a.agent().Push(t.Context(), string(id), []string{"B"}, "")
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -456,7 +456,7 @@ func TestOperatorCancelAndRetry(t *testing.T) {
 			run(t, func(t *testing.T, w *world) {
 				data := bytesOf(3_000_000)
 				id := w.a.upload("x", data)
-				jobs, _ := w.a.agent().Push(t.Context(), string(id), []string{"B"})
+				jobs, _ := w.a.agent().Push(t.Context(), string(id), []string{"B"}, "")
 				w.a.await(jobs[0].ID, Offered, Staged)
 				if _, err := w.a.agent().Cancel(t.Context(), jobs[0].ID); err != nil {
 					t.Fatal(err)
@@ -491,7 +491,7 @@ func TestTicketExpiredIsRenewed(t *testing.T) {
 			}
 			return live
 		})
-		jobs, _ := w.a.agent().Push(t.Context(), string(id), []string{"B"})
+		jobs, _ := w.a.agent().Push(t.Context(), string(id), []string{"B"}, "")
 		j := w.a.await(jobs[0].ID, Verified)
 		if j.Round == 0 {
 			t.Error("the job did not begin anew")
@@ -505,7 +505,7 @@ func TestConcurrencyPerSite(t *testing.T) {
 		var ids []JobID
 		for i := range 6 {
 			id := w.a.upload("x", bytesOf(100_000+i))
-			j, err := w.a.agent().Push(t.Context(), string(id), []string{"B"})
+			j, err := w.a.agent().Push(t.Context(), string(id), []string{"B"}, "")
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -591,7 +591,7 @@ func TestOneImageFoundOftenIsOneJob(t *testing.T) {
 			w.a.agent().Hint(glance.Hint{ID: id})
 			time.Sleep(20 * time.Millisecond)
 		}
-		if _, err := w.a.agent().Push(t.Context(), string(id), []string{"B"}); err != nil {
+		if _, err := w.a.agent().Push(t.Context(), string(id), []string{"B"}, ""); err != nil {
 			t.Fatal(err)
 		}
 		w.a.await(NewJobID(Send, id, sum(data), "B"), Verified)
@@ -632,7 +632,7 @@ func TestStrangerIsRefused(t *testing.T) {
 		}
 		data := bytesOf(3_000_000)
 		id := w.a.upload("x", data)
-		jobs, _ := w.a.agent().Push(t.Context(), string(id), []string{"B"})
+		jobs, _ := w.a.agent().Push(t.Context(), string(id), []string{"B"}, "")
 		w.a.await(jobs[0].ID, Staged)
 		if _, err := collect(w.b.agent().Inventory(t.Context(), "C")); !errors.Is(err, ErrForbidden) {
 			t.Errorf("the inventory for an unknown site: %v, want ErrForbidden", err)
@@ -664,7 +664,7 @@ func TestImageStuckInSavingIsParkedOrRenamed(t *testing.T) {
 					}
 					return live
 				})
-				jobs, _ := w.a.agent().Push(t.Context(), string(id), []string{"B"})
+				jobs, _ := w.a.agent().Push(t.Context(), string(id), []string{"B"}, "")
 				j := w.a.await(jobs[0].ID, Parked, Verified)
 				if policy == OnDeletedPark {
 					if j.State != Parked || !strings.Contains(j.Reason, "stuck in saving") {

@@ -91,6 +91,27 @@ type Mover interface {
 	Status(ctx context.Context, id mover.TransferID) (mover.Status, error)
 	// Cancel stops a transfer; nil when it has ended or is not known.
 	Cancel(ctx context.Context, id mover.TransferID) error
+	// Transfers returns the transfers in one state, or all if state is empty, oldest first.
+	Transfers(ctx context.Context, state mover.TransferState) ([]mover.Status, error)
+	// Passages returns the files that it passes on from one site to another, or keeps for that.
+	Passages(ctx context.Context) ([]mover.Passage, error)
+	// Adjust changes what a transfer uses while it runs or waits; mover.ErrNoTransfer.
+	Adjust(ctx context.Context, id mover.TransferID, p mover.PCP) (mover.Status, error)
+	// Prioritise gives a transfer another priority while it runs or waits; mover.ErrNoTransfer.
+	Prioritise(ctx context.Context, id mover.TransferID, p mover.Priority) error
+	// Paths tells what transfers have seen of the paths to their destinations, by address.
+	Paths(ctx context.Context) ([]mover.SeenPath, error)
+	// History returns what its transfers have achieved, as CSV.
+	History(ctx context.Context) (csv string, err error)
+	// ImportHistory adds all of such a CSV, or nothing.
+	ImportHistory(ctx context.Context, csv string) (mover.Imported, error)
+	// ForgetHistory drops what a site's DTN has seen of it.
+	ForgetHistory(ctx context.Context, site string) (mover.Forgotten, error)
+	// Probe measures a path, tells how far it is, and returns what is known of the path then.
+	Probe(ctx context.Context, r mover.ProbeRequest, report func(mover.Probing)) (mover.SeenPath, error)
+	// Onward asks a relay what it has seen of its paths to the sites to which it passes this
+	// site's files on; the relay's mode does not matter.
+	Onward(ctx context.Context, r mover.Relay) ([]mover.Hop, error)
 }
 
 // Landing is this site's DTN as a receiver.
@@ -133,6 +154,9 @@ const (
 type Offer struct {
 	Image glance.Image `json:"image"`
 	Anew  bool         `json:"anew,omitempty" doc:"a person wants it, though it was cancelled before"`
+	Via   string       `json:"via,omitempty" maxLength:"32" doc:"the site whose DTN passes the file on; left out: none"`
+
+	Priority mover.Priority `json:"priority,omitempty" enum:"low,normal,high" doc:"of its job, among those of the same site; empty: normal"`
 }
 
 // Grant is a peer's answer to an Offer.
@@ -154,6 +178,9 @@ type Delivery struct {
 	ImageID glance.ImageID `json:"image_id,omitempty" doc:"the image's id at the peer"`
 	Moved   int64          `json:"moved" doc:"bytes given to Glance so far"`
 	How     string         `json:"how,omitempty" doc:"how they were, once all are"`
+	Waited  Waited         `json:"waited,omitzero" doc:"what the delivery has waited for longest, once it is done"`
+
+	Bottleneck mover.Bottleneck `json:"bottleneck,omitzero" doc:"what it waits for most of the time"`
 }
 
 // Peer is another site's agent.
@@ -166,8 +193,13 @@ type Peer interface {
 	CancelDelivery(ctx context.Context, id JobID) error
 	// Inventory yields the peer's images.
 	Inventory(ctx context.Context) iter.Seq2[glance.Image, error]
+	// Health tells what is wrong at the peer's site.
+	Health(ctx context.Context) (Health, error)
 	// Request asks the peer to send us an image, named by id or by unique name; the peer's job.
 	Request(ctx context.Context, image string) (Job, error)
+	// ProbeTicket asks for the right to probe the path to the peer's DTN, or to that of the
+	// site via, which passes files on to it; empty: none does.
+	ProbeTicket(ctx context.Context, via string) (mover.Destination, error)
 	// Sending returns a job of the peer's that sends an image to us; ErrNoJob.
 	Sending(ctx context.Context, id JobID) (Job, error)
 }

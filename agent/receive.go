@@ -7,6 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"slices"
+	"sync/atomic"
 	"time"
 
 	"github.com/glance-dtn/glance-dtn/glance"
@@ -19,7 +21,8 @@ import (
 // again, the Receive job that will deliver it. It may be repeated: each answer
 // has a new ticket for the same file.
 func (a *Agent) Offer(ctx context.Context, from string, o Offer) (Grant, error) {
-	if _, err := a.peer(from); err != nil {
+	peer, err := a.peer(from)
+	if err != nil {
 		return Grant{}, fmt.Errorf("%w: %w", ErrForbidden, err)
 	}
 	img := o.Image
@@ -63,6 +66,9 @@ func (a *Agent) Offer(ctx context.Context, from string, o Offer) (Grant, error) 
 	if known && !j.State.Final() {
 		bytes = j.LocalCopy == "" && j.State != Delivered
 	}
+	if bytes && o.Via != "" && !slices.Contains(peer.Relays, o.Via) {
+		return refuse("its agent takes no image of site %s by way of site %s: set peers: relays there, or leave out peers: via at site %s", from, o.Via, from), nil
+	}
 	var address string
 	if shut := a.gate.closed(mover.Inbox); shut != nil && bytes && (!known || j.State.Final()) {
 		return wait("%v", shut), nil
@@ -79,7 +85,7 @@ func (a *Agent) Offer(ctx context.Context, from string, o Offer) (Grant, error) 
 			return Grant{}, err
 		}
 	}
-	if j, err = a.expect(ctx, j, Job{ID: id, Kind: Receive, Peer: from, Image: img, LocalCopy: here.elsewhere}); err != nil {
+	if j, err = a.expect(ctx, j, Job{ID: id, Kind: Receive, Peer: from, Image: img, Priority: o.Priority, LocalCopy: here.elsewhere}); err != nil {
 		return Grant{}, err
 	}
 	if bytes && j.State == Expected {
@@ -95,7 +101,11 @@ func (a *Agent) Offer(ctx context.Context, from string, o Offer) (Grant, error) 
 		return g, nil
 	}
 	g.Address, g.Name = address, file.Name
-	g.Ticket, err = a.Signer.Sign(mover.Ticket{ID: randomID(), Site: a.Site, From: from, File: file, Expires: time.Now().Add(ticketLife)})
+	t := mover.Ticket{ID: randomID(), Site: a.Site, From: from, File: file, Expires: time.Now().Add(ticketLife)}
+	if o.Via != "" {
+		t.Via, t.Address = o.Via, address
+	}
+	g.Ticket, err = a.Signer.Sign(t)
 	if err != nil {
 		return Grant{}, fmt.Errorf("sign the ticket: %w", err)
 	}
@@ -107,7 +117,7 @@ func (a *Agent) Offer(ctx context.Context, from string, o Offer) (Grant, error) 
 func (a *Agent) room(ctx context.Context, f mover.File) (address string, send bool, no Grant) {
 	c, err := a.Landing.Capabilities(ctx)
 	if err != nil {
-		return "", false, wait("its DTN does not answer: %v", err)
+		return "", false, wait("%v", err)
 	}
 	arr, err := a.Landing.Arrival(ctx, f.Name)
 	switch {
@@ -129,7 +139,8 @@ func (a *Agent) quota(ctx context.Context, id glance.ImageID) error {
 }
 
 // expect stores a Receive job in its first state: a new one, or the final one of the
-// same id anew. One that is under way it leaves as it is, but knows that its sender lives.
+// same id anew. One that is under way it leaves as it is, but for the priority that it may wait
+// with, and knows that its sender lives.
 func (a *Agent) expect(ctx context.Context, old, j Job) (Job, error) {
 	now := time.Now().UTC()
 	switch {
@@ -144,14 +155,25 @@ func (a *Agent) expect(ctx context.Context, old, j Job) (Job, error) {
 		j.DeliverAs, j.Round, j.Avoid = old.DeliverAs, old.Round, old.Avoid
 		return a.Store.Update(ctx, j.Enter(Expected, now, "offered again"))
 	case old.State == Expected:
-		old.Updated = now
-		stored, err := a.Store.Update(ctx, old)
-		if errors.Is(err, ErrStale) { // it has gone on meanwhile
-			return a.Store.Get(ctx, old.ID)
-		}
-		return stored, err
+		old.Updated, old.Priority = now, j.Priority
+		return a.still(ctx, old)
+	case old.State == Arriving && !old.Seen.At.IsZero():
+		old.Seen.At, old.Priority = now, j.Priority
+		return a.still(ctx, old)
+	case old.State == Arriving && old.Priority.Rank() != j.Priority.Rank() && (old.NotBefore.After(now) || !a.uploads(old.ID)):
+		old.Priority = j.Priority
+		return a.still(ctx, old)
 	}
 	return old, nil
+}
+
+// still stores that a job's image is on its way, unless the job has gone on meanwhile.
+func (a *Agent) still(ctx context.Context, j Job) (Job, error) {
+	stored, err := a.Store.Update(ctx, j)
+	if errors.Is(err, ErrStale) {
+		return a.Store.Get(ctx, j.ID)
+	}
+	return stored, err
 }
 
 // prepare makes the image's empty record before a byte of it comes, so that what Glance
@@ -297,7 +319,7 @@ func (a *Agent) deliver(ctx context.Context, j Job, report func(int64, int64)) (
 	}
 	how := ""
 	if img.Status != glance.Active {
-		how, err = a.upload(ctx, j, img.ID, report)
+		how, j.Waited, err = a.upload(ctx, j, img.ID, report)
 		if j, err = a.uploaded(ctx, j, err); err != nil {
 			return j, err
 		}
@@ -317,7 +339,7 @@ func (a *Agent) deliver(ctx context.Context, j Job, report func(int64, int64)) (
 
 // alive lets a delivery go on. One that has failed before waits for the whole file first,
 // without holding a place: a broken path must not keep Glance busy with uploads that
-// never end. It is given up when the file does not advance for long.
+// never end. It is given up when the file neither advances nor is offered for long.
 func (a *Agent) alive(ctx context.Context, j Job) (Job, error) {
 	if j.LocalCopy != "" || j.Attempts == 0 {
 		return j, nil
@@ -455,21 +477,32 @@ func renamed(j Job) Job {
 }
 
 // upload sends the job's content to the queued image: the arriving file, or the
-// image here that holds the same bytes. It says how.
-func (a *Agent) upload(ctx context.Context, j Job, id glance.ImageID, report func(int64, int64)) (string, error) {
-	c, err := a.open(ctx, j)
+// image here that holds the same bytes. It says how, and what was waited for.
+func (a *Agent) upload(ctx context.Context, j Job, id glance.ImageID, report func(int64, int64)) (how string, w Waited, err error) {
+	pace := newPace()
+	c, err := a.open(ctx, j, pace)
 	if err != nil {
-		return "", err
+		return "", w, err
 	}
 	defer c.Close()
 	size := j.Image.Size
-	if err := a.Catalog.Upload(ctx, id, held(c, size, func(n int64) { report(n, size) }), size); err != nil {
-		return "", err
+	var passed atomic.Int64
+	stop := ticking(paceEvery, func() { // also while Glance takes nothing
+		a.waits(j.ID, legWaits{bottleneck: pace.present()})
+		report(passed.Load(), size)
+	})
+	defer stop()
+	if err := a.Catalog.Upload(ctx, id, held(c, size, passed.Store), size); err != nil {
+		return "", w, err
 	}
-	return c.how(), nil
+	b, took := pace.whole()
+	if how = c.how(); b.Place != "" {
+		how += "; bottleneck: " + b.String()
+	}
+	return how, w.or(b, took), nil
 }
 
-func (a *Agent) open(ctx context.Context, j Job) (content, error) {
+func (a *Agent) open(ctx context.Context, j Job, p *pace) (content, error) {
 	if j.LocalCopy != "" {
 		data, err := a.Catalog.Data(ctx, j.LocalCopy)
 		if err != nil {
@@ -477,7 +510,7 @@ func (a *Agent) open(ctx context.Context, j Job) (content, error) {
 		}
 		return hashed(data, j.Image.Hash)
 	}
-	return a.arriving(ctx, mover.File{Name: j.FileName(), Size: j.Image.Size, Digest: j.Image.Hash})
+	return a.arriving(ctx, mover.File{Name: j.FileName(), Size: j.Image.Size, Digest: j.Image.Hash}, p)
 }
 
 // finishDelivery makes the image visible as its source is.
@@ -540,7 +573,7 @@ func (a *Agent) Delivery(ctx context.Context, from string, id JobID) (Delivery, 
 		return Delivery{}, err
 	}
 	j = a.told(j)
-	d := Delivery{ID: j.ID, State: j.State, Reason: j.Reason, ImageID: j.DeliverAs}
+	d := Delivery{ID: j.ID, State: j.State, Reason: j.Reason, ImageID: j.DeliverAs, Waited: j.Waited}
 	if j.State == Cancelling {
 		d.Reason = j.cancelReason()
 	}
@@ -552,6 +585,9 @@ func (a *Agent) Delivery(ctx context.Context, from string, id JobID) (Delivery, 
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	d.Moved = a.progress[id].Moved
+	if j.State == Arriving { // of an upload that is over nothing is waited for
+		d.Bottleneck = a.progress[id].Bottleneck
+	}
 	return d, nil
 }
 

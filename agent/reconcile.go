@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/glance-dtn/glance-dtn/glance"
+	"github.com/glance-dtn/glance-dtn/mover"
 )
 
 // hintQueue holds the images to look at and when. Hints for the same image become one.
@@ -157,7 +158,7 @@ func (a *Agent) consider(ctx context.Context, img glance.Image) error {
 		return nil
 	}
 	for _, site := range sites {
-		if _, err := a.ensure(ctx, img, site, false); err != nil {
+		if _, err := a.ensure(ctx, img, site, "", false); err != nil {
 			return err
 		}
 	}
@@ -187,10 +188,11 @@ func (a *Agent) waitFor(img glance.Image) {
 }
 
 // ensure returns the Send job for the image and site, making it where it is missing.
-// reopen, at a person's wish, begins a finished one anew.
-func (a *Agent) ensure(ctx context.Context, img glance.Image, site string, reopen bool) (Job, error) {
+// reopen, at a person's wish, begins a finished one anew, and has p, unless it is empty,
+// rule one that is there.
+func (a *Agent) ensure(ctx context.Context, img glance.Image, site string, p mover.Priority, reopen bool) (Job, error) {
 	now := time.Now().UTC()
-	j := Job{ID: NewJobID(Send, img.ID, img.Hash, site), Kind: Send, Peer: site, Image: img, Created: now, DeliverAs: img.ID}
+	j := Job{Priority: cmp.Or(p, a.priority(img, site)), ID: NewJobID(Send, img.ID, img.Hash, site), Kind: Send, Peer: site, Image: img, Created: now, DeliverAs: img.ID}
 	j = j.Enter(Pending, now, "")
 	err := a.Store.Create(ctx, j)
 	if err == nil {
@@ -201,11 +203,28 @@ func (a *Agent) ensure(ctx context.Context, img glance.Image, site string, reope
 		return j, err
 	}
 	old, err := a.Store.Get(ctx, j.ID)
-	if err != nil || !reopen || !old.State.Final() {
+	if err != nil || !reopen {
 		return old, err
 	}
-	old.Anew = true
+	if !old.State.Final() {
+		return a.change(ctx, old, func(j Job) (Job, error) {
+			j.Priority = cmp.Or(p, j.Priority)
+			return j, nil
+		})
+	}
+	old.Anew, old.Priority = true, j.Priority
 	return a.reopen(ctx, old)
+}
+
+// priority is the highest of the rules that send the image to the site.
+func (a *Agent) priority(img glance.Image, site string) (p mover.Priority) {
+	sends := false
+	for _, r := range a.settings.Load().Rules {
+		if slices.Contains(r.To, site) && r.Match.Selects(img) && (!sends || r.Priority.Rank() > p.Rank()) {
+			p, sends = r.Priority, true
+		}
+	}
+	return p
 }
 
 // reopen begins a final Send job anew, with a new transfer key.
@@ -263,7 +282,7 @@ func (a *Agent) reconcile(ctx context.Context) (newest time.Time, err error) {
 // ensureMissing is ensure for an image that a peer does not have: a job that was
 // verified once begins anew. One that a person cancelled or has to look at does not.
 func (a *Agent) ensureMissing(ctx context.Context, img glance.Image, site string) (Job, error) {
-	j, err := a.ensure(ctx, img, site, false)
+	j, err := a.ensure(ctx, img, site, "", false)
 	if err == nil && j.State == Verified {
 		j, err = a.reopen(ctx, j)
 	}

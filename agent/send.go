@@ -1,9 +1,12 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/glance-dtn/glance-dtn/glance"
@@ -60,10 +63,16 @@ func (a *Agent) offer(ctx context.Context, j Job, _ func(int64, int64)) (Job, er
 	if err != nil {
 		return j, failure.Permanently(fmt.Errorf("%w; add it, or cancel the job", err))
 	}
-	g, err := p.Peer.Offer(ctx, Offer{Image: j.Image, Anew: j.Anew})
+	g, err := p.Peer.Offer(ctx, Offer{Image: j.Image, Anew: j.Anew, Via: p.Via.Site, Priority: j.Priority})
 	if err != nil {
 		return j, fmt.Errorf("offer to site %s: %w", j.Peer, err)
 	}
+	j.Waited, j.PeerPriority = Waited{}, j.Priority // nothing is left of what was begun before
+	return granted(j, g)
+}
+
+// granted is what follows from the peer's answer to an offer.
+func granted(j Job, g Grant) (Job, error) {
 	now := time.Now().UTC()
 	if g.Verdict == Accept || g.Verdict == Have { // otherwise an earlier delivery may have to be cancelled yet
 		j.Offer, j.DeliverAs, j.Transfer, j.Anew = g, g.ImageID, "", false
@@ -93,10 +102,12 @@ func (a *Agent) stage(ctx context.Context, j Job, report func(int64, int64)) (Jo
 		return j, err
 	}
 	f := mover.File{Name: j.FileName(), Size: j.Image.Size, Digest: j.Image.Hash}
+	began := time.Now()
 	how, err := a.Stager.Stage(ctx, j.Image.ID, f, func(n int64) { report(n, f.Size) })
 	_, mismatch := errors.AsType[*digest.MismatchError](err)
 	switch {
 	case err == nil:
+		j.Waited = j.Waited.or(mover.Bottleneck{Place: mover.LocalCopy, Share: 1}, time.Since(began))
 		return j.Enter(Staged, time.Now().UTC(), how), nil
 	case errors.Is(err, ErrNoFile), errors.Is(err, ErrTruncated), mismatch:
 		if _, gone := a.Catalog.Image(ctx, j.Image.ID); errors.Is(gone, ErrNoImage) {
@@ -114,11 +125,22 @@ func (a *Agent) stage(ctx context.Context, j Job, report func(int64, int64)) (Jo
 func (a *Agent) move(ctx context.Context, j Job, report func(int64, int64)) (Job, error) {
 	f := mover.File{Name: j.FileName(), Size: j.Image.Size, Digest: j.Image.Hash}
 	if j.Transfer == "" {
+		p, err := a.peer(j.Peer)
+		if err != nil {
+			return j, failure.Permanently(fmt.Errorf("%w; add it, or cancel the job", err))
+		}
+		switch {
+		case len(p.Among) == 0:
+			j.Route = Route{Relay: p.Via}
+		case j.Route.Why == "" || j.Route.Round != j.Round: // stored before it is used: the key is for one way
+			return a.takeRoute(ctx, j, p)
+		}
 		id, err := a.Mover.Submit(ctx, mover.Request{
 			Key:         fmt.Sprintf("%s.%d", j.ID, j.Round),
 			Source:      f,
-			Destination: mover.Destination{Address: j.Offer.Address, Ticket: j.Offer.Ticket},
+			Destination: mover.Destination{Address: j.Offer.Address, Ticket: j.Offer.Ticket, Via: j.Route.Relay},
 			PCP:         a.settings.Load().PCP,
+			Priority:    j.Priority,
 		})
 		if errors.Is(err, mover.ErrKeyConflict) {
 			return again(j, Pending, "the transfer's key was used before"), err
@@ -129,6 +151,7 @@ func (a *Agent) move(ctx context.Context, j Job, report func(int64, int64)) (Job
 		j.Transfer = id
 		return j, nil
 	}
+	renew, ranked, told := time.Now().Add(renewAfter), false, false
 	for range polling(ctx, pollBusy) {
 		st, err := a.Mover.Status(ctx, j.Transfer)
 		if errors.Is(err, mover.ErrNoTransfer) {
@@ -138,25 +161,99 @@ func (a *Agent) move(ctx context.Context, j Job, report func(int64, int64)) (Job
 		if err != nil {
 			return j, fmt.Errorf("follow the transfer: %w", err)
 		}
-		report(st.Moved, f.Size)
+		if !ranked && !st.State.Final() && st.Priority.Rank() != j.Priority.Rank() {
+			if err := a.Mover.Prioritise(ctx, j.Transfer, cmp.Or(j.Priority, mover.PriorityNormal)); err != nil && ctx.Err() == nil {
+				a.Log.Warn("a transfer keeps its old priority", "job", j.ID, "site", j.Peer, "err", err)
+			}
+			ranked = true // this step's job has no other one
+		}
+		if !told && !st.State.Final() {
+			j, told = a.rank(ctx, j), true
+		}
+		a.waits(j.ID, legWaits{st.Waiting, st.Way.Bottleneck})
+		report(st.Arrived(), f.Size)
 		switch st.State {
 		case mover.Done:
-			return j.Enter(Moved, time.Now().UTC(), rate(st)), nil
+			j.Waited = j.Waited.or(st.Way.Bottleneck, st.Ran)
+			a.went(j.Peer, j.Route.Relay)
+			return j.Enter(Moved, time.Now().UTC(), joined(moved(st), j.Route.Why)), nil
 		case mover.Failed:
 			return a.moveFailed(ctx, j, st)
 		case mover.Cancelled:
 			j.Transfer = ""
 			j.Round++
 			return j, failure.Permanently(fmt.Errorf("transfer %s was cancelled at the DTN of site %s", st.ID, a.Site))
+		case mover.Running:
+			renew = time.Now().Add(renewAfter)
+		}
+		if time.Now().After(renew) {
+			renew = time.Now().Add(time.Minute)
+			if renewed, err := a.renew(ctx, j); err == nil {
+				return renewed, nil
+			} else if ctx.Err() == nil {
+				a.Log.Debug("a transfer that waits has no new ticket", "job", j.ID, "site", j.Peer, "err", err)
+			}
 		}
 	}
 	return j, ctx.Err()
 }
 
+// renew submits a transfer that waits at the DTN anew, with another ticket, before its own
+// expires. By it the peer knows, too, that the image is still on its way.
+func (a *Agent) renew(ctx context.Context, j Job) (Job, error) {
+	p, err := a.peer(j.Peer)
+	if err != nil {
+		return j, err
+	}
+	g, err := p.Peer.Offer(ctx, Offer{Image: j.Image, Via: p.Via.Site, Priority: j.Priority})
+	if err != nil {
+		return j, err
+	}
+	if g.Verdict != Accept || g.Ticket == "" {
+		return j, fmt.Errorf("site %s answers %s: %s", j.Peer, g.Verdict, g.Reason)
+	}
+	if err := a.Mover.Cancel(ctx, j.Transfer); err != nil {
+		return j, err
+	}
+	j.Offer, j.DeliverAs, j.Transfer, j.PeerPriority = g, g.ImageID, "", j.Priority
+	j.Round++
+	return j, nil
+}
+
+// rank offers the image again, for the peer's job to have the priority that this one was given
+// since; one that has ended an offer would begin anew. Where that fails the image goes on as it
+// was, and the next step tries again.
+func (a *Agent) rank(ctx context.Context, j Job) Job {
+	if j.Priority.Rank() == j.PeerPriority.Rank() {
+		return j
+	}
+	p, err := a.peer(j.Peer)
+	var d Delivery
+	if err == nil {
+		d, err = p.Peer.Delivery(ctx, j.Offer.Delivery)
+	}
+	if err == nil && (d.State.Final() || d.State == Cancelling) {
+		return j
+	}
+	var g Grant
+	if err == nil {
+		g, err = p.Peer.Offer(ctx, Offer{Image: j.Image, Via: p.Via.Site, Priority: j.Priority})
+	}
+	if err == nil && g.Verdict == Wait {
+		err = errors.New(g.Reason)
+	}
+	if err == nil {
+		j.PeerPriority = j.Priority
+	} else if ctx.Err() == nil {
+		a.Log.Warn("the peer's job keeps its old priority", "job", j.ID, "site", j.Peer, "err", err)
+	}
+	return j
+}
+
 // moveFailed returns what follows from a failed transfer. A transfer that has
 // failed stays failed, so every way on begins with a new key.
 func (a *Agent) moveFailed(ctx context.Context, j Job, st mover.Status) (Job, error) {
-	err := fmt.Errorf("transfer to site %s: %s", j.Peer, st.Error)
+	err, other := a.blame(j, st, fmt.Errorf("transfer to site %s: %s", j.Peer, st.Error))
 	switch st.Code {
 	case mover.CodeTicket, mover.CodeSpace:
 		return again(j, Pending, st.Error), err
@@ -173,21 +270,41 @@ func (a *Agent) moveFailed(ctx context.Context, j Job, st mover.Status) (Job, er
 		}
 		return j, err
 	case mover.CodeName, mover.CodeAuth:
-		return again(j, Pending, st.Error), failure.Permanently(err)
+		if !other {
+			err = failure.Permanently(err)
+		}
+		return again(j, Pending, st.Error), err
 	}
 	return again(j, Staged, st.Error), err
 }
 
-func rate(st mover.Status) string {
-	if d := st.Ended.Sub(st.Started); d > 0 {
-		return fmt.Sprintf("%.0f Mbit/s", 8e-6*float64(st.Source.Size)/d.Seconds())
+// joined is the texts that there are, in one line.
+func joined(texts ...string) string {
+	return strings.Join(slices.DeleteFunc(texts, func(t string) bool { return t == "" }), "; ")
+}
+
+// moved says how a transfer went.
+func moved(st mover.Status) string {
+	if st.Ran <= 0 {
+		return ""
 	}
-	return ""
+	bits := st.Rate
+	if bits == 0 { // a short one has ended before it could tell
+		bits = 8 * float64(st.Source.Size) / st.Ran.Seconds()
+	}
+	how := fmt.Sprintf("%.0f Mbit/s", bits/1e6)
+	if b := st.Way.Bottleneck.String(); b != "" {
+		how += "; bottleneck: " + b
+	}
+	return how
 }
 
 // awaitDelivery follows the peer's own job. Moved → Delivered.
 func (a *Agent) awaitDelivery(ctx context.Context, j Job, report func(int64, int64)) (Job, error) {
 	return a.followPeer(ctx, j, report, Delivered, func(j Job, d Delivery) (Job, error) {
+		if d.Waited.Place != mover.Coming { // that the move was slower it has told itself
+			j.Waited = j.Waited.or(mover.Bottleneck{Place: d.Waited.Place, Share: 1}, d.Waited.For)
+		}
 		return j.Enter(Delivered, time.Now().UTC(), d.How), nil
 	})
 }
@@ -209,6 +326,7 @@ func (a *Agent) followPeer(ctx context.Context, j Job, report func(int64, int64)
 	if err != nil {
 		return j, failure.Permanently(fmt.Errorf("%w; add it, or cancel the job", err))
 	}
+	j = a.rank(ctx, j)
 	began := time.Now()
 	for range polling(ctx, pollBusy) {
 		d, err := p.Peer.Delivery(ctx, j.Offer.Delivery)
@@ -231,6 +349,7 @@ func (a *Agent) followPeer(ctx context.Context, j Job, report func(int64, int64)
 		case d.State == Expected && time.Since(began) > lostAfter:
 			return again(j, Pending, "site "+j.Peer+" does not see the file"), fmt.Errorf("the DTN of site %s does not have the file; sending it again", j.Peer)
 		}
+		a.waits(j.ID, legWaits{bottleneck: d.Bottleneck})
 		report(d.Moved, j.Image.Size)
 		if d.Reason != "" && d.Reason != j.Reason {
 			a.Log.Debug("the peer waits", "job", j.ID, "site", j.Peer, "err", d.Reason)

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/glance-dtn/glance-dtn/glance"
+	"github.com/glance-dtn/glance-dtn/mover"
 )
 
 // Match selects images. An empty field selects all; a set one must hold; of
@@ -61,6 +62,8 @@ type Rule struct {
 	Name  string   `json:"name"`
 	Match Match    `json:"match"`
 	To    []string `json:"to"`
+
+	Priority mover.Priority `json:"priority,omitempty"`
 }
 
 // Relation is how an image stands at another site.
@@ -96,6 +99,7 @@ type Standing struct {
 	Reason   string   `json:"reason,omitempty"`
 	Paused   bool     `json:"paused,omitempty" doc:"the job waits for the export of this site's DTN, which the reason tells of"`
 	Job      JobID    `json:"job,omitempty"`
+	Route    string   `json:"route,omitempty" doc:"by which way the file goes, and why, where that was chosen"`
 	Legs     []Change `json:"legs,omitempty" doc:"how the legs of that job went: the way of the local copy, the rate of the transfer"`
 }
 
@@ -110,11 +114,23 @@ type Overview struct {
 	At     time.Time     `json:"at"`
 }
 
-// PeerState tells whether a peer answers.
+// PeerState tells whether a peer answers, and what it says of itself.
 type PeerState struct {
 	Name  string `json:"name"`
 	OK    bool   `json:"ok"`
 	Error string `json:"error,omitempty"`
+	Health
+}
+
+// Health is what an agent tells its peers of what their images wait for at its site.
+type Health struct {
+	DTN *Silence `json:"dtn,omitempty" doc:"its DTN does not answer it; left out: it does, or the agent is of a version that does not tell"`
+}
+
+// Silence is since when something has not answered, and why.
+type Silence struct {
+	Since time.Time `json:"since"`
+	Error string    `json:"error"`
 }
 
 // ImageState is one image of this site in an Overview.

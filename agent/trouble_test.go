@@ -23,7 +23,7 @@ func TestFinishRefusedAndThenRetried(t *testing.T) {
 		})
 		data := bytesOf(50_000)
 		id := w.a.upload("x", data)
-		jobs, _ := w.a.agent().Push(t.Context(), string(id), []string{"B"})
+		jobs, _ := w.a.agent().Push(t.Context(), string(id), []string{"B"}, "")
 		if j := w.a.await(jobs[0].ID, Parked, Verified); j.State != Parked || !strings.Contains(j.Reason, "publicize_image") {
 			t.Fatalf("job is %s: %q, want parked with what B said", j.State, j.Reason)
 		}
@@ -43,7 +43,7 @@ func TestQuotaThatIsToldWaits(t *testing.T) {
 		w.locked(func() { w.b.refuseRoom = ErrQuota })
 		data := bytesOf(50_000)
 		id := w.a.upload("x", data)
-		jobs, err := w.a.agent().Push(t.Context(), string(id), []string{"B"})
+		jobs, err := w.a.agent().Push(t.Context(), string(id), []string{"B"}, "")
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -63,7 +63,7 @@ func TestFullGlanceIsParkedAfterAFewUploads(t *testing.T) {
 		w.locked(func() { w.b.refuseUpload = ErrQuota })
 		data := bytesOf(50_000)
 		id := w.a.upload("x", data)
-		jobs, _ := w.a.agent().Push(t.Context(), string(id), []string{"B"})
+		jobs, _ := w.a.agent().Push(t.Context(), string(id), []string{"B"}, "")
 		if j := w.a.await(jobs[0].ID, Parked, Verified); j.State != Parked || !strings.Contains(j.Reason, "raise the quota") {
 			t.Fatalf("job is %s: %q", j.State, j.Reason)
 		}
@@ -88,7 +88,7 @@ func TestBadLocalCopyIsNotTakenAgain(t *testing.T) {
 				data := bytesOf(200_000)
 				id, twin := w.a.upload("copy", data), w.b.upload("original", data)
 				w.locked(func() { spoil(w, twin) })
-				jobs, _ := w.a.agent().Push(t.Context(), string(id), []string{"B"})
+				jobs, _ := w.a.agent().Push(t.Context(), string(id), []string{"B"}, "")
 				if j := w.a.await(jobs[0].ID, Verified, Parked); j.State != Verified {
 					t.Fatalf("job is %s: %s", j.State, j.Reason)
 				}
@@ -107,7 +107,7 @@ func TestCancelAtTheReceivingSiteHolds(t *testing.T) {
 	run(t, func(t *testing.T, w *world) {
 		data := bytesOf(3_000_000)
 		id := w.a.upload("x", data)
-		jobs, _ := w.a.agent().Push(t.Context(), string(id), []string{"B"})
+		jobs, _ := w.a.agent().Push(t.Context(), string(id), []string{"B"}, "")
 		w.a.await(jobs[0].ID, Staged)
 		receive := NewJobID(Receive, id, sum(data), "A")
 		w.b.await(receive, Arriving)
@@ -128,7 +128,7 @@ func TestRetryAtOnceAfterCancel(t *testing.T) {
 	run(t, func(t *testing.T, w *world) {
 		data := bytesOf(3_000_000)
 		id := w.a.upload("x", data)
-		jobs, _ := w.a.agent().Push(t.Context(), string(id), []string{"B"})
+		jobs, _ := w.a.agent().Push(t.Context(), string(id), []string{"B"}, "")
 		w.a.await(jobs[0].ID, Staged)
 		if _, err := w.a.agent().Cancel(t.Context(), jobs[0].ID); err != nil {
 			t.Fatal(err)
@@ -149,7 +149,7 @@ func TestCancelReachesThePeerAfterItSaidWait(t *testing.T) {
 	run(t, func(t *testing.T, w *world) {
 		data := bytesOf(3_000_000)
 		id := w.a.upload("x", data)
-		jobs, _ := w.a.agent().Push(t.Context(), string(id), []string{"B"})
+		jobs, _ := w.a.agent().Push(t.Context(), string(id), []string{"B"}, "")
 		w.a.await(jobs[0].ID, Staged)
 		receive := NewJobID(Receive, id, sum(data), "A")
 		w.b.await(receive, Arriving)
@@ -185,7 +185,7 @@ func TestArrivalWithoutASenderIsGivenUp(t *testing.T) {
 	run(t, func(t *testing.T, w *world) {
 		data := bytesOf(3_000_000)
 		id := w.a.upload("x", data)
-		jobs, _ := w.a.agent().Push(t.Context(), string(id), []string{"B"})
+		jobs, _ := w.a.agent().Push(t.Context(), string(id), []string{"B"}, "")
 		w.a.await(jobs[0].ID, Staged)
 		receive := NewJobID(Receive, id, sum(data), "A")
 		w.b.await(receive, Arriving)
@@ -219,7 +219,7 @@ func TestTwoSitesSendTheSameImage(t *testing.T) {
 		if err := w.b.agent().Reload(s); err != nil {
 			t.Fatal(err)
 		}
-		jobs, _ := w.a.agent().Push(t.Context(), string(id), []string{"B"})
+		jobs, _ := w.a.agent().Push(t.Context(), string(id), []string{"B"}, "")
 		w.b.await(NewJobID(Receive, id, sum(data), "A"), Arriving)
 		time.Sleep(200 * time.Millisecond)
 		if g, err := w.b.agent().Offer(t.Context(), "C", Offer{Image: img}); err != nil || g.Verdict != Wait {
@@ -243,7 +243,7 @@ func TestShellOfACancelledJobIsTakenOver(t *testing.T) {
 			shell.Properties[glance.PropJob] = "0123456789abcdef0123"
 			w.b.images[id] = &record{Image: shell}
 		})
-		jobs, _ := w.a.agent().Push(t.Context(), string(id), []string{"B"})
+		jobs, _ := w.a.agent().Push(t.Context(), string(id), []string{"B"}, "")
 		w.a.await(jobs[0].ID, Verified)
 		w.wantDelivered(id, data)
 	})
@@ -255,7 +255,7 @@ func TestCancelledDeliveryIsForgottenWithItsImage(t *testing.T) {
 	run(t, func(t *testing.T, w *world) {
 		w.locked(func() { w.a.refuseStage = ErrSpace })
 		id := w.a.upload("x", bytesOf(4000))
-		jobs, _ := w.a.agent().Push(t.Context(), string(id), []string{"B"})
+		jobs, _ := w.a.agent().Push(t.Context(), string(id), []string{"B"}, "")
 		w.a.await(jobs[0].ID, Offered)
 		if _, err := w.a.agent().Cancel(t.Context(), jobs[0].ID); err != nil {
 			t.Fatal(err)
@@ -327,7 +327,7 @@ func TestExportFullAtTheSender(t *testing.T) {
 		w.locked(func() { w.a.refuseStage = ErrSpace })
 		data := bytesOf(4000)
 		id := w.a.upload("x", data)
-		jobs, _ := w.a.agent().Push(t.Context(), string(id), []string{"B"})
+		jobs, _ := w.a.agent().Push(t.Context(), string(id), []string{"B"}, "")
 		time.Sleep(5 * time.Minute)
 		if j := w.a.job(id); j.State != Offered || !strings.Contains(j.Reason, "export of site A") {
 			t.Errorf("job is %s: %q, want waiting, and the site named", j.State, j.Reason)
@@ -347,6 +347,21 @@ func TestAnAsyncExportIsNoFaultAndIsTold(t *testing.T) {
 			if got := checks[i]; !got.OK || got.Note != want {
 				t.Errorf("%s: %+v, want it to be well, with the note %q", ack, got, want)
 			}
+		}
+	})
+}
+
+// The DTN of a site without inbound connections tells which it keeps, and its agent which it lacks.
+func TestAConnectionThatTheDTNLacksIsTold(t *testing.T) {
+	run(t, func(t *testing.T, w *world) {
+		lacks := mover.Callback{Address: "dtn-b:7444", Error: "no route to host"}
+		w.locked(func() {
+			w.a.callbacks = []mover.Callback{{Address: "dtn-c:7444", Connected: true}, lacks}
+		})
+		checks := w.a.agent().Checks(t.Context())
+		i := slices.IndexFunc(checks, func(c Check) bool { return c.Name == "dtn" })
+		if got := checks[i]; !got.OK || got.Note != lacks.Trouble() {
+			t.Errorf("%+v, want it to be well, with the note %q", got, lacks.Trouble())
 		}
 	})
 }
@@ -397,7 +412,7 @@ func TestRunJobsLeavesNothing(t *testing.T) {
 			l.ctx, l.die = context.WithCancel(t.Context())
 			w.a.life = &l
 		})
-		jobs, err := w.a.agent().Push(t.Context(), string(id), []string{"B"})
+		jobs, err := w.a.agent().Push(t.Context(), string(id), []string{"B"}, "")
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -500,7 +515,7 @@ func TestQuotaCountsNoRecordTwice(t *testing.T) {
 	run(t, func(t *testing.T, w *world) {
 		data := bytesOf(3_000_000)
 		id := w.a.upload("x", data)
-		jobs, err := w.a.agent().Push(t.Context(), string(id), []string{"B"})
+		jobs, err := w.a.agent().Push(t.Context(), string(id), []string{"B"}, "")
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -523,7 +538,7 @@ func TestACancelByAPersonHolds(t *testing.T) {
 	run(t, func(t *testing.T, w *world) {
 		data := bytesOf(3_000_000)
 		id := w.a.upload("x", data)
-		jobs, err := w.a.agent().Push(t.Context(), string(id), []string{"B"})
+		jobs, err := w.a.agent().Push(t.Context(), string(id), []string{"B"}, "")
 		if err != nil {
 			t.Fatal(err)
 		}

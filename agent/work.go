@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/glance-dtn/glance-dtn/internal/failure"
+	"github.com/glance-dtn/glance-dtn/mover"
 )
 
 // Step does one leg of a job: it returns the job as it is to be stored, mostly
@@ -71,9 +72,10 @@ type workers struct {
 }
 
 type running struct {
-	slot   string
-	state  State
-	cancel context.CancelCauseFunc
+	slot     string
+	state    State
+	priority mover.Priority
+	cancel   context.CancelCauseFunc
 }
 
 // runWorkers works on every due job of the Store until ctx ends, or, when ids are
@@ -198,7 +200,7 @@ func (a *Agent) note(ctx context.Context, w *workers, e Event) {
 		if old, ok := w.jobs[j.ID]; ok && old.Rev > j.Rev {
 			return
 		}
-		if r := w.running[j.ID]; r != nil && r.state != j.State && (j.State == Cancelling || j.State == Parked) {
+		if r := w.running[j.ID]; r != nil && (r.state != j.State && (j.State == Cancelling || j.State == Parked) || r.priority != j.Priority && (j.State == Staged || j.State == Moved)) {
 			r.cancel(errReplaced)
 		}
 		delete(w.held, j.ID)
@@ -218,7 +220,7 @@ func (a *Agent) note(ctx context.Context, w *workers, e Event) {
 	}
 }
 
-// start starts what is due and has a place, oldest first, and returns how long until the next is due.
+// start starts what is due and has a place, the higher priority and then the oldest first, and returns how long until the next is due.
 func (a *Agent) start(ctx context.Context, w *workers, done chan<- JobID) time.Duration {
 	now, next := time.Now(), time.Hour
 	due := make([]Job, 0, len(w.jobs))
@@ -241,7 +243,9 @@ func (a *Agent) start(ctx context.Context, w *workers, done chan<- JobID) time.D
 		}
 		due = append(due, j)
 	}
-	slices.SortFunc(due, func(x, y Job) int { return cmp.Or(x.Created.Compare(y.Created), cmp.Compare(x.ID, y.ID)) })
+	slices.SortFunc(due, func(x, y Job) int {
+		return cmp.Or(cmp.Compare(y.Priority.Rank(), x.Priority.Rank()), x.Created.Compare(y.Created), cmp.Compare(x.ID, y.ID))
+	})
 	for _, j := range due {
 		slot, limit := a.slot(j)
 		if w.used[slot] >= limit {
@@ -252,7 +256,7 @@ func (a *Agent) start(ctx context.Context, w *workers, done chan<- JobID) time.D
 		w.held[j.ID] = now.Add(2 * time.Second)
 		next = min(next, 2*time.Second)
 		jobCtx, cancel := context.WithCancelCause(ctx)
-		w.running[j.ID] = &running{slot: slot, state: j.State, cancel: cancel}
+		w.running[j.ID] = &running{slot: slot, state: j.State, priority: j.Priority, cancel: cancel}
 		go func() {
 			defer func() { cancel(nil); done <- j.ID }()
 			a.work(jobCtx, j, slot, limit)
@@ -338,8 +342,10 @@ func (a *Agent) try(claim Claim, j Job) (next Job, err error) {
 		return j, failure.Permanently(fmt.Errorf("this version does not know the state %q of a %s job", j.State, j.Kind))
 	}
 	report := func(moved, total int64) {
-		claim.Progress(Progress{Job: j.ID, State: j.State, Moved: moved, Total: total, At: time.Now().UTC()})
+		w := a.waiting(j.ID)
+		claim.Progress(Progress{Job: j.ID, State: j.State, Moved: moved, Total: total, At: time.Now().UTC(), Waiting: w.reason, Bottleneck: w.bottleneck})
 	}
+	defer a.waits(j.ID, legWaits{})
 	next, err = step(claim.Context(), j, report)
 	if waits, why, ok := halted(j, err); ok {
 		return waits, why

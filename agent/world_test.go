@@ -2,6 +2,7 @@ package agent
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/sha512"
 	"encoding/hex"
@@ -69,6 +70,12 @@ type site struct {
 	inbox   map[string]*arrival
 	stirred chan struct{} // closed and replaced by stir
 	moves   map[mover.TransferID]*move
+	passes  []mover.Passage
+	probes  []mover.ProbeRequest
+	address string                                    // of its DTN; empty: dtn- and its name
+	seen    []mover.SeenPath                          // what its DTN has seen of paths, besides its moves'
+	onward  func(mover.Relay) ([]mover.Hop, error)    // what relays tell
+	bars    func(via mover.Relay) (mover.Code, error) // why a transfer by a way fails; nil: none does
 	spent   map[string]bool
 	jobs    map[JobID]Job
 	claims  map[JobID]*claim
@@ -78,10 +85,16 @@ type site struct {
 	free    int64
 	ack     mover.Ack
 	digests bool                               // its DTN tells the digests of blocks
+	waits   string                             // why its DTN sends nothing now
 	down    bool                               // its agent and DTN do not answer other sites
 	mute    bool                               // its DTN does not announce arrivals
 	corrupt int                                // so many arrivals come with a wrong byte, and the DTN does not notice
 	stale   func(p []byte, n int) (int, error) // what the next opening shows behind the first block; nil: what is there
+
+	callbacks []mover.Callback // that its DTN tells of
+
+	store time.Duration // of 16 KiB in its Glance
+	read  time.Duration // of a block of its export
 
 	refuseFinish, refuseUpload, refuseStage, refuseRoom error          // what Glance or the export answer
 	export                                              error          // what is wrong with it: every call fails, for the outbox alone where it is an ErrOutbox
@@ -142,7 +155,7 @@ func newSite(w *world, name string) *site {
 		w: w, name: name, images: map[glance.ImageID]*record{}, used: map[glance.ImageID]bool{},
 		files: map[string][]byte{}, outbox: map[string][]byte{}, inbox: map[string]*arrival{}, moves: map[mover.TransferID]*move{},
 		spent: map[string]bool{}, jobs: map[JobID]Job{}, claims: map[JobID]*claim{}, subs: map[chan Event]context.Context{},
-		counts: map[string]int{}, free: 1 << 40, digests: true, stirred: make(chan struct{}),
+		counts: map[string]int{}, free: 1 << 40, digests: true, stirred: make(chan struct{}), store: time.Millisecond,
 	}
 }
 
@@ -163,7 +176,7 @@ func (s *site) boot() {
 			DeliverJobs: 2, OnDeletedID: cmpOr(s.settings.OnDeletedID, OnDeletedPark), Owner: OwnerAgent,
 			RetryMin: time.Second, RetryMax: time.Minute, Listing: 15 * time.Second, Reconcile: 10 * time.Minute, Stuck: time.Hour, Keep: 30 * 24 * time.Hour,
 		}
-		a, err := New(Options{Site: s.name, Catalog: catalogOf{s}, Stager: stagerOf{s}, Mover: moverOf{s}, Landing: landingOf{s}, Signer: signerOf{s}, Store: storeOf{s}, Settings: s.settings})
+		a, err := New(Options{Site: s.name, Catalog: catalogOf{s}, Stager: stagerOf{s}, Mover: moverOf{s}, Landing: landingOf{s}, Signer: signerOf{s}, Store: storeOf{s}, Settings: s.settings, Choose: chooseFastest})
 		if err != nil {
 			s.w.t.Fatal(err)
 		}
@@ -405,7 +418,9 @@ func (c catalogOf) Upload(ctx context.Context, id glance.ImageID, r io.Reader, s
 		var n int
 		n, err = r.Read(buf)
 		got.Write(buf[:n])
-		pause(ctx, time.Millisecond)
+		var store time.Duration
+		c.w.locked(func() { store = c.store })
+		pause(ctx, store)
 	}
 	if err == io.EOF {
 		err = nil
@@ -619,6 +634,9 @@ func (o openArrival) ReadAt(p []byte, off int64) (n int, err error) {
 	if broken := o.s.reached(mover.Inbox, func() { n, err = bytes.NewReader(o.a.data).ReadAt(p, off) }); broken != nil {
 		return 0, broken
 	}
+	var read time.Duration
+	o.s.w.locked(func() { read = o.s.read })
+	time.Sleep(read)
 	if o.a.spoilt && off == 0 {
 		p[0] ^= 1
 	}
@@ -642,13 +660,13 @@ func (m moverOf) Submit(_ context.Context, r mover.Request) (mover.TransferID, e
 	var err error
 	m.w.locked(func() {
 		if old := m.moves[id]; old != nil {
-			if old.req != r {
+			if r.PCP, r.Priority = old.req.PCP, old.req.Priority; old.req != r {
 				err = mover.ErrKeyConflict
 			}
 			return
 		}
 		ctx, stop := context.WithCancel(m.w.t.Context())
-		mv := &move{req: r, stop: stop, st: mover.Status{ID: id, Key: r.Key, State: mover.Running, Source: r.Source, Started: time.Now()}}
+		mv := &move{req: r, stop: stop, st: mover.Status{ID: id, Key: r.Key, State: mover.Running, Source: r.Source, Started: time.Now(), Priority: r.Priority}}
 		m.moves[id] = mv
 		go m.run(ctx, mv)
 	})
@@ -662,6 +680,7 @@ func (s *site) run(ctx context.Context, mv *move) {
 	err := json.Unmarshal([]byte(mv.req.Destination.Ticket), &t)
 	end := func(code mover.Code, err error) {
 		mv.st.Ended = time.Now()
+		mv.st.Ran, mv.st.Way.Bottleneck = mv.st.Ended.Sub(mv.st.Started), mover.Bottleneck{Place: mover.Network, Share: 0.9}
 		if ctx.Err() != nil {
 			mv.st.State = mover.Cancelled
 		} else if err != nil {
@@ -673,9 +692,15 @@ func (s *site) run(ctx context.Context, mv *move) {
 	for ctx.Err() == nil {
 		over := false
 		s.w.locked(func() {
+			if mv.st.State, mv.st.Waiting = mover.Running, s.waits; s.waits != "" {
+				mv.st.State = mover.Queued
+				return
+			}
 			src, ok := s.outbox[mv.req.Source.Name]
 			arr := dst.inbox[t.File.Name]
 			switch {
+			case s.barred(mv.req.Destination.Via, end):
+				over = true
 			case err != nil || dst.spent[t.ID] || t.File.Size != mv.req.Source.Size:
 				end(mover.CodeTicket, errors.New("ticket refused"))
 				over = true
@@ -854,7 +879,9 @@ func (l landingOf) Capabilities(context.Context) (c mover.Capabilities, err erro
 	if pre != nil {
 		return c, pre
 	}
-	l.w.locked(func() { c = mover.Capabilities{Address: "dtn-" + l.name, Free: l.free, Ack: l.ack} })
+	l.w.locked(func() {
+		c = mover.Capabilities{Address: cmp.Or(l.address, "dtn-"+l.name), Free: l.free, Ack: l.ack, Callbacks: l.callbacks}
+	})
 	return c, post(nil)
 }
 
@@ -906,6 +933,14 @@ func (p peerOf) CancelDelivery(ctx context.Context, id JobID) error {
 
 func (p peerOf) Request(ctx context.Context, image string) (Job, error) {
 	return ask(p, "Request", func(a *Agent) (Job, error) { return a.Request(ctx, p.name, image) })
+}
+
+func (p peerOf) Health(ctx context.Context) (Health, error) {
+	return ask(p, "Health", func(a *Agent) (Health, error) { return a.Health(ctx, p.name) })
+}
+
+func (p peerOf) ProbeTicket(ctx context.Context, via string) (mover.Destination, error) {
+	return ask(p, "ProbeTicket", func(a *Agent) (mover.Destination, error) { return a.ProbeTicket(ctx, p.name, via) })
 }
 
 func (p peerOf) Sending(ctx context.Context, id JobID) (Job, error) {
@@ -1197,4 +1232,99 @@ func ticketID(token string) string {
 	var t mover.Ticket
 	_ = json.Unmarshal([]byte(token), &t)
 	return t.ID
+}
+
+func (m moverOf) Transfers(_ context.Context, state mover.TransferState) (all []mover.Status, err error) {
+	post, pre := m.call("mover.Transfers")
+	if pre != nil {
+		return nil, pre
+	}
+	m.w.locked(func() {
+		for _, mv := range m.moves {
+			if state == "" || mv.st.State == state {
+				all = append(all, mv.st)
+			}
+		}
+	})
+	return all, post(nil)
+}
+
+func (m moverOf) Passages(context.Context) (all []mover.Passage, err error) {
+	m.w.locked(func() { all = m.passes })
+	return all, nil
+}
+
+func (m moverOf) Paths(context.Context) (all []mover.SeenPath, err error) {
+	post, pre := m.call("mover.Paths")
+	if pre != nil {
+		return nil, pre
+	}
+	m.w.locked(func() {
+		for _, mv := range m.moves {
+			all = append(all, mover.SeenPath{Address: mv.st.Address, MinRTT: time.Second})
+		}
+		for _, r := range m.probes {
+			all = append(all, mover.SeenPath{Address: cmp.Or(r.Destination.Via.Address, r.Destination.Address), Probe: &mover.Probed{Site: m.other().name}})
+		}
+		all = append(all, m.seen...)
+	})
+	return all, post(nil)
+}
+
+func (m moverOf) History(context.Context) (string, error) { return "", nil }
+
+func (m moverOf) ForgetHistory(context.Context, string) (mover.Forgotten, error) {
+	return mover.Forgotten{}, nil
+}
+
+func (m moverOf) ImportHistory(context.Context, string) (mover.Imported, error) {
+	return mover.Imported{}, nil
+}
+
+func (m moverOf) Probe(ctx context.Context, r mover.ProbeRequest, report func(mover.Probing)) (p mover.SeenPath, err error) {
+	post, pre := m.call("mover.Probe")
+	if pre != nil {
+		return p, pre
+	}
+	address, site := r.Destination.Address, m.other().name
+	if r.Destination.Via.Address != "" {
+		address, site = r.Destination.Via.Address, r.Destination.Via.Site
+	}
+	for range 3 {
+		report(mover.Probing{Phase: mover.ProbeAll, Time: r.Time, Bytes: r.Bytes})
+	}
+	p = mover.SeenPath{Address: address, Probe: &mover.Probed{Site: site}}
+	m.w.locked(func() {
+		m.probes = append(m.probes, r)
+	})
+	return p, post(ctx.Err())
+}
+
+func (m moverOf) Prioritise(_ context.Context, id mover.TransferID, p mover.Priority) error {
+	post, pre := m.call("mover.Prioritise")
+	if pre != nil {
+		return pre
+	}
+	err := mover.ErrNoTransfer
+	m.w.locked(func() {
+		if mv := m.moves[id]; mv != nil {
+			mv.st.Priority, err = p, nil
+		}
+	})
+	return post(err)
+}
+
+func (m moverOf) Adjust(_ context.Context, id mover.TransferID, p mover.PCP) (st mover.Status, err error) {
+	post, pre := m.call("mover.Adjust")
+	if pre != nil {
+		return st, pre
+	}
+	err = mover.ErrNoTransfer
+	m.w.locked(func() {
+		if mv := m.moves[id]; mv != nil {
+			mv.st.Way.PCP = mv.st.Way.PCP.With(p)
+			st, err = mv.st, nil
+		}
+	})
+	return st, post(err)
 }

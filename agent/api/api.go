@@ -22,15 +22,16 @@ import (
 
 	"github.com/glance-dtn/glance-dtn/agent"
 	"github.com/glance-dtn/glance-dtn/glance"
+	"github.com/glance-dtn/glance-dtn/mover"
 )
 
 // Control is what an operator may ask: of an agent in this process, or through a
 // ControlClient of the daemon. *agent.Agent documents the methods.
 type Control interface {
-	Push(ctx context.Context, image string, to []string) ([]agent.Job, error)
+	Push(ctx context.Context, image string, to []string, p mover.Priority) ([]agent.Job, error)
 	Pull(ctx context.Context, image, from string) (agent.Job, error)
 	Pulled(ctx context.Context, from string, id agent.JobID) (agent.Job, error)
-	Replicate(ctx context.Context, m agent.Match, to []string, dryRun bool) ([]agent.Comparison, error)
+	Replicate(ctx context.Context, m agent.Match, to []string, p mover.Priority, dryRun bool) ([]agent.Comparison, error)
 	Compare(ctx context.Context, peers []string, m agent.Match) ([]agent.Comparison, error)
 	Overview(ctx context.Context) (agent.Overview, error)
 	Jobs(ctx context.Context) iter.Seq2[agent.Job, error]
@@ -38,6 +39,14 @@ type Control interface {
 	Watch(ctx context.Context) iter.Seq2[agent.Event, error]
 	Cancel(ctx context.Context, id agent.JobID) (agent.Job, error)
 	Retry(ctx context.Context, id agent.JobID) (agent.Job, error)
+	Transfers(ctx context.Context) ([]agent.Transfer, error)
+	Adjust(ctx context.Context, id mover.TransferID, p mover.PCP) (agent.Transfer, error)
+	Paths(ctx context.Context) ([]agent.SitePath, error)
+	History(ctx context.Context) (csv string, err error)
+	ImportHistory(ctx context.Context, csv string) (mover.Imported, error)
+	ForgetHistory(ctx context.Context, site string) (mover.Forgotten, error)
+	Probe(ctx context.Context, site string, load time.Duration, bytes int64) iter.Seq2[agent.ProbeEvent, error]
+	Ways(ctx context.Context, to, image string, size int64) (agent.Ways, error)
 }
 
 // Agent is what is served: *agent.Agent.
@@ -50,8 +59,10 @@ type Agent interface {
 	Delivery(ctx context.Context, from string, id agent.JobID) (agent.Delivery, error)
 	CancelDelivery(ctx context.Context, from string, id agent.JobID) error
 	Inventory(ctx context.Context, from string) iter.Seq2[glance.Image, error]
+	Health(ctx context.Context, from string) (agent.Health, error)
 	Request(ctx context.Context, from, image string) (agent.Job, error)
 	Sending(ctx context.Context, from string, id agent.JobID) (agent.Job, error)
+	ProbeTicket(ctx context.Context, from, via string) (mover.Destination, error)
 }
 
 var (

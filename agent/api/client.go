@@ -12,20 +12,24 @@ import (
 	"iter"
 	"math"
 	"net/http"
-	"net/url"
 	"strings"
 	"time"
+
+	"github.com/glance-dtn/glance-dtn/internal/outage"
 )
 
 const (
-	maxAnswer = 256 << 20 // of an answer that is no stream: a comparison of many images
-	maxLine   = 1 << 20   // of a stream
+	maxAnswer     = 256 << 20 // of an answer that is no stream: a comparison of many images
+	maxPeerAnswer = 8 << 20   // of another site's: one job and its image at most
+	maxLine       = 1 << 20   // of a stream
 )
 
 // client calls one API. Its errors are the server's, or say what could not be reached.
 type client struct {
 	base    string
 	hc      *http.Client
+	daemon  outage.Daemon
+	most    int64             // bytes of an answer that is no stream
 	timeout time.Duration     // of a call, or of silence in JSON lines; 0: none
 	say     func(error) error // puts an error into words; nil stays nil
 }
@@ -55,10 +59,10 @@ func (c *client) call(ctx context.Context, method, path string, in, out any) err
 	if out == nil {
 		return nil
 	}
-	body := &io.LimitedReader{R: res.Body, N: maxAnswer}
+	body := &io.LimitedReader{R: res.Body, N: c.most}
 	if err := json.NewDecoder(body).Decode(out); err != nil {
 		if body.N == 0 {
-			err = fmt.Errorf("the answer is longer than %d MiB", maxAnswer>>20)
+			err = fmt.Errorf("the answer is longer than %d MiB", c.most>>20)
 		}
 		return c.say(fmt.Errorf("read the answer to %s %s: %w", method, path, causeOf(ctx, err)))
 	}
@@ -84,10 +88,7 @@ func (c *client) send(ctx context.Context, method, path string, in any) (*http.R
 	}
 	res, err := c.hc.Do(req)
 	if err != nil {
-		if u, ok := errors.AsType[*url.Error](err); ok {
-			err = u.Err // say names the server
-		}
-		return nil, causeOf(ctx, err)
+		return nil, c.daemon.Explain(causeOf(ctx, err))
 	}
 	if res.StatusCode/100 == 2 {
 		return res, nil
@@ -104,7 +105,11 @@ func readProblem(method, path string, res *http.Response) error {
 		err = json.Unmarshal(b, &p)
 	}
 	if err != nil || p.Type == "" {
-		return fmt.Errorf("%s %s: the answer is %s and no agent's", method, path, res.Status)
+		err := fmt.Errorf("%s %s: the answer is %s and no agent's", method, path, res.Status)
+		if res.StatusCode == http.StatusNotFound {
+			err = fmt.Errorf("%w, or that of an older one which does not know this request", err)
+		}
+		return err
 	}
 	return p.err()
 }
@@ -177,8 +182,15 @@ func linesOf(r io.Reader) iter.Seq2[[]byte, error] {
 // getEvents yields server-sent events until the server or ctx ends them; the
 // latter is no error.
 func getEvents[T any](ctx context.Context, c *client, path string) iter.Seq2[T, error] {
+	return streamEvents[T](ctx, c, http.MethodGet, path, nil)
+}
+
+// streamEvents is getEvents for any call.
+func streamEvents[T any](ctx context.Context, c *client, method, path string, in any) iter.Seq2[T, error] {
 	return func(yield func(T, error) bool) {
-		res, err := c.send(ctx, http.MethodGet, path, nil)
+		ctx, cancel := context.WithCancel(ctx)
+		defer cancel()
+		res, err := c.send(ctx, method, path, in)
 		if err != nil {
 			if ctx.Err() == nil {
 				yield(*new(T), c.say(err))

@@ -19,6 +19,7 @@ import (
 
 	"github.com/glance-dtn/glance-dtn/agent"
 	"github.com/glance-dtn/glance-dtn/glance"
+	"github.com/glance-dtn/glance-dtn/mover"
 )
 
 // controlTime is how long an answer of the control API may take: replicate asks
@@ -37,6 +38,8 @@ type (
 		Body struct {
 			Image string   `json:"image" minLength:"1" doc:"id, or a name that only one image has"`
 			To    []string `json:"to" minItems:"1" nullable:"false" doc:"peer sites"`
+
+			Priority mover.Priority `json:"priority,omitempty" enum:"low,normal,high" doc:"empty: that of the rule which sends it there, or normal"`
 		}
 	}
 	pullInput struct {
@@ -54,6 +57,8 @@ type (
 			Match  agent.Match `json:"match,omitzero"`
 			To     []string    `json:"to" minItems:"1" nullable:"false" doc:"peer sites"`
 			DryRun bool        `json:"dry_run,omitempty" doc:"only tell what would be sent"`
+
+			Priority mover.Priority `json:"priority,omitempty" enum:"low,normal,high" doc:"empty: that of the rule which sends an image there, or normal"`
 		}
 	}
 	compareInput struct {
@@ -75,6 +80,38 @@ type (
 	}
 )
 
+// maxHistory is more than a DTN takes at once, as JSON text.
+const maxHistory = 64 << 20
+
+type importInput struct {
+	Body struct {
+		CSV string `json:"csv"`
+	}
+}
+
+type forgetInput struct {
+	Site string `path:"site" maxLength:"256" doc:"what stands before the first slash of an outcome's id"`
+}
+
+type waysInput struct {
+	Site  string `path:"site" maxLength:"64"`
+	Image string `query:"image" doc:"id, or a name that only one image has"`
+	Size  int64  `query:"size" minimum:"0" doc:"bytes of a file, where no image is named"`
+}
+
+type adjustInput struct {
+	ID   mover.TransferID `path:"id" maxLength:"64" doc:"the id, or as much of its beginning as no other transfer has"`
+	Body mover.PCP
+}
+
+type probeInput struct {
+	Body struct {
+		Site  string        `json:"site" minLength:"1" doc:"peer site"`
+		Time  time.Duration `json:"time_ns,omitempty" minimum:"0" maximum:"30000000000" doc:"that load is put on the path; 0: 5 s"`
+		Bytes int64         `json:"bytes,omitempty" minimum:"0" maximum:"68719476736" doc:"that are sent at most, 16 MiB or more; 0: 16 GiB"`
+	}
+}
+
 // control holds the operations of the control API.
 type control struct{ agent Agent }
 
@@ -93,12 +130,25 @@ func controlRoutes(a Agent) http.Handler {
 	huma.Register(r.api, r.op(http.MethodPost, "/v1/jobs/{id}/retry", "retry-job", "Begin a parked or cancelled job anew, or end its wait"), c.retry)
 	huma.Register(r.api, r.streaming(r.op(http.MethodGet, "/v1/events", "watch", "Follow every job as server-sent events"),
 		eventsMedia, reflect.TypeFor[agent.Event]()), c.watch)
+	huma.Register(r.api, r.op(http.MethodGet, "/v1/transfers", "list-transfers", "List this site's DTN's transfers, oldest first"), c.transfers)
+	huma.Register(r.api, r.op(http.MethodPatch, "/v1/transfers/{id}", "adjust-transfer",
+		"Change a transfer's pipelining, concurrency or parallelism, while it runs or waits"), c.adjust)
+	huma.Register(r.api, r.op(http.MethodGet, "/v1/history", "export-history", "Tell what this site's DTN's transfers have achieved, as CSV in a string"), c.history)
+	add := r.op(http.MethodPost, "/v1/history", "import-history", "Add what transfers have achieved to what this site's DTN knows: all of it or nothing")
+	add.MaxBodyBytes, add.BodyReadTimeout = maxHistory, time.Minute
+	huma.Register(r.api, add, c.importHistory)
+	huma.Register(r.api, r.op(http.MethodDelete, "/v1/history/{site}", "forget-history", "Drop what a site's DTN has seen from what this site's DTN knows"), c.forgetHistory)
+	huma.Register(r.api, r.op(http.MethodGet, "/v1/paths", "list-paths", "Tell what transfers and probes of this site's DTN have seen of the paths that they use"), c.paths)
+	probe := r.streaming(r.op(http.MethodPost, "/v1/probes", "probe-path", "Measure the path to a site, as server-sent events; who goes away ends it"),
+		eventsMedia, reflect.TypeFor[agent.ProbeEvent]())
+	huma.Register(r.api, probe, c.probe)
+	huma.Register(r.api, r.op(http.MethodGet, "/v1/ways/{site}", "get-ways", "Tell what is known now of the ways to a site, straight and through relays, and which one a file would take"), c.ways)
 	huma.Register(r.api, r.op(http.MethodGet, "/v1/checks", "get-checks", "Tell whether what the agent needs answers"), c.checks)
 	return r.handler()
 }
 
 func (c control) push(ctx context.Context, in *pushInput) (*output[[]agent.Job], error) {
-	jobs, err := c.agent.Push(ctx, in.Body.Image, in.Body.To)
+	jobs, err := c.agent.Push(ctx, in.Body.Image, in.Body.To, in.Body.Priority)
 	for i, j := range jobs {
 		jobs[i] = withoutTicket(j)
 	}
@@ -119,7 +169,7 @@ func (c control) replicate(ctx context.Context, in *replicateInput) (*output[[]a
 	if err := in.Body.Match.Validate(); err != nil {
 		return nil, newProblem(http.StatusUnprocessableEntity, "validation failed", "body.match: "+err.Error())
 	}
-	return answer(c.agent.Replicate(ctx, in.Body.Match, in.Body.To, in.Body.DryRun))
+	return answer(c.agent.Replicate(ctx, in.Body.Match, in.Body.To, in.Body.Priority, in.Body.DryRun))
 }
 
 func (c control) compare(ctx context.Context, in *compareInput) (*output[[]agent.Comparison], error) {
@@ -224,6 +274,38 @@ func (c control) watch(ctx context.Context, _ *noInput) (*streamResponse, error)
 			}
 		}
 	}), nil
+}
+
+func (c control) transfers(ctx context.Context, _ *noInput) (*output[[]agent.Transfer], error) {
+	return answer(c.agent.Transfers(ctx))
+}
+
+func (c control) adjust(ctx context.Context, in *adjustInput) (*output[agent.Transfer], error) {
+	return answer(c.agent.Adjust(ctx, in.ID, in.Body))
+}
+
+func (c control) paths(ctx context.Context, _ *noInput) (*output[[]agent.SitePath], error) {
+	return answer(c.agent.Paths(ctx))
+}
+
+func (c control) history(ctx context.Context, _ *noInput) (*output[string], error) {
+	return answer(c.agent.History(ctx))
+}
+
+func (c control) importHistory(ctx context.Context, in *importInput) (*output[mover.Imported], error) {
+	return answer(c.agent.ImportHistory(ctx, in.Body.CSV))
+}
+
+func (c control) forgetHistory(ctx context.Context, in *forgetInput) (*output[mover.Forgotten], error) {
+	return answer(c.agent.ForgetHistory(ctx, in.Site))
+}
+
+func (c control) probe(ctx context.Context, in *probeInput) (*streamResponse, error) {
+	return events(c.agent.Probe(ctx, in.Body.Site, in.Body.Time, in.Body.Bytes)), nil
+}
+
+func (c control) ways(ctx context.Context, in *waysInput) (*output[agent.Ways], error) {
+	return answer(c.agent.Ways(ctx, in.Site, in.Image, in.Size))
 }
 
 func (c control) checks(ctx context.Context, _ *noInput) (*output[[]agent.Check], error) {

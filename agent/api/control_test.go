@@ -16,11 +16,14 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/glance-dtn/glance-dtn/agent"
 	"github.com/glance-dtn/glance-dtn/glance"
 	"github.com/glance-dtn/glance-dtn/internal/failure"
+	"github.com/glance-dtn/glance-dtn/internal/nettest"
+	"github.com/glance-dtn/glance-dtn/mover"
 )
 
 // socketPath is short enough for a unix socket, which a path under t.TempDir need not be.
@@ -99,11 +102,12 @@ func TestControlClientSeesWhatTheAgentDoes(t *testing.T) {
 	f, c := startControl(t)
 	ctx := t.Context()
 
-	jobs, err := c.Push(ctx, "debian", []string{"B", "C"})
+	jobs, err := c.Push(ctx, "debian", []string{"B", "C"}, mover.PriorityLow)
 	noError(t, err)
-	if len(jobs) != 2 || jobs[0].Peer != "B" || jobs[1].Peer != "C" {
-		t.Fatalf("Push = %+v, want jobs for B and C", jobs)
+	if len(jobs) != 2 || jobs[0].Peer != "B" || jobs[1].Peer != "C" || jobs[1].Priority != mover.PriorityLow {
+		t.Fatalf("Push = %+v, want jobs of low priority for B and C", jobs)
 	}
+	jobs[0].Priority = "" // the fake does not keep it
 	same(t, "the job's image", jobs[0].Image, image(1, "debian"))
 
 	stored, err := c.Job(ctx, jobs[0].ID)
@@ -137,6 +141,73 @@ func TestControlClientSeesWhatTheAgentDoes(t *testing.T) {
 		t.Errorf("Cancel gives %s and Retry %s, want cancelled and pending", cancelled.State, retried.State)
 	}
 
+	f.Moving = []agent.Transfer{{Status: mover.Status{ID: "aaaa", State: mover.Running, Moved: 5}, Job: pulled.ID, Image: "debian", To: "B"}}
+	transfers, err := c.Transfers(ctx)
+	noError(t, err)
+	same(t, "Transfers", transfers, f.Moving)
+	f.Seen = []agent.SitePath{{SeenPath: mover.SeenPath{Address: "dtn-b.example.org:7444", Loss: 0.5}, Sites: []string{"B"}}}
+	paths, err := c.Paths(ctx)
+	noError(t, err)
+	same(t, "Paths", paths, f.Seen)
+	f.Known = "a,\"b\"\n1,2\n"
+	csv, err := c.History(ctx)
+	noError(t, err)
+	same(t, "History", csv, f.Known)
+	imported, err := c.ImportHistory(ctx, strings.Repeat("1,\"2\"\n", 4<<20))
+	noError(t, err)
+	if imported != (mover.Imported{Outcomes: 2, New: 1}) || f.Known != strings.Repeat("1,\"2\"\n", 4<<20) {
+		t.Errorf("ImportHistory gives %+v, and the agent was told %d bytes", imported, len(f.Known))
+	}
+	forgotten, err := c.ForgetHistory(ctx, "B")
+	noError(t, err)
+	if forgotten.Outcomes != 7 || f.Known != "without B" {
+		t.Errorf("ForgetHistory gives %+v, and the agent was told %q", forgotten, f.Known)
+	}
+	var probed *agent.SitePath
+	for e, err := range c.Probe(ctx, "B", time.Second, 3) {
+		noError(t, err)
+		if probed = e.Path; probed == nil {
+			same(t, "Probe", e, agent.ProbeEvent{Progress: &mover.Probing{Phase: mover.ProbeAll, Time: time.Second, Bytes: e.Progress.Bytes}})
+		}
+	}
+	same(t, "the path that was probed", *probed, f.Seen[0])
+	for _, err := range c.Probe(ctx, "X", 0, 0) {
+		if !errors.Is(err, agent.ErrNoPeer) {
+			t.Errorf("Probe of no peer: %v", err)
+		}
+	}
+	for _, err := range c.Probe(ctx, "B", 31*time.Second, 0) {
+		if err == nil || !strings.Contains(err.Error(), "body.time_ns") {
+			t.Errorf("Probe for too long: %v", err)
+		}
+	}
+	for range c.Probe(ctx, "B", 0, 0) { // without end
+		break
+	}
+	if site := <-f.probed; site != "B" {
+		t.Errorf("the probe of site %s has ended", site)
+	}
+	f.ways = map[string]agent.Ways{
+		"B ":            {From: "A", To: "B", Size: 7, Hops: []mover.Hop{{From: "A", SeenPath: mover.SeenPath{Site: "B", Best: 1e9}}}, Unknown: []string{}},
+		"B debian 12/x": {From: "A", To: "B", Chosen: true, Size: 7, Present: &mover.Relay{}, Hops: []mover.Hop{}, Unknown: []string{"A → R is not measured"}},
+	}
+	for _, image := range []string{"", "debian 12/x"} {
+		ways, err := c.Ways(ctx, "B", image, 7)
+		noError(t, err)
+		same(t, "Ways", ways, f.ways["B "+image])
+	}
+	if _, err := c.Ways(ctx, "Z", "", 7); !errors.Is(err, agent.ErrNoPeer) {
+		t.Errorf("Ways to no peer: %v", err)
+	}
+	adjusted, err := c.Adjust(ctx, "aa", mover.PCP{Parallelism: 8})
+	noError(t, err)
+	if f.Moving[0].Way.PCP = (mover.PCP{Parallelism: 8}); adjusted != f.Moving[0] {
+		t.Errorf("Adjust gives %+v, want %+v", adjusted, f.Moving[0])
+	}
+	if _, err := c.Adjust(ctx, "bb", mover.PCP{Parallelism: 8}); !errors.Is(err, mover.ErrNoTransfer) {
+		t.Errorf("Adjust of no transfer: %v", err)
+	}
+
 	overview, err := c.Overview(ctx)
 	noError(t, err)
 	want, err := f.Overview(ctx)
@@ -158,7 +229,7 @@ func TestCompareAndReplicateKeepEveryFieldOfTheMatch(t *testing.T) {
 		t.Fatal(err)
 	}
 	same(t, "Compare's match", f.asked, m)
-	if _, err := c.Replicate(t.Context(), m, []string{"B"}, true); err != nil {
+	if _, err := c.Replicate(t.Context(), m, []string{"B"}, "", true); err != nil {
 		t.Fatal(err)
 	}
 	same(t, "Replicate's match", f.asked, m)
@@ -168,9 +239,9 @@ func TestCompareAndReplicateKeepEveryFieldOfTheMatch(t *testing.T) {
 	if len(all) != 6 {
 		t.Errorf("Compare gives %d lines, want 3 images at 2 sites", len(all))
 	}
-	planned, err := c.Replicate(t.Context(), agent.Match{}, []string{"B"}, true)
+	planned, err := c.Replicate(t.Context(), agent.Match{}, []string{"B"}, "", true)
 	noError(t, err)
-	sent, err := c.Replicate(t.Context(), agent.Match{}, []string{"B"}, false)
+	sent, err := c.Replicate(t.Context(), agent.Match{}, []string{"B"}, "", false)
 	noError(t, err)
 	if planned[0].Job != "" || sent[0].Job == "" || !sent[0].Planned {
 		t.Errorf("dry run gives %+v, run %+v; want a job of the second alone", planned[0], sent[0])
@@ -255,7 +326,7 @@ func TestWrongRequestsAreRefusedWithTheirPlace(t *testing.T) {
 
 func TestInvalidRequestIsPermanent(t *testing.T) {
 	_, c := startControl(t)
-	if _, err := c.Push(t.Context(), "debian", nil); !failure.IsPermanent(err) {
+	if _, err := c.Push(t.Context(), "debian", nil, ""); !failure.IsPermanent(err) {
 		t.Errorf("Push to nobody = %v, want a permanent error", err)
 	}
 }
@@ -334,7 +405,7 @@ func TestRecordThatCannotBeReadDoesNotHideTheOthers(t *testing.T) {
 
 func TestTicketNeverLeavesTheControlAPI(t *testing.T) {
 	f, c := startControl(t)
-	j, err := c.Push(t.Context(), "debian", []string{"B"})
+	j, err := c.Push(t.Context(), "debian", []string{"B"}, "")
 	noError(t, err)
 	if f.jobs[0].Offer.Ticket != secret {
 		t.Fatal("the fake's job has no ticket")
@@ -488,7 +559,7 @@ func TestNoAgentSaysWhatToDo(t *testing.T) {
 	leaveStale(t, stale)
 	for _, path := range []string{missing, stale} {
 		_, err := NewControlClient(path).Overview(t.Context())
-		if !errors.Is(err, ErrNoAgent) || !strings.HasPrefix(err.Error(), "no agent answers on "+path+" (dial unix") || !strings.HasSuffix(err.Error(), "): start `glance-dtn agent`") {
+		if !errors.Is(err, ErrNoAgent) || !strings.HasPrefix(err.Error(), "no agent answers on "+path+" (") || !strings.HasSuffix(err.Error(), "): start `glance-dtn agent`") {
 			t.Errorf("got %v, want that no agent answers on %s, why, and what to do", err, path)
 		}
 		for _, err := range NewControlClient(path).Watch(t.Context()) {
@@ -566,4 +637,36 @@ func TestOpenAPIIsServed(t *testing.T) {
 	if res, _ = raw(t, c.c.hc, "GET", c.c.base+"/docs", ""); res.StatusCode != 404 {
 		t.Errorf("/docs: %d, want 404", res.StatusCode)
 	}
+}
+
+// TestStreamsOutlastTheTimesOfTheServer has the agent say nothing for much longer than the
+// server's timeouts, while jobs are followed, and be asked to probe for as long.
+func TestStreamsOutlastTheTimesOfTheServer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFake()
+		s := ControlServer(f, slog.New(slog.DiscardHandler))
+		c := &ControlClient{&client{base: "http://agent", hc: nettest.Piped(t, s), say: func(err error) error { return err }}}
+		long := 10 * max(s.ReadTimeout, s.WriteTimeout)
+		watched(t, f, c, func(context.Context) {
+			time.Sleep(long)
+			f.tell(agent.Event{Gone: "1"})
+		}, func(ev agent.Event, err error) bool {
+			if err != nil || ev.Gone != "1" {
+				t.Errorf("got %+v, %v; want a job gone", ev, err)
+			}
+			return false
+		})
+		f.Seen = []agent.SitePath{{}}
+		began := time.Now()
+		for _, err := range c.Probe(t.Context(), "B", time.Second, 0) {
+			if err != nil {
+				t.Errorf("the probe breaks after %v: %v", time.Since(began), err)
+			}
+			if time.Since(began) > long {
+				break
+			}
+			time.Sleep(writeTime / 2)
+		}
+		<-f.probed
+	})
 }

@@ -11,8 +11,11 @@ import (
 	"net/url"
 	"strconv"
 	"syscall"
+	"time"
 
 	"github.com/glance-dtn/glance-dtn/agent"
+	"github.com/glance-dtn/glance-dtn/internal/outage"
+	"github.com/glance-dtn/glance-dtn/mover"
 )
 
 // ErrNoAgent says that nobody listens on the control socket.
@@ -26,7 +29,9 @@ type ControlClient struct{ c *client }
 // call opens a connection of its own, so there is nothing to close.
 func NewControlClient(socket string) *ControlClient {
 	return &ControlClient{&client{
-		base: "http://agent", // any host: it is not looked up
+		base:   "http://agent", // any host: it is not looked up
+		daemon: outage.Daemon{Name: "the agent", Unit: "glance-dtn-agent", URL: socket},
+		most:   maxAnswer,
 		hc: &http.Client{Transport: &http.Transport{
 			DisableKeepAlives: true,
 			DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
@@ -38,19 +43,20 @@ func NewControlClient(socket string) *ControlClient {
 }
 
 func unreachable(socket string, err error) error {
+	errno, _ := errors.AsType[syscall.Errno](err)
 	switch {
-	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
-		return fmt.Errorf("%w on %s (%w): start `glance-dtn agent`", ErrNoAgent, socket, err)
-	case errors.Is(err, fs.ErrPermission):
-		return fmt.Errorf("the agent on %s answers only its own user and root (%w)", socket, err)
+	case errors.Is(errno, fs.ErrNotExist), errno == syscall.ECONNREFUSED:
+		return fmt.Errorf("%w on %s (%w): start `glance-dtn agent`", ErrNoAgent, socket, errno)
+	case errors.Is(errno, fs.ErrPermission):
+		return fmt.Errorf("the agent on %s answers only its own user and root (%w)", socket, errno)
 	}
 	return err
 }
 
 // Push makes, or begins anew, the jobs that send an image to sites.
-func (c *ControlClient) Push(ctx context.Context, image string, to []string) ([]agent.Job, error) {
+func (c *ControlClient) Push(ctx context.Context, image string, to []string, p mover.Priority) ([]agent.Job, error) {
 	var in pushInput
-	in.Body.Image, in.Body.To = image, to
+	in.Body.Image, in.Body.To, in.Body.Priority = image, to, p
 	return ask[[]agent.Job](ctx, c.c, http.MethodPost, "/v1/push", in.Body)
 }
 
@@ -67,9 +73,9 @@ func (c *ControlClient) Pulled(ctx context.Context, from string, id agent.JobID)
 }
 
 // Replicate sends what sites miss of the images that m selects, or only tells so.
-func (c *ControlClient) Replicate(ctx context.Context, m agent.Match, to []string, dryRun bool) ([]agent.Comparison, error) {
+func (c *ControlClient) Replicate(ctx context.Context, m agent.Match, to []string, p mover.Priority, dryRun bool) ([]agent.Comparison, error) {
 	var in replicateInput
-	in.Body.Match, in.Body.To, in.Body.DryRun = m, to, dryRun
+	in.Body.Match, in.Body.To, in.Body.Priority, in.Body.DryRun = m, to, p, dryRun
 	return ask[[]agent.Comparison](ctx, c.c, http.MethodPost, "/v1/replicate", in.Body)
 }
 
@@ -118,6 +124,60 @@ func (c *ControlClient) Cancel(ctx context.Context, id agent.JobID) (agent.Job, 
 // Retry begins a job anew, or ends its wait. The id is as for Job.
 func (c *ControlClient) Retry(ctx context.Context, id agent.JobID) (agent.Job, error) {
 	return ask[agent.Job](ctx, c.c, http.MethodPost, jobPath(id)+"/retry", nil)
+}
+
+// Transfers lists what this site's DTN moves and has moved, oldest first.
+func (c *ControlClient) Transfers(ctx context.Context) ([]agent.Transfer, error) {
+	return ask[[]agent.Transfer](ctx, c.c, http.MethodGet, "/v1/transfers", nil)
+}
+
+// Adjust changes what a transfer uses, while it runs or waits; what is zero stays. A
+// beginning of the id does; mover.ErrNoTransfer, agent.ErrShortID.
+func (c *ControlClient) Adjust(ctx context.Context, id mover.TransferID, p mover.PCP) (agent.Transfer, error) {
+	return ask[agent.Transfer](ctx, c.c, http.MethodPatch, "/v1/transfers/"+url.PathEscape(string(id)), p)
+}
+
+// Probe measures the path to a site, or the several that files may take. Each ends with an
+// event that has the path; an error at the end says which had none. Who stops ranging ends the probe; agent.ErrNoPeer.
+func (c *ControlClient) Probe(ctx context.Context, site string, load time.Duration, bytes int64) iter.Seq2[agent.ProbeEvent, error] {
+	var in probeInput
+	in.Body.Site, in.Body.Time, in.Body.Bytes = site, load, bytes
+	return streamEvents[agent.ProbeEvent](ctx, c.c, http.MethodPost, "/v1/probes", in.Body)
+}
+
+// Paths tells what transfers and probes of this site's DTN have seen of the paths that they use.
+func (c *ControlClient) Paths(ctx context.Context) ([]agent.SitePath, error) {
+	return ask[[]agent.SitePath](ctx, c.c, http.MethodGet, "/v1/paths", nil)
+}
+
+// History returns what transfers of this site's DTN have achieved, as CSV.
+func (c *ControlClient) History(ctx context.Context) (csv string, err error) {
+	return ask[string](ctx, c.c, http.MethodGet, "/v1/history", nil)
+}
+
+// ImportHistory adds all of such a CSV to what this site's DTN knows, or nothing.
+func (c *ControlClient) ImportHistory(ctx context.Context, csv string) (mover.Imported, error) {
+	var in importInput
+	in.Body.CSV = csv
+	return ask[mover.Imported](ctx, c.c, http.MethodPost, "/v1/history", in.Body)
+}
+
+// ForgetHistory drops what a site's DTN has seen from what this site's DTN knows.
+func (c *ControlClient) ForgetHistory(ctx context.Context, site string) (mover.Forgotten, error) {
+	return ask[mover.Forgotten](ctx, c.c, http.MethodDelete, "/v1/history/"+url.PathEscape(site), nil)
+}
+
+// Ways tells what is known now of the ways to a site, and which one a file of that size or,
+// if one is named, an image would take; agent.ErrNoPeer, agent.ErrNoImage, agent.ErrAmbiguous.
+func (c *ControlClient) Ways(ctx context.Context, to, image string, size int64) (agent.Ways, error) {
+	q := url.Values{}
+	if image != "" {
+		q.Set("image", image)
+	}
+	if size != 0 {
+		q.Set("size", strconv.FormatInt(size, 10))
+	}
+	return ask[agent.Ways](ctx, c.c, http.MethodGet, "/v1/ways/"+url.PathEscape(to)+"?"+q.Encode(), nil)
 }
 
 // Checks tells whether what the agent needs answers.

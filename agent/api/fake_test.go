@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"iter"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -15,6 +16,7 @@ import (
 	"github.com/glance-dtn/glance-dtn/agent"
 	"github.com/glance-dtn/glance-dtn/glance"
 	"github.com/glance-dtn/glance-dtn/internal/digest"
+	"github.com/glance-dtn/glance-dtn/mover"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -48,10 +50,16 @@ type fakeAgent struct {
 	watching chan int // how many watchers there are, whenever that changes
 	asked    agent.Match
 	broken   func(i int) error // of the i-th item of a sequence
+	Moving   []agent.Transfer
+	Seen     []agent.SitePath
+	Known    string                `json:"history"`
+	probed   chan string           // sites whose probe has ended because nobody wanted it any more
+	ways     map[string]agent.Ways // by site and image
 }
 
 func newFake() *fakeAgent {
 	return &fakeAgent{
+		probed:   make(chan string, 1),
 		images:   []glance.Image{image(1, "debian"), image(2, "twin"), image(3, "twin")},
 		checks:   []agent.Check{{Name: "glance", OK: true}},
 		watchers: map[chan agent.Event]bool{},
@@ -171,7 +179,7 @@ func (f *fakeAgent) Sending(ctx context.Context, from string, id agent.JobID) (a
 	return j, err
 }
 
-func (f *fakeAgent) Push(ctx context.Context, image string, to []string) (jobs []agent.Job, err error) {
+func (f *fakeAgent) Push(ctx context.Context, image string, to []string, p mover.Priority) (jobs []agent.Job, err error) {
 	for _, site := range to {
 		if site == "nowhere" {
 			return nil, fmt.Errorf("site %s: %w", site, agent.ErrNoPeer)
@@ -180,6 +188,7 @@ func (f *fakeAgent) Push(ctx context.Context, image string, to []string) (jobs [
 		if err != nil {
 			return nil, err
 		}
+		j.Priority = p
 		jobs = append(jobs, j)
 	}
 	return jobs, nil
@@ -193,7 +202,7 @@ func (f *fakeAgent) Pulled(ctx context.Context, from string, id agent.JobID) (ag
 	return f.Sending(ctx, from, id)
 }
 
-func (f *fakeAgent) Replicate(ctx context.Context, m agent.Match, to []string, dryRun bool) ([]agent.Comparison, error) {
+func (f *fakeAgent) Replicate(ctx context.Context, m agent.Match, to []string, p mover.Priority, dryRun bool) ([]agent.Comparison, error) {
 	all, err := f.Compare(ctx, to, m)
 	for i := range all {
 		all[i].Planned = true
@@ -321,4 +330,91 @@ func (f *fakeAgent) Checks(context.Context) []agent.Check {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return slices.Clone(f.checks)
+}
+
+func (f *fakeAgent) Ways(_ context.Context, to, image string, size int64) (agent.Ways, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	w, ok := f.ways[to+" "+image]
+	if !ok {
+		return w, fmt.Errorf("site %s: %w", to, agent.ErrNoPeer)
+	}
+	w.Size = size
+	return w, nil
+}
+
+func (f *fakeAgent) Paths(context.Context) ([]agent.SitePath, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return slices.Clone(f.Seen), nil
+}
+
+func (f *fakeAgent) History(context.Context) (string, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.Known, nil
+}
+
+func (f *fakeAgent) ImportHistory(_ context.Context, csv string) (mover.Imported, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.Known = csv
+	return mover.Imported{Outcomes: 2, New: 1}, nil
+}
+
+func (f *fakeAgent) ForgetHistory(_ context.Context, site string) (mover.Forgotten, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.Known = "without " + site
+	return mover.Forgotten{Outcomes: 7}, nil
+}
+
+func (f *fakeAgent) Transfers(context.Context) ([]agent.Transfer, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return slices.Clone(f.Moving), nil
+}
+
+func (f *fakeAgent) Adjust(_ context.Context, id mover.TransferID, p mover.PCP) (agent.Transfer, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for i, t := range f.Moving {
+		if strings.HasPrefix(string(t.ID), string(id)) && !t.State.Final() {
+			f.Moving[i].Way.PCP = t.Way.PCP.With(p)
+			return f.Moving[i], nil
+		}
+	}
+	return agent.Transfer{}, fmt.Errorf("transfer %s, which has not ended: %w", id, mover.ErrNoTransfer)
+}
+
+func (f *fakeAgent) Probe(ctx context.Context, site string, load time.Duration, bytes int64) iter.Seq2[agent.ProbeEvent, error] {
+	return func(yield func(agent.ProbeEvent, error) bool) {
+		f.mu.Lock()
+		err, seen := f.fail, slices.Clone(f.Seen)
+		f.mu.Unlock()
+		if err == nil && site != "B" {
+			err = fmt.Errorf("site %s: %w", site, agent.ErrNoPeer)
+		}
+		if err != nil {
+			yield(agent.ProbeEvent{}, err)
+			return
+		}
+		for i := int64(1); bytes == 0 || i < bytes; i++ { // 0: until who asks has gone
+			if !yield(agent.ProbeEvent{Progress: &mover.Probing{Phase: mover.ProbeAll, Time: load, Bytes: bytes}}, nil) || ctx.Err() != nil {
+				f.probed <- site
+				return
+			}
+		}
+		yield(agent.ProbeEvent{Path: &seen[0]}, nil)
+	}
+}
+
+func (f *fakeAgent) Health(_ context.Context, from string) (agent.Health, error) {
+	return agent.Health{DTN: &agent.Silence{Since: epoch, Error: "not heard, says site A to site " + from}}, nil
+}
+
+func (f *fakeAgent) ProbeTicket(_ context.Context, from, via string) (mover.Destination, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return mover.Destination{Address: "dtn-" + from + ":1", Ticket: "via " + via}, f.fail
 }

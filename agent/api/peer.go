@@ -14,6 +14,7 @@ import (
 	"github.com/glance-dtn/glance-dtn/agent"
 	"github.com/glance-dtn/glance-dtn/glance"
 	"github.com/glance-dtn/glance-dtn/internal/pki"
+	"github.com/glance-dtn/glance-dtn/mover"
 )
 
 // peerTime is how long an answer of the peer API may take.
@@ -21,9 +22,13 @@ const peerTime = 2 * time.Minute
 
 // PeerServer serves the peer API to agents, by whose certificates it knows the
 // sites. Serve it on a TLS listener that verifies clients, such as
-// tls.NewListener(l, keyring.ServerTLS(nil)): without one every caller is refused.
-func PeerServer(a Agent, log *slog.Logger) *http.Server {
-	return newServer(onlyAgents(peerRoutes(a)), peerTime, log)
+// tls.NewListener(l, keyring.ServerTLS(nil)): without one every caller is refused. cs
+// takes the connections of agents that take none.
+func PeerServer(a Agent, cs *Callbacks, log *slog.Logger) *http.Server {
+	mux := http.NewServeMux()
+	mux.Handle("POST "+callbackPath, cs)
+	mux.Handle("/", peerRoutes(a))
+	return newServer(onlyAgents(mux), peerTime, log)
 }
 
 type (
@@ -31,6 +36,11 @@ type (
 	requestInput struct {
 		Body struct {
 			Image string `json:"image" minLength:"1" doc:"id, or a name that only one image has"`
+		}
+	}
+	probeTicketInput struct {
+		Body struct {
+			Via string `json:"via,omitempty" maxLength:"32" doc:"the site whose DTN passes files on, and is probed; left out: none"`
 		}
 	}
 	idInput struct {
@@ -48,8 +58,10 @@ func peerRoutes(a Agent) http.Handler {
 	huma.Register(r.api, r.op(http.MethodDelete, "/v1/deliveries/{id}", "cancel-delivery", "Undo a delivery; nothing happens when there is none"), p.cancelDelivery)
 	huma.Register(r.api, r.streaming(r.op(http.MethodGet, "/v1/inventory", "inventory", "List this site's images as JSON lines"),
 		linesMedia, reflect.TypeFor[glance.Image]()), p.inventory)
+	huma.Register(r.api, r.op(http.MethodGet, "/v1/health", "health", "Tell what is wrong at this site that images of others wait for"), p.health)
 	huma.Register(r.api, r.op(http.MethodPost, "/v1/requests", "request", "Ask for an image; answers this site's job"), p.request)
 	huma.Register(r.api, r.op(http.MethodGet, "/v1/requests/{id}", "get-request", "Get the job that sends an image to the site that asks"), p.sending)
+	huma.Register(r.api, r.op(http.MethodPost, "/v1/probes", "probe-ticket", "Ask for the right to probe the path to this site's DTN, and where that is"), p.probeTicket)
 	return r.handler()
 }
 
@@ -72,6 +84,10 @@ func (p peer) inventory(ctx context.Context, _ *noInput) (*streamResponse, error
 	return lines(p.agent.Inventory(ctx, caller(ctx))), nil
 }
 
+func (p peer) health(ctx context.Context, _ *noInput) (*output[agent.Health], error) {
+	return answer(p.agent.Health(ctx, caller(ctx)))
+}
+
 func (p peer) request(ctx context.Context, in *requestInput) (*output[agent.Job], error) {
 	j, err := p.agent.Request(ctx, caller(ctx), in.Body.Image)
 	return answer(withoutTicket(j), err)
@@ -80,6 +96,10 @@ func (p peer) request(ctx context.Context, in *requestInput) (*output[agent.Job]
 func (p peer) sending(ctx context.Context, in *idInput) (*output[agent.Job], error) {
 	j, err := p.agent.Sending(ctx, caller(ctx), in.ID)
 	return answer(withoutTicket(j), err)
+}
+
+func (p peer) probeTicket(ctx context.Context, in *probeTicketInput) (*output[mover.Destination], error) {
+	return answer(p.agent.ProbeTicket(ctx, caller(ctx), in.Body.Via))
 }
 
 type callerKey struct{}

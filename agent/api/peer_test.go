@@ -15,13 +15,16 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"github.com/glance-dtn/glance-dtn/agent"
 	"github.com/glance-dtn/glance-dtn/internal/failure"
+	"github.com/glance-dtn/glance-dtn/internal/nettest"
 	"github.com/glance-dtn/glance-dtn/internal/pki"
+	"github.com/glance-dtn/glance-dtn/mover"
 )
 
 var (
@@ -44,7 +47,7 @@ func startPeer(t *testing.T, a Agent, caller pki.Identity) *peering {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	noError(t, err)
 	p.url = "https://" + l.Addr().String()
-	serve(t, PeerServer(a, slog.New(slog.DiscardHandler)), tls.NewListener(l, p.keyring(t, siteA, 0).ServerTLS(nil)))
+	serve(t, PeerServer(a, new(Callbacks), slog.New(slog.DiscardHandler)), tls.NewListener(l, p.keyring(t, siteA, 0).ServerTLS(nil)))
 	return p
 }
 
@@ -113,6 +116,9 @@ func TestPeersBringAnImageOverMutualTLS(t *testing.T) {
 	now, err := p.Sending(ctx, j.ID)
 	noError(t, err)
 	same(t, "Sending", now, j) // without its ticket, too
+	d, err := p.ProbeTicket(ctx, "R")
+	noError(t, err)
+	same(t, "ProbeTicket", d, mover.Destination{Address: "dtn-B:1", Ticket: "via R"})
 }
 
 func TestSiteSeesItsOwnJobsOnly(t *testing.T) {
@@ -155,6 +161,12 @@ func TestInventoryIsStreamed(t *testing.T) {
 	}
 }
 
+func TestHealthIsToldToTheSiteThatAsks(t *testing.T) {
+	h, err := startPeer(t, newFake(), siteB).client(t).Health(t.Context())
+	noError(t, err)
+	same(t, "its DTN", *h.DTN, agent.Silence{Since: epoch, Error: "not heard, says site A to site B"})
+}
+
 func TestInventoryThatFailsOnTheWayIsNotTakenForWhole(t *testing.T) {
 	f := newFake()
 	last := len(f.images) - 1
@@ -195,11 +207,11 @@ func TestHandshakeNeedsAValidCertificate(t *testing.T) {
 	p := startPeer(t, newFake(), siteB)
 	expired, err := p.ca.Issue(siteB, nil, -time.Minute)
 	noError(t, err)
-	for name, certs := range map[string][]tls.Certificate{"none": nil, "expired": {expired}} {
+	for want, certs := range map[string][]tls.Certificate{"(certificate required)": nil, "takes this host's certificate for expired": {expired}} {
 		tr := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: p.ca.Pool(), Certificates: certs}}
 		_, err := NewPeerClient("A", p.url, &http.Client{Transport: tr}).Request(t.Context(), "debian")
-		if err == nil || !strings.Contains(err.Error(), "remote error: tls") {
-			t.Errorf("%s: %v, want a failed handshake", name, err)
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%v, want that it %s", err, want)
 		}
 		tr.CloseIdleConnections()
 	}
@@ -208,7 +220,7 @@ func TestHandshakeNeedsAValidCertificate(t *testing.T) {
 func TestPeerAPIWithoutTLSRefusesEveryone(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	noError(t, err)
-	serve(t, PeerServer(newFake(), slog.New(slog.DiscardHandler)), l)
+	serve(t, PeerServer(newFake(), new(Callbacks), slog.New(slog.DiscardHandler)), l)
 	for _, path := range []string{"/v1/inventory", "/openapi.json", "/nothing"} {
 		res, body := raw(t, &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}, "GET", "http://"+l.Addr().String()+path, "")
 		if res.StatusCode != http.StatusForbidden || !strings.Contains(body, "client certificate") {
@@ -275,6 +287,21 @@ func TestInventoryThatIsCutOffIsAnError(t *testing.T) {
 	}
 }
 
+// TestAPeersAnswerIsBounded has one that never ends.
+func TestAPeersAnswerIsBounded(t *testing.T) {
+	p := answering(t, func(w http.ResponseWriter, _ *http.Request) {
+		fmt.Fprint(w, `{"dtn":{"error":"`)
+		for more := strings.Repeat("x", 1<<20); ; {
+			if _, err := io.WriteString(w, more); err != nil {
+				return
+			}
+		}
+	})
+	if _, err := p.Health(t.Context()); err == nil || !strings.Contains(err.Error(), "the answer is longer than 8 MiB") {
+		t.Errorf("got %v, want that it is too long", err)
+	}
+}
+
 func TestSilentPeerIsGivenUp(t *testing.T) {
 	p := answering(t, func(w http.ResponseWriter, r *http.Request) {
 		_ = http.NewResponseController(w).Flush()
@@ -287,7 +314,7 @@ func TestSilentPeerIsGivenUp(t *testing.T) {
 	}
 	_, err := p.Delivery(t.Context(), "1")
 	for what, err := range map[string]error{"Inventory": last, "Delivery": err} {
-		if !errors.Is(err, errTooSlow) || !strings.HasPrefix(err.Error(), "site B (http://") {
+		if !errors.Is(err, errTooSlow) || !strings.HasPrefix(err.Error(), "site B's agent at 127.0.0.1:") {
 			t.Errorf("%s: got %v, want %v of site B", what, err, errTooSlow)
 		}
 	}
@@ -325,13 +352,13 @@ func TestSlowInventoryIsWaitedForAsLongAsItGoesOn(t *testing.T) {
 }
 
 func TestPeerThatIsDownIsNamed(t *testing.T) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	noError(t, err)
+	l := nettest.Listen(t, "127.0.0.1:0")
 	url := "https://" + l.Addr().String()
 	noError(t, l.Close())
-	_, err = NewPeerClient("B", url, &http.Client{Transport: &http.Transport{}}).Request(t.Context(), "x")
-	if want := "site B (" + url + "): dial tcp"; err == nil || !strings.HasPrefix(err.Error(), want) {
-		t.Errorf("got %v, want %s…", err, want)
+	_, err := NewPeerClient("B", url, &http.Client{Transport: &http.Transport{}}).Request(t.Context(), "x")
+	want := "site B's agent at " + strings.TrimPrefix(url, "https://") + " does not answer: connection refused; on its host: systemctl status glance-dtn-agent"
+	if !errors.Is(err, syscall.ECONNREFUSED) || err.Error() != want {
+		t.Errorf("got %v, want %s", err, want)
 	}
 }
 

@@ -10,6 +10,7 @@ import (
 
 	"github.com/glance-dtn/glance-dtn/agent"
 	"github.com/glance-dtn/glance-dtn/internal/failure"
+	"github.com/glance-dtn/glance-dtn/mover"
 )
 
 const problemMedia = "application/problem+json"
@@ -58,9 +59,11 @@ var known = []struct {
 }{
 	{typePrefix + "forbidden", http.StatusForbidden, agent.ErrForbidden},
 	{typePrefix + "no-job", http.StatusNotFound, agent.ErrNoJob},
+	{typePrefix + "no-transfer", http.StatusNotFound, mover.ErrNoTransfer},
 	{typePrefix + "no-image", http.StatusNotFound, agent.ErrNoImage},
 	{typePrefix + "no-peer", http.StatusNotFound, agent.ErrNoPeer},
 	{typePrefix + "ambiguous", http.StatusConflict, agent.ErrAmbiguous},
+	{typePrefix + "short-id", http.StatusConflict, agent.ErrShortID},
 	{typePrefix + "bad-state", http.StatusConflict, agent.ErrBadState},
 }
 

@@ -13,11 +13,13 @@ package config
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/glance-dtn/glance-dtn/agent"
 	"github.com/glance-dtn/glance-dtn/glance"
+	"github.com/glance-dtn/glance-dtn/mover"
 )
 
 // Size is a number of bytes. In a file it is a whole number, alone or with one of
@@ -145,17 +147,56 @@ type State struct {
 	PasswordFile string `mapstructure:"password_file"`
 }
 
+// URLCallback is the Peer.URL of a site whose agent connects to this one instead.
+const URLCallback = "callback"
+
 // Peer is another site.
 type Peer struct {
 	// Name is the site's name, as in its own configuration and certificates. Required.
 	Name string `mapstructure:"name"`
-	// URL is its agent's API, https://host:port. Required.
+	// URL is its agent's API, https://host:port; callback where this agent cannot connect to
+	// that one, which then has to connect to this one. Required.
 	URL string `mapstructure:"url"`
+	// Callback keeps connections to its agent, over which that one asks this one: for a site
+	// that the other cannot connect to. There this site's url is callback. The default is false.
+	Callback bool `mapstructure:"callback"`
 	// Jobs is how many images are sent to it at once, 1 to 64. The default is 2.
 	Jobs int `mapstructure:"jobs"`
 	// MayPull allows the site to ask for any image of this one. The default is false.
 	MayPull bool `mapstructure:"may_pull"`
+	// Via is the DTN of a third site, which files to this one go through. Its operator
+	// allows it in relay.routes, and the peer's in relays. The default is none.
+	Via Via `mapstructure:"via"`
+	// Relays are the sites whose DTNs may pass files of this peer on to this site. The
+	// default is none: they come from the peer itself.
+	Relays []string `mapstructure:"relays"`
 }
+
+// Via is a DTN that passes files on.
+type Via struct {
+	// Site is its site, as in its certificate. Empty: files go straight to the peer.
+	Site string `mapstructure:"site"`
+	// Address is host:port of its data plane.
+	Address string `mapstructure:"address"`
+	// Mode is when it passes a file on: cut, each block as soon as it is there; store, the
+	// whole, once its digest was found right. With auto it is chosen for each file whether that
+	// goes straight or through one of Among, and in which mode: by what the DTNs have seen of
+	// the paths, and straight where that is not enough. The default is cut.
+	Mode string `mapstructure:"mode"`
+	// Among are the DTNs that auto chooses from, instead of Site and Address. The default is none.
+	Among []Third `mapstructure:"among"`
+}
+
+// Third is the DTN of a third site.
+type Third struct {
+	// Site is its site, as in its certificate. Required.
+	Site string `mapstructure:"site"`
+	// Address is host:port of its data plane. Required.
+	Address string `mapstructure:"address"`
+}
+
+// ViaAuto is the Via.Mode that chooses.
+const ViaAuto = "auto"
 
 // Rule sends the images it selects to sites.
 type Rule struct {
@@ -165,6 +206,10 @@ type Rule struct {
 	To []string `mapstructure:"to"`
 	// Match selects the images. The default is every image.
 	Match Match `mapstructure:"match"`
+	// Priority of the jobs that it makes: low, normal or high. Of the jobs to a site and of
+	// the DTN's transfers the higher go first, and transfers give their places to higher
+	// ones. Of several rules the highest counts. The default is normal.
+	Priority string `mapstructure:"priority"`
 }
 
 // Match selects images: every field that is set must hold, and of several values
@@ -251,10 +296,14 @@ type DTN struct {
 	// Data is host:port of the data plane for other sites' DTNs, with mutual TLS. The default is ":7444".
 	Data string `mapstructure:"data"`
 	// Address is host:port by which other sites' DTNs reach Data. Required, unless
-	// gridftp.url is set: without it files arrive by GridFTP, and Data is not opened.
+	// Callback is given or gridftp.url is set: then Data is not opened.
 	Address string `mapstructure:"address"`
+	// Callback is for a DTN that other sites cannot connect to: host:port of the data planes
+	// of the DTNs that files come from. It keeps a connection to each, over which that one
+	// asks it for those that carry files. It excludes Address. The default is none.
+	Callback []string `mapstructure:"callback"`
 	// GridFTP sends files to the DTNs that take them by GridFTP, and takes them itself
-	// where Address is not set. The default is none.
+	// where neither Address nor Callback is given. The default is none.
 	GridFTP GridFTP `mapstructure:"gridftp"`
 	// State is the directory where transfers and arrivals are kept. The default is /var/lib/glance-dtn/dtn.
 	State string `mapstructure:"state"`
@@ -264,14 +313,97 @@ type DTN struct {
 	// Metrics is host:port of plain HTTP with /metrics, /healthz and /readyz. Empty
 	// turns it off. The default is 127.0.0.1:9443.
 	Metrics string `mapstructure:"metrics"`
-	// Transfers is how many files are sent at once, 1 to 64. The default is 4.
+	// Transfers is how many files are sent at once, 1 to 64, those of up to 1 MiB not
+	// counted. The default is 4.
 	Transfers int `mapstructure:"transfers"`
 	// Protection is what keeps a file's bytes from harm on their way: private (TLS), safe
 	// (nobody changes them unseen, who listens reads them) or clear. Files are sent in
 	// it, and none is taken in less. The default is private.
 	Protection string `mapstructure:"protection"`
+	// Compression of files on their way: auto, where on the path at hand it saves more time
+	// than it takes; or off. The default is auto.
+	Compression string `mapstructure:"compression"`
+	// Congestion is the TCP congestion control of connections that files are sent over: the
+	// kernel's name of one, such as htcp; host, what the host uses by itself; or auto, bbr to
+	// a site that is not near where the kernel offers it, else the host's. The default is auto.
+	Congestion string `mapstructure:"congestion"`
+	// Tuning is how the DTN finds what transfers move fastest with, where nobody has set it.
+	Tuning Tuning `mapstructure:"tuning"`
+	// Delta has other sites' DTNs send only what their images do not share with those that
+	// arrived here before.
+	Delta Delta `mapstructure:"delta"`
 	// Reserve is the space on the export that is never given to arrivals. The default is 1GiB.
 	Reserve Size `mapstructure:"reserve"`
+	// Relay passes files on from one site to another, through this one. The default is none.
+	Relay Relay `mapstructure:"relay"`
+	// Limits are how much the data plane may move, and when. At any time the strictest that
+	// matches rules: of those for one site over what moves to and from it, of those for all
+	// sites over the sum. A daemon takes changes of them on SIGHUP. The default is none.
+	Limits []Limit `mapstructure:"limits"`
+}
+
+// Relay is what a DTN does for two other sites whose own path is worse. The agents of both
+// have to name it, too: see via and relays of their peers. The site that files come from is
+// told what this DTN has seen of its paths to those that they may go to.
+type Relay struct {
+	// Space is what files on their way may take of the export, all together. In store mode
+	// a file takes its size, in cut mode no more than a quarter of this. Required with Routes.
+	Space Size `mapstructure:"space"`
+	// Keep is how long what a file has brought here stays when it cannot go on, because a
+	// limit lets nothing through, the destination does not answer, or nobody brings the
+	// rest. After two hours it gives its room to files that need it. The default is 72h.
+	Keep time.Duration `mapstructure:"keep"`
+	// Routes say between which sites. The default is none.
+	Routes []Route `mapstructure:"routes"`
+}
+
+// Route lets files pass, one way.
+type Route struct {
+	// From is the site that they come from. Required.
+	From string `mapstructure:"from"`
+	// To lists the sites that they may go to. Required.
+	To []string `mapstructure:"to"`
+}
+
+// Limit bounds what moves at certain times. GridFTP keeps none.
+type Limit struct {
+	// Site is the other site. The default is empty: all sites together.
+	Site string `mapstructure:"site"`
+	// Days are when it holds, such as mon-fri or sat,sun. The default is empty: every day.
+	Days string `mapstructure:"days"`
+	// Hours are when it holds, such as 08:00-18:00; 22:00-06:00 ends on the day after those
+	// in Days. The default is empty: all day.
+	Hours string `mapstructure:"hours"`
+	// Zone is the time zone of Days and Hours, such as Europe/Berlin. The default is empty:
+	// that of this machine.
+	Zone string `mapstructure:"zone"`
+	// Send is the rate at which files are sent, such as 200Mbit/s, at least 64kbit/s; 0:
+	// none are, and transfers wait. The default is unlimited.
+	Send mover.Rate `mapstructure:"send"`
+	// Receive is the rate at which files are taken, as Send.
+	Receive mover.Rate `mapstructure:"receive"`
+}
+
+// Tuning is how a DTN finds pipelining and parallelism of transfers for which neither the
+// agent's configuration nor an operator says them.
+type Tuning struct {
+	// Correct has transfers that take long corrected while they run, from what they achieve.
+	// The default is true.
+	Correct bool `mapstructure:"correct"`
+	// Advise has transfers begin with what was best before, as far as the DTN's history tells.
+	// The default is true.
+	Advise bool `mapstructure:"advise"`
+	// Parallelism is the most connections to one destination of a transfer that is corrected
+	// or advised, 1 to 16. The default is 16.
+	Parallelism int `mapstructure:"parallelism"`
+}
+
+// Delta is what a DTN keeps of images that were delivered.
+type Delta struct {
+	// Keep is how much of them is kept on the export, those that were used last. They give
+	// way to arrivals, not to what is staged, for which the export needs room besides. The
+	// default is 0, off: only its operator knows how much of an export may be taken.
+	Keep Size `mapstructure:"keep"`
 }
 
 // GridFTP is how files move between GridFTP servers. This site's server shows the export;
@@ -330,8 +462,9 @@ func DefaultDTN() DTN {
 		State:     "/var/lib/glance-dtn/dtn",
 		TLS:       TLS{CA: "ca.pem", Cert: "dtn.pem", Key: "dtn.key"},
 		Metrics:   "127.0.0.1:9443",
-		Transfers: 4, Protection: "private",
-		Reserve: 1 << 30,
+		Transfers: 4, Protection: "private", Compression: "auto", Congestion: "auto",
+		Tuning:  Tuning{Correct: true, Advise: true, Parallelism: mover.MaxParallelism},
+		Reserve: 1 << 30, Relay: Relay{Keep: 72 * time.Hour},
 		GridFTP: GridFTP{CertDir: "/etc/grid-security/certificates", Protection: "private"},
 	}
 }
@@ -380,9 +513,45 @@ func (a Agent) AgentRules() []agent.Rule {
 		for _, id := range r.Match.IDs {
 			m.IDs = append(m.IDs, glance.ImageID(strings.ToLower(id)))
 		}
-		rules = append(rules, agent.Rule{Name: r.Name, Match: m, To: r.To})
+		rule := agent.Rule{Name: r.Name, Match: m, To: r.To, Priority: mover.Priority(r.Priority)}
+		if rule.Priority == mover.PriorityNormal {
+			rule.Priority = "" // the same, and a peer of a version without priorities takes the offer
+		}
+		rules = append(rules, rule)
 	}
 	return rules
+}
+
+// Relays returns the relays of Via that a way is chosen from. The configuration must be valid.
+func (v Via) Relays() (all []mover.Relay) {
+	for _, r := range v.Among {
+		all = append(all, mover.Relay{Site: r.Site, Address: r.Address})
+	}
+	return all
+}
+
+// Relay returns Via as the mover takes it. The configuration must be valid.
+func (p Peer) Relay() mover.Relay {
+	if p.Via.Site == "" {
+		return mover.Relay{}
+	}
+	return mover.Relay{Site: p.Via.Site, Address: p.Via.Address, Mode: mover.RelayMode(p.Via.Mode)}
+}
+
+// Allows reports whether files of the one site may pass to the other.
+func (r Relay) Allows(from, to string) bool {
+	return slices.ContainsFunc(r.Routes, func(o Route) bool { return o.From == from && slices.Contains(o.To, to) })
+}
+
+// MoverLimits returns the limits as the data plane takes them. The configuration must be
+// valid.
+func (d DTN) MoverLimits() mover.Limits {
+	var ls mover.Limits
+	for _, l := range d.Limits {
+		w, _ := mover.ParseWindow(l.Days, l.Hours, l.Zone) // Validate knows no fault of it
+		ls = append(ls, mover.Limit{Site: l.Site, Window: w, Send: l.Send, Receive: l.Receive})
+	}
+	return ls
 }
 
 // String returns the size with the largest unit that loses nothing.

@@ -5,12 +5,14 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/glance-dtn/glance-dtn/glance"
 	"github.com/glance-dtn/glance-dtn/internal/pki"
+	"github.com/glance-dtn/glance-dtn/mover"
 )
 
 var update = flag.Bool("update", false, "write the golden files anew")
@@ -167,11 +169,11 @@ func TestTheExamplesShowTheDefaults(t *testing.T) {
 	want.Site, want.Export, want.DTN.URL = "A", "/mnt/dtn", "https://dtn-a.example.org:7443"
 	want.TLS = TLS{CA: dir + "/ca.pem", Cert: dir + "/agent.pem", Key: dir + "/agent.key"}
 	want.Glance.Datadirs = []string{}
-	want.Peers = []Peer{{Name: "B", URL: "https://ctrl-b.example.org:7442", Jobs: defaultJobs}}
+	want.Peers = []Peer{{Name: "B", URL: "https://ctrl-b.example.org:7442", Jobs: defaultJobs, Via: Via{Mode: "cut", Among: []Third{}}, Relays: []string{}}}
 	want.Rules = []Rule{{Name: "public", To: []string{"B"}, Match: Match{
 		Names: []string{}, IDs: []string{}, Tags: []string{}, Visibility: []string{"public"}, Owners: []string{},
 		Properties: map[string]string{},
-	}}}
+	}, Priority: "normal"}}
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("agent.yaml: got\n%+v\nwant\n%+v", got, want)
 	}
@@ -181,6 +183,7 @@ func TestTheExamplesShowTheDefaults(t *testing.T) {
 		t.Fatal(err)
 	}
 	wantDTN := DefaultDTN()
+	wantDTN.Relay.Routes = []Route{}
 	wantDTN.Site, wantDTN.Export, wantDTN.Address = "A", "/export/glance", "dtn-a.example.org:7444"
 	wantDTN.TLS = TLS{CA: dir + "/ca.pem", Cert: dir + "/dtn.pem", Key: dir + "/dtn.key"}
 	if !reflect.DeepEqual(gotDTN, wantDTN) {
@@ -283,6 +286,7 @@ rules:
       ids: [0AF9B1B6-0000-4000-8000-000000000001]
       properties: {os_Distro: Debian, "img.Hash": "1"}
       max_size: 20GiB
+  - {name: golden, to: [B], priority: high}
 `), noEnv)
 	if err != nil {
 		t.Fatal(err)
@@ -290,12 +294,15 @@ rules:
 	if got.Metrics != "" {
 		t.Errorf("metrics is %q, want it off", got.Metrics)
 	}
-	if want := (Peer{Name: "b", URL: "https://c.example.org", Jobs: 2}); got.Peers[1] != want {
+	if want := (Peer{Name: "b", URL: "https://c.example.org", Jobs: 2}); !reflect.DeepEqual(got.Peers[1], want) {
 		t.Errorf("got peer %+v, want %+v", got.Peers[1], want)
 	}
 	r := got.AgentRules()[0]
-	if r.Name != "all" || !reflect.DeepEqual(r.To, []string{"B"}) {
+	if r.Name != "all" || !reflect.DeepEqual(r.To, []string{"B"}) || r.Priority != "" {
 		t.Errorf("got rule %+v", r)
+	}
+	if p := got.AgentRules()[1].Priority; p != mover.PriorityHigh {
+		t.Errorf("the second rule's priority is %q", p)
 	}
 	if want := map[string]string{"os_Distro": "Debian", "img.Hash": "1"}; !reflect.DeepEqual(r.Match.Properties, want) {
 		t.Errorf("got properties %v, want %v", r.Match.Properties, want)
@@ -313,6 +320,40 @@ func TestValidateNeedsNoFile(t *testing.T) {
 	d.Site, d.Export, d.Address = "A", "/export", "[2001:db8::1]:7444"
 	if err := d.Validate(); err != nil {
 		t.Error(err)
+	}
+}
+
+// A DTN is connected to, or connects itself.
+func TestACallbackTakesThePlaceOfAnAddress(t *testing.T) {
+	for text, want := range map[string]string{
+		"callback: [dtn-b:7444, \"[2001:db8::1]:7444\"]":                  "",
+		"callback: [dtn-b:7444]\naddress: dtn-a:7444":                     "callback: contradicts address",
+		"callback: [dtn-b:7444, dtn-b]":                                   "callback[1]: \"dtn-b\" must be host:port",
+		"callback: [callback://B]":                                        "callback[0]:",
+		"callback: [dtn-b:7444, dtn-b:7444]":                              "callback[1]: dtn-b:7444 is there twice",
+		"callback: []":                                                    "where they cannot, see callback",
+		"callback: [dtn-b:7444]\ngridftp: {url: ftp://dtn-a:2811/export}": "",
+	} {
+		_, err := LoadDTN(write(t, "site: A\nexport: /export\n"+text+"\n"), noEnv)
+		if (err == nil) != (want == "") || err != nil && !strings.Contains(err.Error(), want) {
+			t.Errorf("%s\ngot %v, want %q", text, err, want)
+		}
+	}
+}
+
+// One of two agents can be connected to.
+func TestAPeerIsConnectedToOrConnects(t *testing.T) {
+	for peer, want := range map[string]string{
+		"url: callback": "",
+		"url: https://ctrl-b:7442, callback: true": "",
+		"url: callback, callback: true":            "peers[0].callback: contradicts url",
+		"callback: true":                           "peers[0].url: is missing",
+		"url: Callback":                            "peers[0].url: must be https",
+	} {
+		_, err := LoadAgent(write(t, "site: A\nexport: /export\ndtn: {url: https://dtn-a:7443}\npeers: [{name: B, "+peer+"}]\n"), noEnv)
+		if (err == nil) != (want == "") || err != nil && !strings.Contains(err.Error(), want) {
+			t.Errorf("%s\ngot %v, want %q", peer, err, want)
+		}
 	}
 }
 
@@ -354,6 +395,92 @@ func TestSizes(t *testing.T) {
 	}
 }
 
+// TestAWayIsChosenAmongRelays where the configuration says so, and says what it has to.
+func TestAWayIsChosenAmongRelays(t *testing.T) {
+	a, err := LoadAgent(write(t, smallAgent+`
+peers:
+  - {name: B, url: "https://b.example.org", via: {mode: auto, among: [{site: R, address: "r:1"}, {site: S, address: "s:1"}]}}
+`), noEnv)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, want := a.Peers[0].Via.Relays(), []mover.Relay{{Site: "R", Address: "r:1"}, {Site: "S", Address: "s:1"}}; !slices.Equal(got, want) || a.Peers[0].Relay() != (mover.Relay{}) {
+		t.Errorf("got %+v and %+v, want %+v alone", got, a.Peers[0].Relay(), want)
+	}
+	_, err = LoadAgent(write(t, smallAgent+`
+peers:
+  - {name: B, url: "https://b.example.org", via: {mode: auto, among: [{site: B, address: "r:1"}, {site: R}, {site: R, address: "r:1"}]}}
+  - {name: C, url: "https://c.example.org", via: {mode: auto}}
+  - {name: D, url: "https://d.example.org", via: {mode: auto, site: R, address: "r:1"}}
+  - {name: E, url: "https://e.example.org", via: {site: R, address: "r:1", among: [{site: S, address: "s:1"}]}}
+  - {name: F, url: "https://f.example.org", via: auto}
+`), noEnv)
+	for _, want := range []string{
+		"peers[0].via.among[0].site: B is not a third site", "peers[0].via.among[1].address: must be host:port", "peers[0].via.among[2].site: R is there already",
+		"peers[1].via.among: is missing", "peers[2].via.site: contradicts mode: auto", "peers[3].via.among: has a meaning only with mode: auto",
+		"peers[4].via: must be a block of keys, such as {mode: auto, among: ",
+	} {
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("no %q in\n%v", want, err)
+		}
+	}
+}
+
+// TestRelays has all three sites say that files of A go through R to B.
+func TestRelays(t *testing.T) {
+	a, err := LoadAgent(write(t, smallAgent+`
+peers:
+  - {name: B, url: "https://b.example.org", via: {site: R, address: "dtn-r.example.org:7444"}, relays: [R, S]}
+`), noEnv)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, want := a.Peers[0].Relay(), (mover.Relay{Site: "R", Address: "dtn-r.example.org:7444", Mode: mover.CutThrough}); got != want {
+		t.Errorf("got %+v, want %+v", got, want)
+	}
+	if (Peer{Via: Via{Mode: "cut"}}).Relay() != (mover.Relay{}) {
+		t.Error("without a site there is a relay")
+	}
+	_, err = LoadAgent(write(t, smallAgent+`
+peers:
+  - {name: B, url: "https://b.example.org", via: {site: B, address: nowhere, mode: fast}, relays: [A, B]}
+  - {name: C, url: "https://c.example.org", via: {address: "r:1"}}
+`), noEnv)
+	for _, want := range []string{
+		"peers[0].via.mode: ", "peers[0].via.site: B is not a third site", "peers[0].via.address: must be host:port",
+		"peers[0].relays[0]: A is not a third site", "peers[0].relays[1]: B is not", "peers[1].via.site: is missing",
+	} {
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("no %q in\n%v", want, err)
+		}
+	}
+	d := DefaultDTN()
+	d.Site, d.Export, d.Address = "R", "/export", "dtn-r.example.org:7444"
+	d.Relay = Relay{Space: 1 << 30, Keep: time.Hour, Routes: []Route{{From: "A", To: []string{"B", "C"}}}}
+	if err := d.Validate(); err != nil {
+		t.Error(err)
+	}
+	for way, want := range map[[2]string]bool{{"A", "B"}: true, {"A", "C"}: true, {"B", "A"}: false, {"B", "C"}: false} {
+		if got := d.Relay.Allows(way[0], way[1]); got != want {
+			t.Errorf("from %s to %s: %v, want %v", way[0], way[1], got, want)
+		}
+	}
+	for want, r := range map[string]Relay{
+		"relay.space: is missing":               {Routes: []Route{{From: "A", To: []string{"B"}}}},
+		"relay.space: must not":                 {Space: -1},
+		"relay.routes: is missing":              {Space: 1},
+		"relay.keep: must be positive":          {Space: 1, Keep: -time.Hour},
+		"relay.routes[0].from: R is not a":      {Space: 1, Routes: []Route{{From: "R", To: []string{"B"}}}},
+		"relay.routes[0].to: is missing":        {Space: 1, Routes: []Route{{From: "A"}}},
+		"relay.routes[0].to[1]: A is not a thi": {Space: 1, Routes: []Route{{From: "A", To: []string{"B", "A"}}}},
+	} {
+		d.Relay = r
+		if err := d.Validate(); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%+v: no %q in\n%v", r, want, err)
+		}
+	}
+}
+
 func FuzzLoad(f *testing.F) {
 	f.Add(smallAgent)
 	f.Add("peers: [null, {jobs: {}}]\nrules: [{match: {properties: {1: x}}}]\n")
@@ -364,4 +491,29 @@ func FuzzLoad(f *testing.F) {
 			t.Errorf("accepted, but not valid: %v", a.Validate())
 		}
 	})
+}
+
+func TestLimitsAreReadAsTheyAreWritten(t *testing.T) {
+	got, err := LoadDTN(write(t, smallDTN+`
+limits:
+  - {site: B, days: mon-fri, hours: 22:00-06:00, zone: UTC, send: 200Mbit/s}
+  - {send: 0, receive: 1.5Gbit/s}
+`), noEnv)
+	if err != nil {
+		t.Fatal(err)
+	}
+	night, err := mover.ParseWindow("mon-fri", "22:00-06:00", "UTC")
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := mover.Limits{
+		{Site: "B", Window: night, Send: 2e8, Receive: mover.Unlimited},
+		{Send: 0, Receive: 15e8},
+	}
+	if ls := got.MoverLimits(); !reflect.DeepEqual(ls, want) {
+		t.Errorf("got\n%+v\nwant\n%+v", ls, want)
+	}
+	if got, err := LoadDTN(write(t, smallDTN), noEnv); err != nil || got.MoverLimits() != nil {
+		t.Errorf("limits %+v, %v where none are set", got.Limits, err)
+	}
 }

@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"github.com/spf13/viper"
+
+	"github.com/glance-dtn/glance-dtn/mover"
 )
 
 // between stands between the levels of a key inside viper, so that a key may hold a dot.
@@ -205,8 +207,8 @@ func fromText(s string, t reflect.Type) (any, error) {
 	}
 }
 
-// strict is the decode hook. It reads durations and sizes, gives a peer its
-// defaults, and refuses everything else that is not of the field's kind, where
+// strict is the decode hook. It reads durations, sizes and rates, gives a peer, its relay,
+// a rule and a limit their defaults, and refuses everything else that is not of the field's kind, where
 // viper would make do: text as a number, a number as text, 2.5 as 2, one value as a list.
 func strict(from, to reflect.Value) (any, error) {
 	switch to.Type() {
@@ -214,11 +216,23 @@ func strict(from, to reflect.Value) (any, error) {
 		return duration(from)
 	case reflect.TypeFor[Size]():
 		return size(from)
+	case reflect.TypeFor[mover.Rate]():
+		return rate(from)
+	case reflect.TypeFor[Limit]():
+		if m, ok := from.Interface().(map[string]any); ok {
+			return over(m, "send", mover.Unlimited.String(), "receive", mover.Unlimited.String()), nil
+		}
+	case reflect.TypeFor[Rule]():
+		if m, ok := from.Interface().(map[string]any); ok {
+			return over(m, "priority", string(mover.PriorityNormal)), nil
+		}
 	case reflect.TypeFor[Peer]():
-		if m, ok := from.Interface().(map[string]any); ok && m["jobs"] == nil {
-			m = maps.Clone(m)
-			m["jobs"] = defaultJobs
-			return m, nil
+		if m, ok := from.Interface().(map[string]any); ok {
+			return over(m, "jobs", defaultJobs), nil
+		}
+	case reflect.TypeFor[Via]():
+		if m, ok := from.Interface().(map[string]any); ok {
+			return over(m, "mode", string(mover.CutThrough)), nil
 		}
 	}
 	want := map[reflect.Kind]string{
@@ -229,11 +243,25 @@ func strict(from, to reflect.Value) (any, error) {
 		reflect.Struct: "a block of keys",
 		reflect.Map:    "a block of keys",
 	}
+	if from.Kind() == reflect.String && to.Type() == reflect.TypeFor[Via]() {
+		return nil, errors.New("must be a block of keys, such as {mode: auto, among: [{site: R, address: dtn-r.example.org:7444}]}")
+	}
 	got := from.Kind()
 	if got == to.Kind() || got == reflect.Map && to.Kind() == reflect.Struct {
 		return from.Interface(), nil
 	}
 	return nil, fmt.Errorf("must be %s", want[to.Kind()])
+}
+
+// over returns m over defaults, each a key and its value.
+func over(m map[string]any, defaults ...any) map[string]any {
+	m = maps.Clone(m)
+	for i := 0; i < len(defaults); i += 2 {
+		if key := defaults[i].(string); m[key] == nil {
+			m[key] = defaults[i+1]
+		}
+	}
+	return m
 }
 
 func duration(from reflect.Value) (any, error) {
@@ -272,6 +300,10 @@ func size(from reflect.Value) (any, error) {
 		return nil, errors.New("must be a size, such as 1048576, 512MiB or 1GiB")
 	}
 	return Size(n * unit), nil
+}
+
+func rate(from reflect.Value) (any, error) {
+	return mover.ParseRate(fmt.Sprint(from.Interface()))
 }
 
 // resolve makes the paths absolute. An empty path stays empty.

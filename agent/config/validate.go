@@ -125,8 +125,22 @@ func (d DTN) validate(f *faults) {
 	if d.Listen == d.Data && !strings.HasSuffix(d.Data, ":0") {
 		f.add("data", "is the same as listen; it needs a port of its own")
 	}
-	if host, port, err := net.SplitHostPort(d.Address); (d.Address != "" || d.GridFTP.URL == "") && (err != nil || host == "" || !isPort(port) || port == "0") {
-		f.add("address", "must be host:port by which other sites reach the data plane, such as dtn-a.example.org:7444")
+	switch {
+	case len(d.Callback) > 0 && d.Address != "":
+		f.add("callback", "contradicts address: leave address out where other sites cannot reach the data plane, callback where they can")
+	case len(d.Callback) == 0 && (d.Address != "" || d.GridFTP.URL == "") && !isHostPort(d.Address):
+		f.add("address", "must be host:port by which other sites reach the data plane, such as dtn-a.example.org:7444; where they cannot, see callback")
+	}
+	for i, a := range d.Callback {
+		if !isHostPort(a) {
+			f.add(fmt.Sprintf("callback[%d]", i), "%q must be host:port of the data plane of another site's DTN, such as dtn-b.example.org:7444", a)
+		} else if slices.Contains(d.Callback[:i], a) {
+			f.add(fmt.Sprintf("callback[%d]", i), "%s is there twice", a)
+		}
+	}
+	d.Relay.validate(d.Site, f)
+	if len(d.Relay.Routes) > 0 && d.Address == "" {
+		f.add("relay.routes", "have no meaning without address: the sending site's DTN connects to this one's data plane")
 	}
 	d.GridFTP.validate(f)
 	f.required("state", d.State, "a directory")
@@ -134,8 +148,47 @@ func (d DTN) validate(f *faults) {
 	f.metrics(d.Metrics)
 	f.within("transfers", d.Transfers, 1, 64)
 	f.oneOf("protection", d.Protection, string(mover.Clear), string(mover.Safe), string(mover.Private))
+	f.oneOf("compression", d.Compression, string(mover.Auto), string(mover.Off))
+	f.required("congestion", d.Congestion, "auto, host, or a congestion control of the kernel's")
+	f.within("tuning.parallelism", d.Tuning.Parallelism, 1, mover.MaxParallelism)
+	if d.Delta.Keep < 0 {
+		f.add("delta.keep", "must not be negative")
+	}
 	if d.Reserve < 0 {
 		f.add("reserve", "must not be negative")
+	}
+	for i, l := range d.Limits {
+		l.validate(fmt.Sprintf("limits[%d]", i), d.Site, f)
+	}
+}
+
+// leastRate is enough for a block to arrive before its connection is taken for still.
+const leastRate mover.Rate = 64e3
+
+func (l Limit) validate(at, site string, f *faults) {
+	if l.Site != "" {
+		f.site(at+".site", l.Site)
+		if l.Site == site {
+			f.add(at+".site", "%s is this site itself", l.Site)
+		}
+	}
+	window := func(key, days, hours, zone string) {
+		if _, err := mover.ParseWindow(days, hours, zone); err != nil {
+			f.add(at+"."+key, "%w", err)
+		}
+	}
+	window("days", l.Days, "", "")
+	window("hours", "", l.Hours, "")
+	window("zone", "", "", l.Zone)
+	rate := func(key string, r mover.Rate) {
+		if r != 0 && r < leastRate {
+			f.add(at+"."+key, "is less than %v; 0 means nothing at all", leastRate)
+		}
+	}
+	rate("send", l.Send)
+	rate("receive", l.Receive)
+	if l.Send == mover.Unlimited && l.Receive == mover.Unlimited {
+		f.add(at, "limits nothing: set send, receive or both")
 	}
 }
 
@@ -217,8 +270,79 @@ func (a Agent) validatePeers(f *faults) {
 		} else {
 			seen[p.Name] = i
 		}
-		f.httpsURL(key+".url", p.URL)
+		if p.URL != URLCallback {
+			f.httpsURL(key+".url", p.URL)
+		} else if p.Callback {
+			f.add(key+".callback", "contradicts url: one of the two agents has to be one that can be connected to")
+		}
 		f.within(key+".jobs", p.Jobs, 1, 64)
+		p.validateRelays(key, a.Site, f)
+	}
+}
+
+func (p Peer) validateRelays(key, own string, f *faults) {
+	p.Via.validate(key+".via", own, p.Name, f)
+	for i, s := range p.Relays {
+		f.third(fmt.Sprintf("%s.relays[%d]", key, i), s, own, p.Name)
+	}
+}
+
+func (v Via) validate(key, own, peer string, f *faults) {
+	relay := func(at, site, address string) {
+		f.third(at+".site", site, own, peer)
+		f.address(at+".address", address, "by which this site's DTN reaches the relay's data plane, such as dtn-r.example.org:7444")
+	}
+	if v.Mode != "" || v.Site != "" || v.Address != "" {
+		f.oneOf(key+".mode", v.Mode, string(mover.CutThrough), string(mover.StoreForward), ViaAuto)
+	}
+	switch single := v.Site != "" || v.Address != ""; {
+	case v.Mode != ViaAuto && len(v.Among) > 0:
+		f.add(key+".among", "has a meaning only with mode: %s", ViaAuto)
+	case v.Mode != ViaAuto && single:
+		relay(key, v.Site, v.Address)
+	case v.Mode == ViaAuto && single:
+		f.add(key+".site", "contradicts mode: %s, which chooses: put site and address into %s.among", ViaAuto, key)
+	case v.Mode == ViaAuto && len(v.Among) == 0:
+		f.add(key+".among", "is missing: the DTNs to choose from, such as [{site: R, address: dtn-r.example.org:7444}]")
+	}
+	for i, r := range v.Among {
+		at := fmt.Sprintf("%s.among[%d]", key, i)
+		relay(at, r.Site, r.Address)
+		if slices.ContainsFunc(v.Among[:i], func(o Third) bool { return o.Site == r.Site }) {
+			f.add(at+".site", "%s is there already", r.Site)
+		}
+	}
+}
+
+// third checks the name of a site that is neither of the other two.
+func (f *faults) third(key, name string, others ...string) {
+	f.site(key, name)
+	if name != "" && slices.Contains(others, name) {
+		f.add(key, "%s is not a third site", name)
+	}
+}
+
+func (r Relay) validate(own string, f *faults) {
+	switch {
+	case r.Space < 0:
+		f.add("relay.space", "must not be negative")
+	case len(r.Routes) > 0 && r.Space == 0:
+		f.add("relay.space", "is missing: what files on their way may take of the export, such as 50GiB")
+	case len(r.Routes) == 0 && r.Space > 0:
+		f.add("relay.routes", "is missing: between which sites files may pass, such as [{from: A, to: [B]}]")
+	}
+	if r.Keep <= 0 {
+		f.add("relay.keep", "must be positive, such as 72h")
+	}
+	for i, o := range r.Routes {
+		key := fmt.Sprintf("relay.routes[%d]", i)
+		f.third(key+".from", o.From, own)
+		if len(o.To) == 0 {
+			f.add(key+".to", "is missing: the sites that files may go to")
+		}
+		for j, to := range o.To {
+			f.third(fmt.Sprintf("%s.to[%d]", key, j), to, own, o.From)
+		}
 	}
 }
 
@@ -234,6 +358,7 @@ func (a Agent) validateRules(f *faults) {
 		}
 		f.peers(key+".to", r.To, a.Peers)
 		r.Match.validate(key+".match.", f)
+		f.oneOf(key+".priority", r.Priority, string(mover.PriorityLow), string(mover.PriorityNormal), string(mover.PriorityHigh))
 	}
 }
 
@@ -329,10 +454,23 @@ func (f *faults) listen(key, s string) {
 	}
 }
 
+// address checks where others reach something.
+func (f *faults) address(key, s, what string) {
+	if !isHostPort(s) {
+		f.add(key, "must be host:port %s", what)
+	}
+}
+
 func (f *faults) metrics(s string) {
 	if s != "" {
 		f.listen("metrics", s)
 	}
+}
+
+// isHostPort reports whether s is something to connect to.
+func isHostPort(s string) bool {
+	host, port, err := net.SplitHostPort(s)
+	return err == nil && host != "" && isPort(port) && port != "0"
 }
 
 func isPort(s string) bool {

@@ -13,7 +13,7 @@ import (
 )
 
 // shortTTL is a lease that a test can outlive, and a busy machine can renew.
-const shortTTL = 3 * time.Second
+const shortTTL = 9 * time.Second
 
 func TestASlotHoldsItsLimitOverAllAgents(t *testing.T) {
 	t.Parallel()
@@ -184,7 +184,7 @@ func TestProgressIsStoredAtMostOnceASecond(t *testing.T) {
 		for n := range int64(1000) {
 			c.Progress(agent.Progress{State: agent.Pending, Moved: n, Total: 999, At: oclock})
 		}
-		if d := time.Since(began); d > progressEvery {
+		if d := time.Since(began); d > time.Minute { // they wait for nothing: it would be a second each
 			t.Errorf("1000 reports took %v", d)
 		}
 		reports := 0

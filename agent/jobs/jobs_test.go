@@ -166,7 +166,7 @@ func wantErr(t testing.TB, what string, got, want error) {
 // await polls until cond holds.
 func await(t testing.TB, what string, cond func() bool) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 15*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
@@ -185,7 +185,7 @@ func end(t testing.TB, c agent.Claim) error {
 	select {
 	case <-c.Context().Done():
 		return context.Cause(c.Context())
-	case <-time.After(15 * time.Second):
+	case <-time.After(time.Minute):
 		t.Fatal("the claim does not end")
 		return nil
 	}

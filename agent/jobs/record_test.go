@@ -21,7 +21,7 @@ func TestRecordsThatThisAgentWouldSpoilAreRefused(t *testing.T) {
 	for name, bad := range map[string]string{
 		"version 2, run the release": strings.Replace(good, `"v":1`, `"v":2,"more":{}`, 1),
 		"version 0":                  strings.Replace(good, `"v":1`, `"v":0`, 1),
-		"unknown field":              strings.Replace(good, `"peer":`, `"priority":1,"peer":`, 1),
+		"unknown field":              strings.Replace(good, `"peer":`, `"colour":1,"peer":`, 1),
 		"holds job":                  strings.Replace(good, string(id), "another", 1),
 		"unexpected end":             good[:len(good)-1],
 		"after top-level value":      good + "{}",
