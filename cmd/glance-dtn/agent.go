@@ -7,7 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
-	"reflect"
+	"slices"
 
 	"github.com/spf13/cobra"
 
@@ -61,14 +61,22 @@ func runAgent(ctx context.Context, conf config.Agent, file string, log *slog.Log
 		return err
 	}
 	started := log.With("listen", peers.Addr().String(), "control", conf.Control)
-	served := served{s.agent, s.dirs}
+	callers, err := s.callers(conf, log)
+	if err != nil {
+		return err
+	}
+	defer s.callbacks.Close()
+	served := served{s.agent, s.dirs, callers}
 	parts := []part{
 		s.agent.Run,
 		func(ctx context.Context) error { return metrics.Run(ctx, served, log) },
 		s.dirs.watch(conf.Watch.Scan, log, s.agent.Hint),
 		httpServer(api.ControlServer(served, log), control),
-		httpServer(api.PeerServer(served, log), tls.NewListener(peers, s.ring.ServerTLS(nil))),
+		httpServer(api.PeerServer(served, s.callbacks, log), tls.NewListener(peers, s.ring.ServerTLS(nil))),
 		reloading(log, func() error { return reload(s, file, conf, log) }),
+	}
+	for _, c := range callers {
+		parts = append(parts, c.Run)
 	}
 	if conf.Metrics != "" {
 		l, err := open.open("metrics", conf.Metrics)
@@ -100,24 +108,36 @@ func reload(s *site, file string, running config.Agent, log *slog.Logger) error 
 	if conf.Site != running.Site {
 		return fmt.Errorf("site: a site does not change its name while it runs; restart the agent")
 	}
-	if !reflect.DeepEqual(fixed(conf), fixed(running)) {
-		log.Warn("log, glance, export, mount, dtn, tls, listen, control, metrics, state, watch.scan or transfer.stage have changed: restart the agent for these")
+	if err := s.agent.Reload(s.settings(conf)); err != nil {
+		return err
 	}
-	return s.agent.Reload(settings(conf, s.ring))
+	keys := config.Changed(fixed(running), fixed(conf))
+	if i := slices.Index(keys, "peers"); i >= 0 {
+		keys[i] = "peers: callback or url" // all else that is said of them is taken
+	}
+	warnOfRestart(log, keys)
+	return nil
 }
 
 // fixed is the part of the configuration that is read at the start only.
 func fixed(c config.Agent) config.Agent {
-	c.Peers, c.Rules, c.Deliver, c.Retry, c.Keep = nil, nil, config.Deliver{}, config.Retry{}, 0
+	var called []config.Peer
+	for _, p := range c.Peers {
+		if p.Callback {
+			called = append(called, config.Peer{Name: p.Name, URL: p.URL})
+		}
+	}
+	c.Peers, c.Rules, c.Deliver, c.Retry, c.Keep = called, nil, config.Deliver{}, config.Retry{}, 0
 	c.Watch = config.Watch{Scan: c.Watch.Scan}
 	c.Transfer = config.Transfer{Stage: c.Transfer.Stage}
 	return c
 }
 
-// served is the agent with the datadir's health among its checks.
+// served is the agent with the health of datadir and callers among its checks.
 type served struct {
 	*agent.Agent
-	dirs *datadirs
+	dirs    *datadirs
+	callers []*api.Caller
 }
 
 func (s served) Checks(ctx context.Context) []agent.Check {
@@ -125,5 +145,9 @@ func (s served) Checks(ctx context.Context) []agent.Check {
 	if err := s.dirs.healthy(); err != nil {
 		c.OK, c.Error = false, err.Error()
 	}
-	return append(s.Agent.Checks(ctx), c)
+	checks := append(s.Agent.Checks(ctx), c)
+	for _, c := range s.callers {
+		checks = append(checks, c.Check())
+	}
+	return checks
 }

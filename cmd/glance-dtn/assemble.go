@@ -39,6 +39,8 @@ type site struct {
 	ring  *pki.Keyring
 	store *jobs.Store
 	dirs  *datadirs
+
+	callbacks *api.Callbacks
 }
 
 // assemble makes an agent of a configuration. ctx bounds the opening of the job store
@@ -56,7 +58,7 @@ func assemble(ctx context.Context, conf config.Agent, log *slog.Logger, observe 
 	if err != nil {
 		return nil, fmt.Errorf("glance: %w", err)
 	}
-	s := &site{ring: ring, dirs: &datadirs{conf: conf.Glance, ask: images.Datadirs}}
+	s := &site{ring: ring, dirs: &datadirs{conf: conf.Glance, ask: images.Datadirs}, callbacks: new(api.Callbacks)}
 	node, err := client.New(conf.DTN.URL, &http.Client{Transport: ring.Transport(pki.Identity{Site: conf.Site, Role: pki.DTN})})
 	if err != nil {
 		return nil, fmt.Errorf("dtn.url: %w", err)
@@ -74,9 +76,10 @@ func assemble(ctx context.Context, conf config.Agent, log *slog.Logger, observe 
 	})
 	s.agent, err = agent.New(agent.Options{
 		Site: conf.Site, Catalog: images, Stager: stager{copier, export}, Mover: node, Landing: node,
-		Signer: signer{ring}, Store: s.store, Log: log,
+		Signer: ticket.NewSigner(ring.Certificate), Store: s.store, Log: log,
+		Choose:      chooseWay,
 		StoreFaults: s.dirs.faults(ctx, log),
-		Settings:    settings(conf, ring),
+		Settings:    s.settings(conf),
 	})
 	if err != nil {
 		return nil, errors.Join(err, s.store.Close())
@@ -99,19 +102,43 @@ func inProcess(ctx context.Context, file string, stderr io.Writer) (*agent.Agent
 }
 
 // settings is the part of the configuration that a reload may change.
-func settings(conf config.Agent, ring *pki.Keyring) agent.Settings {
-	s := agent.Settings{
+func (s *site) settings(conf config.Agent) agent.Settings {
+	set := agent.Settings{
 		DeliverJobs: conf.Deliver.Jobs, OnDeletedID: conf.Deliver.OnDeletedID, Owner: conf.Deliver.Owner,
 		PCP:      mover.PCP{Pipelining: conf.Transfer.Pipelining, Parallelism: conf.Transfer.Parallelism},
 		RetryMin: conf.Retry.Min, RetryMax: conf.Retry.Max,
 		Listing: conf.Watch.Listing, Reconcile: conf.Watch.Reconcile, Stuck: conf.Watch.Stuck,
 		Rules: conf.AgentRules(), Keep: conf.Keep,
 	}
+	var callbacks []string
 	for _, p := range conf.Peers {
-		hc := &http.Client{Transport: ring.Transport(pki.Identity{Site: p.Name, Role: pki.Agent})}
-		s.Peers = append(s.Peers, agent.PeerSite{Name: p.Name, Peer: api.NewPeerClient(p.Name, p.URL, hc), Jobs: p.Jobs, MayPull: p.MayPull})
+		var client *api.PeerClient
+		if p.URL == config.URLCallback {
+			client = api.NewCallbackClient(p.Name, s.callbacks)
+			callbacks = append(callbacks, p.Name)
+		} else {
+			client = api.NewPeerClient(p.Name, p.URL, &http.Client{Transport: s.ring.Transport(pki.Identity{Site: p.Name, Role: pki.Agent})})
+		}
+		set.Peers = append(set.Peers, agent.PeerSite{Name: p.Name, Peer: client, Jobs: p.Jobs, MayPull: p.MayPull, Via: p.Relay(), Among: p.Via.Relays(), Relays: p.Relays})
 	}
-	return s
+	s.callbacks.Expect(callbacks)
+	return set
+}
+
+// callers are for the peers that cannot connect to this agent.
+func (s *site) callers(conf config.Agent, log *slog.Logger) (all []*api.Caller, err error) {
+	for _, p := range conf.Peers {
+		if !p.Callback {
+			continue
+		}
+		theirs := pki.Identity{Site: p.Name, Role: pki.Agent}
+		c, err := api.NewCaller(s.agent, p.Name, p.URL, func() *tls.Config { return s.ring.ClientTLS(theirs) }, log)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, c)
+	}
+	return all, nil
 }
 
 // copyAtOnce is nfs.CopyAtOnce of the mount under dir.
@@ -157,11 +184,6 @@ func (s stager) Stage(ctx context.Context, id glance.ImageID, f mover.File, repo
 }
 
 func (s stager) Open(name string) (agent.ReaderAtCloser, error) { return s.Copier.Open(name) }
-
-// signer signs tickets with the agent's certificate of the moment.
-type signer struct{ ring *pki.Keyring }
-
-func (s signer) Sign(t mover.Ticket) (string, error) { return ticket.Sign(s.ring.Certificate(), t) }
 
 // openJobs opens the site's job store. Either kind bounds by itself how long that may take.
 func openJobs(ctx context.Context, c config.State, site string, log *slog.Logger) (*jobs.Store, error) {

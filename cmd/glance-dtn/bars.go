@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"io"
+	"strings"
 	"sync"
 	"time"
 
@@ -10,6 +11,7 @@ import (
 	"github.com/vbauerster/mpb/v8/decor"
 
 	"github.com/glance-dtn/glance-dtn/agent"
+	"github.com/glance-dtn/glance-dtn/mover"
 )
 
 // bars is the view for a terminal: one bar for each job, showing the leg that runs.
@@ -92,8 +94,9 @@ type leg struct {
 	state        agent.State
 	reason       string
 	moved, total int64
-	from         int64     // what had been moved when we first heard of the leg
-	since        time.Time // when that was
+	bottleneck   string
+	speed        mover.Speed
+	since        time.Time // when we first heard of the leg
 }
 
 // enter returns the leg that follows from the job.
@@ -110,10 +113,7 @@ func (l leg) advance(p agent.Progress, now time.Time) leg {
 	if p.State != l.state || p.Total == 0 {
 		return l
 	}
-	if l.moved == 0 || p.Moved < l.moved {
-		l.from, l.since = p.Moved, now
-	}
-	l.moved, l.total = p.Moved, p.Total
+	l.moved, l.total, l.speed, l.bottleneck = p.Moved, p.Total, l.speed.At(now, p.Moved), p.Bottleneck.Name()
 	return l
 }
 
@@ -134,8 +134,8 @@ var doing = map[agent.State]string{
 
 func (l leg) title(time.Time) string { return doing[l.state] }
 
-// numbers tells what was moved, how fast, and how long the rest takes; or what
-// the job waits for.
+// numbers tells what was moved, how fast, how long the rest takes, and the bottleneck; or
+// what the job waits for.
 func (l leg) numbers(now time.Time) string {
 	switch {
 	case l.state.Final():
@@ -146,12 +146,12 @@ func (l leg) numbers(now time.Time) string {
 		return span(now.Sub(l.since))
 	}
 	text := fmt.Sprintf("%s / %s", size(l.moved), size(l.total))
-	done, took := l.moved-l.from, now.Sub(l.since)
-	if done <= 0 || took <= 0 {
+	bits := l.speed.Rate(now)
+	if bits <= 0 {
 		return text
 	}
-	rest := time.Duration(float64(l.total-l.moved) / float64(done) * float64(took))
-	return fmt.Sprintf("%s  %s  ETA %s", text, rate(done, took), eta(rest))
+	rest := time.Duration(8 * float64(l.total-l.moved) / bits * float64(time.Second))
+	return strings.TrimRight(fmt.Sprintf("%s  %s  ETA %s  %s", text, rate(int64(bits/8), time.Second), eta(rest), l.bottleneck), " ")
 }
 
 // eta is span without the pretence of tenths of a second.

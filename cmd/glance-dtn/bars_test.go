@@ -6,10 +6,11 @@ import (
 
 	"github.com/glance-dtn/glance-dtn/agent"
 	"github.com/glance-dtn/glance-dtn/glance"
+	"github.com/glance-dtn/glance-dtn/mover"
 )
 
-// A bar tells the rate since we look at the leg, not since bytes that an earlier
-// attempt had moved, and starts anew with each leg.
+// A bar tells the rate of the last seconds, without bytes that an earlier attempt had
+// moved, and starts anew with each leg.
 func TestBarShowsTheRunningLeg(t *testing.T) {
 	now := time.Unix(1e9, 0)
 	j := agent.Job{State: agent.Staged, Image: glance.Image{Size: 1 << 30}}
@@ -34,6 +35,12 @@ func TestBarShowsTheRunningLeg(t *testing.T) {
 
 	l = l.advance(agent.Progress{State: agent.Offered, Moved: 1, Total: 2}, now)
 	check(l, "move", "768.0 MiB / 1.0 GiB  134 MB/s  ETA 2 s")
+
+	for range 10 {
+		now = now.Add(time.Second)
+		l = l.advance(agent.Progress{State: agent.Staged, Moved: l.moved + 10<<20, Total: 1 << 30, Bottleneck: mover.Bottleneck{Place: mover.Network, Share: 0.8}}, now)
+	}
+	check(l, "move", "868.0 MiB / 1.0 GiB  10 MB/s  ETA 16 s  network")
 
 	j.Reason = "site B does not answer"
 	check(l.enter(j, now), "move", "site B does not answer")

@@ -17,7 +17,7 @@ func (c *cli) compare() *cobra.Command {
 		Use:   "compare [--peer SITE] [SELECTION]",
 		Short: "Compare this site's images with other sites'",
 		Long: `compare asks the sites for their images, and lists those that are not the same
-here and there. --all lists the same ones too.`,
+here and there. --all lists the same ones too, as -o json and yaml always do.`,
 		Example: `  glance-dtn compare
   glance-dtn compare --peer B --tag golden --all`,
 		Args: args(),

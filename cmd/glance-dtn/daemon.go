@@ -112,6 +112,13 @@ func watchdog(log *slog.Logger, alive func(context.Context) error) part {
 	}
 }
 
+// warnOfRestart names the changed keys that a daemon reads at its start only.
+func warnOfRestart(log *slog.Logger, keys []string) {
+	if len(keys) > 0 {
+		log.Warn("some changes need a restart; all others are in force", "keys", keys)
+	}
+}
+
 // reloading calls reload at each SIGHUP. An error is logged, and all stays as it was.
 func reloading(log *slog.Logger, reload func() error) part {
 	return func(ctx context.Context) error {

@@ -4,7 +4,9 @@ import (
 	"bufio"
 	"bytes"
 	"encoding/json"
+	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"os"
@@ -15,11 +17,14 @@ import (
 	"testing"
 	"time"
 
+	"github.com/glance-dtn/glance-dtn/agent"
+	"github.com/glance-dtn/glance-dtn/agent/api"
+	"github.com/glance-dtn/glance-dtn/agent/config"
 	"github.com/glance-dtn/glance-dtn/internal/pki"
 )
 
 // daemonTime bounds what a daemon under test may take for one thing.
-const daemonTime = 30 * time.Second
+const daemonTime = 2 * time.Minute
 
 // process is a daemon that a test runs: the real binary, its log read line by line.
 type process struct {
@@ -30,7 +35,12 @@ type process struct {
 
 func start(t *testing.T, env []string, args ...string) *process {
 	t.Helper()
-	p := &process{t: t, cmd: exec.Command("glance-dtn", args...), lines: make(chan map[string]any, 1000)}
+	return startCommand(t, env, exec.Command("glance-dtn", args...))
+}
+
+func startCommand(t *testing.T, env []string, cmd *exec.Cmd) *process {
+	t.Helper()
+	p := &process{t: t, cmd: cmd, lines: make(chan map[string]any, 1000)}
 	p.cmd.Env = append(os.Environ(), env...)
 	stderr, err := p.cmd.StderrPipe()
 	if err != nil {
@@ -243,6 +253,23 @@ func TestDTNServesReloadsAndStops(t *testing.T) {
 		t.Errorf("logged %v, want the key transfers", line)
 	}
 	manager.told("READY=1")
+	write(t, conf, dtnConfig+"transfers: 7\nlimits: [{site: B, send: 1Mbit/s}]\n")
+	p.signal(syscall.SIGHUP)
+	if line := p.logged("some changes need a restart; all others are in force"); fmt.Sprint(line["keys"]) != "[transfers]" {
+		t.Errorf("logged %v, want the key transfers", line)
+	}
+	p.logged("configuration reloaded")
+	want := `glance_dtn_dtn_limit_bits_per_second{direction="send",site="B"} 1e+06`
+	if code, body := get(t, http.DefaultClient, "http://"+started["metrics"].(string)+"/metrics"); code != 200 || !strings.Contains(body, want) {
+		t.Errorf("/metrics: %d, not %s in\n%s", code, want, body)
+	}
+	write(t, conf, dtnConfig+"limits: [{site: B, send: 200Mbit/s}]\n")
+	p.signal(syscall.SIGHUP)
+	p.logged("configuration reloaded")
+	want = `glance_dtn_dtn_limit_bits_per_second{direction="send",site="B"} 2e+08`
+	if code, body := get(t, http.DefaultClient, "http://"+started["metrics"].(string)+"/metrics"); code != 200 || !strings.Contains(body, want) {
+		t.Errorf("/metrics: %d, not %s in\n%s", code, want, body)
+	}
 
 	p.signal(syscall.SIGTERM)
 	manager.told("STOPPING=1")
@@ -272,6 +299,36 @@ metrics: 127.0.0.1:0
 state: {embedded: state}
 peers: [{name: B, url: "https://127.0.0.1:9"}]
 `
+
+// TestAReloadSaysWhatNeedsARestart, and of what is in force nothing where none of it is.
+func TestAReloadSaysWhatNeedsARestart(t *testing.T) {
+	dir := t.TempDir()
+	certificates(t, dir)
+	ring, err := pki.Files{CA: filepath.Join(dir, "ca.pem"), Cert: filepath.Join(dir, "agent.pem"), Key: filepath.Join(dir, "agent.key")}.Load(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(dir, "agent.yaml")
+	peer := func(url, via string) string {
+		return strings.Replace(agentConfig, "https://127.0.0.1:9\"}]", url+"\", callback: true"+via+"}]", 1)
+	}
+	write(t, file, peer("https://127.0.0.1:9", ""))
+	running, err := config.LoadAgent(file, os.Getenv)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct{ via, err, log string }{
+		{"", "<nil>", `keys="[peers: callback or url]"`},
+		{`, via: {mode: auto, among: [{site: R, address: "r:1"}]}`, "peer B: nothing chooses among its relays", ""},
+	} {
+		write(t, file, peer("https://127.0.0.1:10", c.via))
+		var log bytes.Buffer
+		err := reload(&site{agent: new(agent.Agent), ring: ring, callbacks: new(api.Callbacks)}, file, running, slog.New(slog.NewTextHandler(&log, nil)))
+		if fmt.Sprint(err) != c.err || !strings.Contains(log.String(), c.log) || c.log == "" && log.Len() > 0 {
+			t.Errorf("error %v, want %s; logged %q, want %q", err, c.err, log.String(), c.log)
+		}
+	}
+}
 
 // noGlance is an environment in which a Glance is configured and does not answer.
 var noGlance = []string{"OS_AUTH_TYPE=admin_token", "OS_ENDPOINT=http://127.0.0.1:9", "OS_TOKEN=none"}

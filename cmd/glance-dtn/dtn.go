@@ -10,7 +10,6 @@ import (
 	"log/slog"
 	"net/http"
 	"os"
-	"reflect"
 	"runtime/debug"
 	"time"
 
@@ -26,9 +25,11 @@ import (
 	"github.com/glance-dtn/glance-dtn/mover/dtn"
 	"github.com/glance-dtn/glance-dtn/mover/gridftp"
 	"github.com/glance-dtn/glance-dtn/mover/stream"
+	"github.com/glance-dtn/glance-dtn/mover/stream/pace"
 	"github.com/glance-dtn/glance-dtn/mover/ticket"
 	"github.com/glance-dtn/glance-dtn/nfs"
 	"github.com/glance-dtn/glance-dtn/nfs/guard"
+	"github.com/glance-dtn/glance-dtn/tuning/online"
 )
 
 func (c *cli) dtn() *cobra.Command {
@@ -39,8 +40,8 @@ func (c *cli) dtn() *cobra.Command {
 		Long: `dtn moves files from its export's outbox to other sites' DTNs when its own site's
 agent asks, and takes files into its inbox from DTNs that show a ticket.
 
-It reads changed certificates by itself; any other change needs a restart, which
-costs no transfer: what ran goes on.`,
+It reads changed certificates by itself, and changed limits on SIGHUP; any other
+change needs a restart, which costs no transfer: what ran goes on.`,
 		Args: args(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			conf, err := config.LoadDTN(file, os.Getenv)
@@ -85,26 +86,54 @@ func runDTN(ctx context.Context, conf config.DTN, file string, log *slog.Logger)
 
 	var open listeners
 	defer func() { open.Close() }()
-	land, err := landingOf(conf, export, arrivals, ring, &open, log)
+	sent := pace.New(mover.Send, conf.MoverLimits())
+	received := pace.New(mover.Receive, conf.MoverLimits())
+	if err := stream.CheckCongestion(conf.Congestion); err != nil {
+		return badConfig(fmt.Errorf("%s: congestion: %w", file, err))
+	}
+	engine := &stream.Engine{
+		Root: export, Site: conf.Site,
+		TLS: func() *tls.Config { return ring.ClientTLS(pki.Identity{Role: pki.DTN}) },
+
+		Protection:  mover.Protection(conf.Protection),
+		Compression: mover.Compression(conf.Compression),
+		Congestion:  conf.Congestion,
+		Pacer:       sent,
+	}
+	relay, err := relayOf(conf, export, ring, engine)
 	if err != nil {
 		return err
 	}
-	engines := map[string]mover.Engine{mover.Stream: &stream.Engine{
-		Root: export,
-		TLS:  func() *tls.Config { return ring.ClientTLS(pki.Identity{Role: pki.DTN}) },
-
-		Protection: mover.Protection(conf.Protection),
-	}}
+	var server *dtn.Server // there before anything is passed on
+	if relay != nil {
+		defer func() { err = errors.Join(err, relay.Box.Close(), relay.State.Close()) }()
+		relay.Sighted = func(address string, w mover.Way) { server.Sighted(address, w) }
+		relay.Seen = func() []mover.SeenPath { return server.Seen() }
+	}
+	land, err := ground{conf, export, arrivals, ring, engine, relay, received, log}.land(&open)
+	if err != nil {
+		return err
+	}
+	memory, err := openMemory(transfers, conf.Tuning, log)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, memory.Close()) }()
+	engines := map[string]mover.Engine{mover.Stream: engine}
 	if conf.GridFTP.URL != "" {
 		engines[mover.GridFTP] = gridEngine(conf, export, ring)
 	}
-	server, err := dtn.New(dtn.Options{
+	server, err = dtn.New(dtn.Options{
 		Site: conf.Site, Version: versionText(), Address: land.address, Marker: marker.ID,
 		Mark:    func() (bool, error) { return guard.Keep(export, marker) },
 		Engines: engines, Arrivals: land.arrivals, Export: export, State: transfers,
-		Transfers: conf.Transfers, Reserve: int64(conf.Reserve), Keep: dtn.DefaultKeep,
-		Ack: acknowledges(conf.Export, log),
-		Log: log,
+		Transfers: conf.Transfers, Small: dtn.DefaultSmall, Reserve: int64(conf.Reserve), Spare: land.spare, Keep: dtn.DefaultKeep,
+		Ack:       acknowledges(conf.Export, log),
+		Callbacks: land.callbacks, Standing: land.standing, Relay: land.relay,
+		Correct: correction(conf.Tuning),
+		History: memory,
+		Limits:  sent.Limits,
+		Log:     log,
 	})
 	if err != nil {
 		return err
@@ -118,8 +147,15 @@ func runDTN(ctx context.Context, conf config.DTN, file string, log *slog.Logger)
 	parts := []part{
 		server.Run,
 		land.run,
+		memory.Run,
 		httpServer(dtn.NewHTTPServer(ctx, server.Handler(), nil, log), tls.NewListener(api, ring.ServerTLS(nil))),
-		reloading(log, func() error { return needsRestart(file, conf) }),
+		reloading(log, func() error {
+			return reloadDTN(file, conf, log, func(ls mover.Limits) {
+				sent.Set(ls)
+				received.Set(ls)
+				server.Reconsider()
+			})
+		}),
 	}
 	if conf.GridFTP.URL != "" {
 		parts = append(parts, checkGrid(conf.GridFTP, log))
@@ -136,45 +172,137 @@ func runDTN(ctx context.Context, conf config.DTN, file string, log *slog.Logger)
 	return serve(ctx, log, func(context.Context) error { return nil }, parts...)
 }
 
-// landing is how files of other sites arrive: over the data plane of this DTN, or, where
-// it has no address, by way of a GridFTP server.
-type landing struct {
-	arrivals dtn.Arrivals
-	run      part
-	address  string // for other sites
-	data     string // for the log
+// correction corrects transfers while they run; nil: nothing does.
+func correction(t config.Tuning) func() dtn.Corrector {
+	if !t.Correct {
+		return nil
+	}
+	limits := mover.PCP{Concurrency: stream.DefaultConcurrency, Parallelism: t.Parallelism}
+	return func() dtn.Corrector { return online.New(limits) }
 }
 
-func landingOf(conf config.DTN, export, state *os.Root, ring *pki.Keyring, open *listeners, log *slog.Logger) (landing, error) {
-	free := func() (int64, error) {
-		free, _, err := dtn.Space(export)
-		return free - int64(conf.Reserve), err
+// landing is how files of other sites arrive: over the data plane of this DTN, to which
+// they connect or which connects to them, or by way of a GridFTP server.
+type landing struct {
+	arrivals  dtn.Arrivals
+	run       part
+	address   string // for other sites
+	data      string // for the log
+	callbacks func() []mover.Callback
+	standing  func() map[string]bool
+	spare     func() int64
+	relay     dtn.Relay
+}
+
+// ground is what a landing is made of.
+type ground struct {
+	conf     config.DTN
+	export   *os.Root
+	state    *os.Root // of the arrivals
+	ring     *pki.Keyring
+	engine   *stream.Engine
+	relay    *stream.RelayOptions // nil: nothing is passed on
+	received *pace.Pacer
+	log      *slog.Logger
+}
+
+// land also has the engine send to the DTNs that connect here because they cannot be
+// connected to.
+func (g ground) land(open *listeners) (landing, error) {
+	if byGridFTP(g.conf) {
+		return g.byGridFTP()
 	}
-	check := func(token string) (mover.Ticket, error) {
-		return ticket.Verify(ring.Roots(), conf.Site, token, time.Now())
+	callback := len(g.conf.Callback) > 0
+	if !callback {
+		g.engine.Callbacks = new(stream.Callbacks)
 	}
-	if conf.Address == "" {
-		inbox, err := gridftp.NewInbox(export, state, gridftp.InboxOptions{Check: check, Free: free, Log: log})
-		if err != nil {
-			return landing{}, err
-		}
-		return landing{inbox, inbox.Run, conf.GridFTP.URL, conf.GridFTP.URL}, nil
-	}
-	receiver, err := stream.NewReceiver(export, state, stream.ReceiverOptions{
-		TLS:   ring.ServerTLS(nil),
+	check := g.check()
+	receiver, err := stream.NewReceiver(g.export, g.state, stream.ReceiverOptions{
+		TLS:   g.ring.ServerTLS(nil),
 		Check: func(token, _ string) (mover.Ticket, error) { return check(token) },
-		Free:  free, Log: log,
-		Protection: mover.Protection(conf.Protection),
+		Free:  g.free, Log: g.log,
+		Callbacks:  g.engine.Callbacks,
+		Protection: mover.Protection(g.conf.Protection), Relay: g.relay,
+		Pacer: g.received,
+		Delta: int64(g.conf.Delta.Keep),
 	})
 	if err != nil {
 		return landing{}, err
 	}
-	data, err := open.open("data", conf.Data)
+	if callback {
+		address, caller := mover.CallbackAddress(g.conf.Site), stream.NewCaller(receiver, g.engine, g.conf.Callback)
+		return landing{arrivals: receiver, run: caller.Run, address: address, spare: receiver.Spare, data: address, callbacks: caller.Callbacks, relay: receiver}, nil
+	}
+	data, err := open.open("data", g.conf.Data)
 	if err != nil {
 		return landing{}, err
 	}
 	serve := func(ctx context.Context) error { return receiver.Serve(ctx, data) }
-	return landing{receiver, serve, conf.Address, data.Addr().String()}, nil
+	return landing{arrivals: receiver, run: serve, address: g.conf.Address, spare: receiver.Spare, data: data.Addr().String(), standing: g.engine.Callbacks.Standing, relay: receiver}, nil
+}
+
+func (g ground) byGridFTP() (landing, error) {
+	inbox, err := gridftp.NewInbox(g.export, g.state, gridftp.InboxOptions{Check: g.check(), Free: g.free, Log: g.log})
+	if err != nil {
+		return landing{}, err
+	}
+	return landing{arrivals: inbox, run: inbox.Run, address: g.conf.GridFTP.URL, data: g.conf.GridFTP.URL}, nil
+}
+
+// free is the room for arrivals, in bytes.
+func (g ground) free() (int64, error) {
+	free, _, err := dtn.Space(g.export)
+	return free - int64(g.conf.Reserve), err
+}
+
+// check returns what verifies the tickets of this site.
+func (g ground) check() func(token string) (mover.Ticket, error) {
+	var tickets ticket.Verifier
+	return func(token string) (mover.Ticket, error) {
+		return tickets.Verify(g.ring.Roots(), g.conf.Site, token, time.Now())
+	}
+}
+
+// byGridFTP reports whether files arrive by way of a GridFTP server.
+func byGridFTP(conf config.DTN) bool { return conf.Address == "" && len(conf.Callback) == 0 }
+
+// relayOf is how files pass through to other sites; nil: they do not. What was on its way
+// when the configuration still allowed it is removed.
+func relayOf(conf config.DTN, export *os.Root, ring *pki.Keyring, e *stream.Engine) (_ *stream.RelayOptions, err error) {
+	root, err := os.OpenRoot(conf.State)
+	if err != nil {
+		return nil, fmt.Errorf("state: %w", err)
+	}
+	defer func() { err = errors.Join(err, root.Close()) }()
+	if len(conf.Relay.Routes) == 0 {
+		if _, err := root.Lstat(mover.Relayed); errors.Is(err, fs.ErrNotExist) {
+			return nil, nil
+		}
+		if err := errors.Join(export.RemoveAll(mover.Relayed), root.RemoveAll(mover.Relayed)); err != nil {
+			return nil, fmt.Errorf("remove what was to pass to other sites: %w", err)
+		}
+		return nil, nil
+	}
+	sub := func(in *os.Root) (*os.Root, error) {
+		if err := in.MkdirAll(mover.Relayed, 0o700); err != nil {
+			return nil, fmt.Errorf("relay: %w", err)
+		}
+		return in.OpenRoot(mover.Relayed)
+	}
+	state, err := sub(root) // first: it says that the box is ours
+	if err != nil {
+		return nil, err
+	}
+	box, err := sub(export)
+	if err != nil {
+		return nil, errors.Join(err, state.Close())
+	}
+	var tickets ticket.Verifier
+	return &stream.RelayOptions{
+		Site: conf.Site, Box: box, State: state, Engine: e,
+		Check: func(token string) (mover.Ticket, error) { return tickets.VerifyAny(ring.Roots(), token, time.Now()) },
+		Allow: conf.Relay.Allows, Space: int64(conf.Relay.Space), Keep: conf.Relay.Keep,
+	}, nil
 }
 
 // etab is the table of exports in force, for whoever may not run exportfs(8), which
@@ -226,7 +354,7 @@ func lockState(dir string) (io.Closer, error) {
 // way of arriving has a record of its own.
 func openState(conf config.DTN) (transfers, arrivals *os.Root, err error) {
 	box := "arrivals"
-	if conf.Address == "" {
+	if byGridFTP(conf) {
 		box = "gridftp"
 	}
 	root, err := os.OpenRoot(conf.State)
@@ -259,15 +387,16 @@ func markExport(export *os.Root, conf config.DTN) (guard.Marker, error) {
 	return guard.Mark(export, state, conf.Site)
 }
 
-// needsRestart loads the DTN's configuration anew and says what SIGHUP cannot do.
-func needsRestart(file string, running config.DTN) error {
+// reloadDTN loads the DTN's configuration anew, has its limits rule, and warns of what it
+// cannot take while it runs.
+func reloadDTN(file string, running config.DTN, log *slog.Logger, rule func(mover.Limits)) error {
 	conf, err := config.LoadDTN(file, os.Getenv)
 	if err != nil {
 		return err
 	}
-	if !reflect.DeepEqual(conf, running) {
-		return errors.New("it has changed, and a DTN takes changes at its start only: restart it")
-	}
+	rule(conf.MoverLimits())
+	running.Limits = conf.Limits
+	warnOfRestart(log, config.Changed(running, conf))
 	return nil
 }
 

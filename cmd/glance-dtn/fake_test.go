@@ -11,6 +11,7 @@ import (
 
 	"github.com/glance-dtn/glance-dtn/agent"
 	"github.com/glance-dtn/glance-dtn/glance"
+	"github.com/glance-dtn/glance-dtn/mover"
 )
 
 // fakeAgent plays the scenario in a script's agent.json: a job goes one state on
@@ -23,6 +24,10 @@ type fakeAgent struct {
 	Compared []agent.Comparison
 	Ends     map[string]string // by peer: the reason why its jobs are parked
 	Stays    bool              // nothing goes on
+	Moving   []agent.Transfer
+	Seen     []agent.SitePath
+	Known    string     `json:"history"`
+	Reached  agent.Ways `json:"ways"`
 
 	mu   sync.Mutex
 	seen chan agent.JobID // jobs to be worked on
@@ -44,7 +49,11 @@ func (f *fakeAgent) peer(site string) error {
 	if slices.ContainsFunc(f.Overall.Peers, func(p agent.PeerState) bool { return p.Name == site }) {
 		return nil
 	}
-	return fmt.Errorf("site %s: %w", site, agent.ErrNoPeer)
+	var names []string
+	for _, p := range f.Overall.Peers {
+		names = append(names, p.Name)
+	}
+	return fmt.Errorf("site %s: %w, which has %s", site, agent.ErrNoPeer, strings.Join(names, ", "))
 }
 
 func (f *fakeAgent) add(k agent.Kind, i glance.Image, peer string) agent.Job {
@@ -54,7 +63,7 @@ func (f *fakeAgent) add(k agent.Kind, i glance.Image, peer string) agent.Job {
 	return j
 }
 
-func (f *fakeAgent) Push(_ context.Context, image string, to []string) ([]agent.Job, error) {
+func (f *fakeAgent) Push(_ context.Context, image string, to []string, p mover.Priority) ([]agent.Job, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	i, err := f.image(image)
@@ -66,7 +75,9 @@ func (f *fakeAgent) Push(_ context.Context, image string, to []string) ([]agent.
 		if err := f.peer(site); err != nil {
 			return nil, err
 		}
-		jobs = append(jobs, f.add(agent.Send, i, site))
+		j := f.add(agent.Send, i, site)
+		j.Priority = p
+		jobs = append(jobs, j)
 	}
 	return jobs, nil
 }
@@ -88,7 +99,7 @@ func (f *fakeAgent) Pulled(ctx context.Context, _ string, id agent.JobID) (agent
 	return f.Job(ctx, id)
 }
 
-func (f *fakeAgent) Replicate(ctx context.Context, m agent.Match, to []string, dryRun bool) ([]agent.Comparison, error) {
+func (f *fakeAgent) Replicate(ctx context.Context, m agent.Match, to []string, p mover.Priority, dryRun bool) ([]agent.Comparison, error) {
 	rows, err := f.Compare(ctx, to, m)
 	if err != nil {
 		return nil, err
@@ -99,7 +110,7 @@ func (f *fakeAgent) Replicate(ctx context.Context, m agent.Match, to []string, d
 		}
 		rows[i].Planned = true
 		if !dryRun {
-			jobs, err := f.Push(ctx, string(r.ID), []string{r.Peer})
+			jobs, err := f.Push(ctx, string(r.ID), []string{r.Peer}, p)
 			if err != nil {
 				return nil, err
 			}
@@ -246,4 +257,111 @@ func (f *fakeAgent) Request(context.Context, string, string) (agent.Job, error) 
 
 func (f *fakeAgent) Sending(context.Context, string, agent.JobID) (agent.Job, error) {
 	return agent.Job{}, agent.ErrForbidden
+}
+
+func (f *fakeAgent) Ways(_ context.Context, to, image string, size int64) (agent.Ways, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if err := f.peer(to); err != nil {
+		return agent.Ways{}, err
+	}
+	w := f.Reached
+	w.Size = size
+	if image != "" {
+		i, err := f.image(image)
+		if err != nil {
+			return agent.Ways{}, err
+		}
+		w.Size = i.Size
+	}
+	return w, nil
+}
+
+func (f *fakeAgent) Paths(context.Context) ([]agent.SitePath, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return slices.Clone(f.Seen), nil
+}
+
+func (f *fakeAgent) History(context.Context) (string, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.Known, nil
+}
+
+func (f *fakeAgent) ImportHistory(_ context.Context, csv string) (mover.Imported, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.Known = csv
+	return mover.Imported{Outcomes: 2, New: 1}, nil
+}
+
+func (f *fakeAgent) ForgetHistory(_ context.Context, site string) (mover.Forgotten, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	dropped := 0
+	var kept strings.Builder
+	for line := range strings.Lines(f.Known) {
+		if strings.HasPrefix(line, site+"/") {
+			dropped++
+			continue
+		}
+		kept.WriteString(line)
+	}
+	f.Known = kept.String()
+	return mover.Forgotten{Outcomes: dropped}, nil
+}
+
+// Probe finds what agent.json says that is seen of the path to the site; a probe of one
+// that is seen without having been probed ends with the note in Ends.
+func (f *fakeAgent) Probe(_ context.Context, site string, load time.Duration, bytes int64) iter.Seq2[agent.ProbeEvent, error] {
+	return func(yield func(agent.ProbeEvent, error) bool) {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		if err := f.peer(site); err != nil {
+			yield(agent.ProbeEvent{}, err)
+			return
+		}
+		if !yield(agent.ProbeEvent{Progress: &mover.Probing{Phase: mover.ProbeConnect, Time: load, Bytes: bytes}}, nil) {
+			return
+		}
+		found := false
+		for _, p := range f.Seen {
+			if slices.Contains(p.Sites, site) && p.Probe != nil {
+				if found = true; !yield(agent.ProbeEvent{Path: &p}, nil) {
+					return
+				}
+			}
+		}
+		if found {
+			return
+		}
+		yield(agent.ProbeEvent{}, fmt.Errorf("site %s: %s", site, f.Ends[site]))
+	}
+}
+
+func (f *fakeAgent) Health(context.Context, string) (agent.Health, error) {
+	return agent.Health{}, agent.ErrForbidden
+}
+
+func (f *fakeAgent) ProbeTicket(context.Context, string, string) (mover.Destination, error) {
+	return mover.Destination{}, agent.ErrForbidden
+}
+
+func (f *fakeAgent) Transfers(context.Context) ([]agent.Transfer, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return slices.Clone(f.Moving), nil
+}
+
+func (f *fakeAgent) Adjust(_ context.Context, id mover.TransferID, p mover.PCP) (agent.Transfer, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for i, t := range f.Moving {
+		if strings.HasPrefix(string(t.ID), string(id)) && !t.State.Final() {
+			f.Moving[i].Way.PCP = t.Way.PCP.With(p)
+			return f.Moving[i], nil
+		}
+	}
+	return agent.Transfer{}, fmt.Errorf("transfer %s, which has not ended: %w", id, mover.ErrNoTransfer)
 }

@@ -25,9 +25,10 @@ func gridClient(conf config.GridFTP) gridftp.Client {
 
 // gridEngine sends the export's files through the site's GridFTP server.
 func gridEngine(conf config.DTN, export *os.Root, ring *pki.Keyring) *gridftp.Engine {
+	var tickets ticket.Verifier
 	return &gridftp.Engine{
 		Client: gridClient(conf.GridFTP), Site: conf.Site, Export: export, URL: conf.GridFTP.URL, Buffer: int64(conf.GridFTP.Buffer),
-		Ticket: func(token string) (mover.Ticket, error) { return ticket.VerifyAny(ring.Roots(), token, time.Now()) },
+		Ticket: func(token string) (mover.Ticket, error) { return tickets.VerifyAny(ring.Roots(), token, time.Now()) },
 	}
 }
 

@@ -6,21 +6,14 @@ import (
 	"time"
 
 	"github.com/glance-dtn/glance-dtn/glance"
+	"github.com/glance-dtn/glance-dtn/mover"
 )
 
 // size returns n bytes for a person: 1.0 GiB.
-func size(n int64) string {
-	if n < 1024 {
-		return fmt.Sprintf("%d B", n)
-	}
-	v, unit := float64(n)/1024, 0
-	for v >= 1023.95 && unit < 4 {
-		v, unit = v/1024, unit+1
-	}
-	return fmt.Sprintf("%.1f %ciB", v, "KMGTP"[unit])
-}
+func size(n int64) string { return mover.Size(n) }
 
-// rate returns the speed of n bytes in d in decimal units, as networks count: 131 MB/s.
+// rate returns the speed of n bytes in d, disks included, in decimal units: 131 MB/s. That
+// of a network is a mover.Rate.
 func rate(n int64, d time.Duration) string {
 	if d <= 0 {
 		return "- MB/s"

@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/glance-dtn/glance-dtn/agent"
+	"github.com/glance-dtn/glance-dtn/mover"
 )
 
 func (c *cli) jobs() *cobra.Command {
@@ -116,14 +117,16 @@ func (c *cli) jobTable(jobs []agent.Job, verbose bool) error {
 		return err
 	}
 	var rows []table.Row
+	var priorities []mover.Priority
 	for _, j := range jobs {
+		priorities = append(priorities, j.Priority)
 		note := inRow(j.Reason, j.Peer, j.Image.ID)
-		if how := legs(j.Legs()); verbose && how != "" {
+		if how := goes(legs(j.Legs()), j.State, j.Route.Why); verbose && how != "" {
 			note = strings.TrimPrefix(note+"; "+how, "; ")
 		}
 		rows = append(rows, table.Row{shortID(j.ID), route(j), size(j.Image.Size), c.paint(string(j.State), stateColour(j.State)), clock(j.Updated), note})
 	}
-	return c.list(table.Row{"Job", "Image", "Size", "State", "Since", "Note"}, rows)
+	return c.list(withPriorities(table.Row{"Job", "Image", "Size", "State", "Since", "Note"}, rows, 4, priorities))
 }
 
 // shortID is as much of a job's id as tells it apart, and as the commands accept.
@@ -147,12 +150,18 @@ func (c *cli) describe(j agent.Job) error {
 	fmt.Fprintf(c.out, "image  %s\n", j.Image.Label())
 	fmt.Fprintf(c.out, "       %s, %s\n", size(j.Image.Size), j.Image.Hash)
 	fmt.Fprintf(c.out, "way    %s\n", route(j))
+	if j.Route.Why != "" {
+		fmt.Fprintf(c.out, "       %s\n", j.Route.Why)
+	}
 	fmt.Fprintf(c.out, "state  %s\n", c.paint(string(j.State), stateColour(j.State)))
 	if j.Reason != "" {
 		fmt.Fprintf(c.out, "       %s\n", j.Reason)
 	}
 	if j.State == agent.Parked {
 		fmt.Fprintf(c.out, "       %s\n", goOn(j))
+	}
+	if w := j.Waited; w.For >= leastWait {
+		fmt.Fprintf(c.out, "waited longest for %s, %s\n", w.Name(), span(w.For))
 	}
 	if !j.NotBefore.IsZero() && !j.State.Final() {
 		fmt.Fprintf(c.out, "next   attempt %d at %s\n", j.Attempts+1, clock(j.NotBefore))

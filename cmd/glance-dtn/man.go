@@ -27,6 +27,36 @@ func (c *cli) man() *cobra.Command {
 // noDefault leaves out the defaults that say nothing.
 var noDefault = strings.NewReplacer("[=false]", "", "=[]", "", `=""`, "", "=0s", "")
 
+// afterOptions is what every page tells besides the command's own help.
+const afterOptions = `.SH EXIT STATUS
+.IP 0 5
+done
+.IP 1
+failed
+.IP 2
+the command line or the configuration is wrong
+.IP 3
+partly done: some images are where they should be, others are not
+.IP 4
+a person is needed: jobs are parked, each says why
+.IP 130
+interrupted
+
+
+.SH FILES
+.TP
+\fI/etc/glance-dtn/agent.yaml\fP, \fI/etc/glance-dtn/dtn.yaml\fP
+the daemons' configuration, as their units name it
+.TP
+\fI/run/glance-dtn/agent.sock\fP
+the agent's control socket, which the other commands ask
+.TP
+\fI/var/lib/glance-dtn\fP
+what the daemons, and \fBglance-dtn tune\fP, have to know after a restart
+
+
+`
+
 // manualPages writes the pages of a command and of those below it.
 func manualPages(cmd *cobra.Command, dir string) error {
 	for _, sub := range cmd.Commands() {
@@ -42,6 +72,9 @@ func manualPages(cmd *cobra.Command, dir string) error {
 	if err := doc.GenMan(cmd, header, &page); err != nil {
 		return err
 	}
+	text := noDefault.Replace(page.String())
+	at := max(0, strings.Index(text, ".SH SEE ALSO")) // every page refers to another one
+	text = text[:at] + afterOptions + text[at:]
 	name := strings.ReplaceAll(cmd.CommandPath(), " ", "-") + ".1"
-	return os.WriteFile(filepath.Join(dir, name), []byte(noDefault.Replace(page.String())), 0o644)
+	return os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644)
 }

@@ -2,14 +2,17 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"fmt"
+	"slices"
 
 	"github.com/jedib0t/go-pretty/v6/table"
 	"github.com/jedib0t/go-pretty/v6/text"
 	"go.yaml.in/yaml/v3"
 
 	"github.com/glance-dtn/glance-dtn/agent"
+	"github.com/glance-dtn/glance-dtn/mover"
 )
 
 // print writes a command's result to stdout: v itself as JSON or YAML, or what
@@ -66,6 +69,18 @@ func (c *cli) list(header table.Row, rows []table.Row) error {
 		cutNotes(header, rows, width)
 	}
 	return c.table(header, rows)
+}
+
+// withPriorities adds a column in front of the one with that number, where any priority is
+// not normal.
+func withPriorities(header table.Row, rows []table.Row, at int, all []mover.Priority) (table.Row, []table.Row) {
+	if !slices.ContainsFunc(all, func(p mover.Priority) bool { return p.Rank() != 0 }) {
+		return header, rows
+	}
+	for i, p := range all {
+		rows[i] = slices.Insert(rows[i], at, any(string(cmp.Or(p, mover.PriorityNormal))))
+	}
+	return slices.Insert(header, at, any("Priority")), rows
 }
 
 // leastNote is how much of a note is left beside columns that fill the terminal.

@@ -124,11 +124,11 @@ func (c *cli) showCertificate(files ...string) error {
 	}
 	return c.print(certs, func() error {
 		for _, x := range certs {
-			until := "valid until"
+			until := fmt.Sprintf("valid until %s (%s)", clock(x.NotAfter), span(time.Until(x.NotAfter)))
 			if x.Expired {
-				until = "EXPIRED"
+				until = "EXPIRED " + clock(x.NotAfter)
 			}
-			fmt.Fprintf(c.out, "%s: %s, %s %s", x.File, x.For, until, clock(x.NotAfter))
+			fmt.Fprintf(c.out, "%s: %s, %s", x.File, x.For, until)
 			if len(x.Hosts) > 0 {
 				fmt.Fprintf(c.out, ", reached as %s", strings.Join(x.Hosts, ", "))
 			}

@@ -2,21 +2,26 @@ package main
 
 import (
 	"context"
+	"fmt"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/glance-dtn/glance-dtn/agent"
+	"github.com/glance-dtn/glance-dtn/mover"
 )
 
 func (c *cli) push() *cobra.Command {
 	var to []string
+	var p mover.Priority
 	var w waiting
 	cmd := &cobra.Command{
 		Use:   "push IMAGE --to SITE[,SITE]",
 		Short: "Send an image to other sites",
 		Long: `push sends one image, given by its id or its unique name, to one or more sites.
-An image that is on its way already is not sent twice: push joins its job.
+An image that is there, or on its way, is not sent twice: push joins its job.
 
 Without --wait it ends when the agent has taken the jobs; a job goes on until the
 image is active at its site, or a person is needed.`,
@@ -30,7 +35,7 @@ image is active at its site, or a person is needed.`,
 				return err
 			}
 			return s.use(cmd.Context(), func(ctx context.Context) error {
-				jobs, err := s.Push(ctx, args[0], to)
+				jobs, err := s.Push(ctx, args[0], to, p)
 				if err != nil {
 					return err
 				}
@@ -41,9 +46,23 @@ image is active at its site, or a person is needed.`,
 	cmd.Flags().StringSliceVar(&to, "to", nil, "`SITE`s to send it to")
 	required(cmd, "to")
 	complete(cmd, "to", c.completeSites)
+	priorityFlag(cmd, &p)
 	w.flags(cmd)
 	w.onceFlags(cmd)
 	return cmd
+}
+
+// priorityFlag adds --priority, and refuses what is none.
+func priorityFlag(cmd *cobra.Command, p *mover.Priority) {
+	names := []string{string(mover.PriorityLow), string(mover.PriorityNormal), string(mover.PriorityHigh)}
+	cmd.Flags().Func("priority", "`PRIORITY` of the jobs: low, normal or high (default that of the rule which sends an image there, or normal)", func(s string) error {
+		*p = mover.Priority(s)
+		if !slices.Contains(names, s) {
+			return fmt.Errorf("it is one of %s", strings.Join(names, ", "))
+		}
+		return nil
+	})
+	complete(cmd, "priority", cobra.FixedCompletions(names, cobra.ShellCompDirectiveNoFileComp))
 }
 
 // waiting holds the flags of a command that makes jobs.
@@ -58,6 +77,9 @@ func (w *waiting) flags(cmd *cobra.Command) {
 	cmd.Flags().BoolVar(&w.wait, "wait", false, "show the legs and end when the jobs have ended")
 	cmd.Flags().DurationVar(&w.timeout, "timeout", 0, "with --wait: how long at most; the jobs go on then (default no limit)")
 	cmd.PreRunE = func(*cobra.Command, []string) error {
+		if w.timeout < 0 {
+			return usagef("--timeout %v: it is a time from now, such as 10m; 0: no limit", w.timeout)
+		}
 		if w.timeout != 0 && !w.wait && !w.once {
 			return usagef("--timeout bounds the waiting, and nothing is waited for: add --wait")
 		}

@@ -8,12 +8,14 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/glance-dtn/glance-dtn/agent"
+	"github.com/glance-dtn/glance-dtn/mover"
 )
 
 func (c *cli) replicate() *cobra.Command {
 	var to []string
 	var all, dryRun bool
 	var sel selection
+	var p mover.Priority
 	var w waiting
 	cmd := &cobra.Command{
 		Use:   "replicate (--all | SELECTION) --to SITE[,SITE]",
@@ -41,7 +43,7 @@ agent that answers is used all the same.`,
 				return err
 			}
 			return s.use(cmd.Context(), func(ctx context.Context) error {
-				rows, err := s.Replicate(ctx, m, to, dryRun)
+				rows, err := s.Replicate(ctx, m, to, p, dryRun)
 				if err != nil {
 					return err
 				}
@@ -56,6 +58,7 @@ agent that answers is used all the same.`,
 	required(cmd, "to")
 	complete(cmd, "to", c.completeSites)
 	sel.flags(cmd)
+	priorityFlag(cmd, &p)
 	w.flags(cmd)
 	w.onceFlags(cmd)
 	return cmd

@@ -81,7 +81,7 @@ Exit codes: 0 done, 1 failed, 2 usage, 3 partly done, 4 needs a person, 130 inte
 		&cobra.Group{ID: "daemons", Title: "Daemons and their certificates:"},
 	)
 	for group, cmds := range map[string][]*cobra.Command{
-		"images":  {c.push(), c.pull(), c.replicate(), c.compare(), c.status(), c.jobs(), c.cancel(), c.retry()},
+		"images":  {c.push(), c.pull(), c.replicate(), c.compare(), c.status(), c.jobs(), c.transfers(), c.paths(), c.history(), c.planWay(), c.cancel(), c.retry()},
 		"daemons": {c.agent(), c.dtn(), c.probe(), c.tune(), c.pki()},
 		"":        {c.man(), c.version()},
 	} {
@@ -91,6 +91,8 @@ Exit codes: 0 done, 1 failed, 2 usage, 3 partly done, 4 needs a person, 130 inte
 		}
 	}
 	shells(root)
+	root.InitDefaultHelpCmd()
+	helpOf(root)
 	markRunErrors(root)
 	return root
 }
@@ -108,6 +110,21 @@ func shells(root *cobra.Command) {
 		if shell.Name() == "powershell" {
 			cmd.RemoveCommand(shell)
 		}
+	}
+}
+
+// helpOf has the help command refuse what is no command.
+func helpOf(root *cobra.Command) {
+	cmd, _, err := root.Find([]string{"help"})
+	if err != nil {
+		panic(err)
+	}
+	cmd.Args = func(_ *cobra.Command, args []string) error {
+		found, rest, err := root.Find(args)
+		if err != nil {
+			return err
+		}
+		return noSuchCommand(found, rest)
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"sync"
 
 	"github.com/glance-dtn/glance-dtn/agent"
+	"github.com/glance-dtn/glance-dtn/mover"
 )
 
 // session is what a command talks to: an agent that answers on the control socket,
@@ -50,8 +51,8 @@ func withoutTicket(j agent.Job) agent.Job {
 	return j
 }
 
-func (t ticketless) Push(ctx context.Context, image string, to []string) ([]agent.Job, error) {
-	jobs, err := t.control.Push(ctx, image, to)
+func (t ticketless) Push(ctx context.Context, image string, to []string, p mover.Priority) ([]agent.Job, error) {
+	jobs, err := t.control.Push(ctx, image, to, p)
 	for i, j := range jobs {
 		jobs[i] = withoutTicket(j)
 	}

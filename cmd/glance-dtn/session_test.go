@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/glance-dtn/glance-dtn/agent"
+	"github.com/glance-dtn/glance-dtn/mover"
 )
 
 const ticketText = "eyJhbGciOiJFZERTQSJ9"
@@ -20,7 +21,7 @@ func (t ticketed) job() agent.Job {
 	return agent.Job{ID: "aaaaaaaaaaaaaaaaaaaa", Kind: agent.Send, Peer: "B", State: agent.Verified, Offer: agent.Grant{Verdict: agent.Accept, Ticket: ticketText}}
 }
 
-func (t ticketed) Push(context.Context, string, []string) ([]agent.Job, error) {
+func (t ticketed) Push(context.Context, string, []string, mover.Priority) ([]agent.Job, error) {
 	return []agent.Job{t.job()}, nil
 }
 func (t ticketed) Pull(context.Context, string, string) (agent.Job, error) { return t.job(), nil }
@@ -42,7 +43,7 @@ func TestOnceShowsNoTicket(t *testing.T) {
 	s := ownSession(ticketed{}, func() error { return nil })
 	var out bytes.Buffer
 	c := &cli{out: &out, err: &out, format: "json"}
-	jobs, err := s.Push(t.Context(), "debian-12", []string{"B"})
+	jobs, err := s.Push(t.Context(), "debian-12", []string{"B"}, "")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -63,7 +64,7 @@ func TestNothingThatTellsAJobTellsItsTicket(t *testing.T) {
 		}
 		told = append(told, j)
 	}
-	jobs, err := s.Push(ctx, "", nil)
+	jobs, err := s.Push(ctx, "", nil, "")
 	add(jobs[0], err)
 	add(s.Pull(ctx, "", ""))
 	add(s.Job(ctx, ""))

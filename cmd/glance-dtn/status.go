@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/jedib0t/go-pretty/v6/table"
 	"github.com/spf13/cobra"
@@ -70,8 +71,13 @@ func (c *cli) troubles(o agent.Overview) {
 		}
 	}
 	for _, p := range o.Peers {
-		if !p.OK {
-			tell("site "+p.Name, "does not answer: "+p.Error)
+		if rest, named := strings.CutPrefix(p.Error, "site "+p.Name); named {
+			lines = append(lines, c.paint("site "+p.Name, relationColour(agent.Conflict))+rest+"\n")
+		} else if !p.OK {
+			tell("site "+p.Name+":", p.Error)
+		}
+		if p.DTN != nil {
+			tell("site "+p.Name+":", "since "+p.DTN.Since.Local().Format(time.DateTime)+" "+p.DTN.Error)
 		}
 	}
 	if len(lines) > 0 {
@@ -98,8 +104,8 @@ func (c *cli) imageTable(o agent.Overview, verbose bool) error {
 			case s.Reason != "":
 				notes = append(notes, says(s.Reason, o.Site, p.Name, i.ID))
 			}
-			if verbose && len(s.Legs) > 0 {
-				notes = append(notes, p.Name+": "+legs(s.Legs))
+			if how := goes(legs(s.Legs), s.State, s.Route); verbose && how != "" {
+				notes = append(notes, p.Name+": "+how)
 			}
 		}
 		notes = slices.DeleteFunc(notes, func(n string) bool { return n == "" })
@@ -126,6 +132,14 @@ func legs(changes []agent.Change) string {
 		all = append(all, fmt.Sprintf("%s (%s)", c.State, c.Note))
 	}
 	return strings.Join(all, ", ")
+}
+
+// goes adds to how the legs of a job went by which way its file goes now, where that was chosen.
+func goes(legs string, s agent.State, why string) string {
+	if s != agent.Staged || why == "" {
+		return legs
+	}
+	return strings.TrimPrefix(legs+", moving ("+why+")", ", ")
 }
 
 // standing is one cell of images × sites: the job that runs, or else what is there.

@@ -26,10 +26,10 @@ import (
 )
 
 // tuneState is where --state is without that flag: what others than root do changes
-// nothing on the host, and has its list of scratch files with them.
-func tuneState() (string, error) {
+// nothing on the host, and has what it notes with them.
+func tuneState(what string) (string, error) {
 	if os.Geteuid() == 0 {
-		return "/var/lib/glance-dtn/nfs", nil
+		return filepath.Join("/var/lib/glance-dtn", what), nil
 	}
 	dir := os.Getenv("XDG_STATE_HOME")
 	if dir == "" {
@@ -39,7 +39,7 @@ func tuneState() (string, error) {
 		}
 		dir = filepath.Join(home, ".local", "state")
 	}
-	return filepath.Join(dir, "glance-dtn", "nfs"), nil
+	return filepath.Join(dir, "glance-dtn", what), nil
 }
 
 func (c *cli) tune() *cobra.Command {
@@ -52,7 +52,7 @@ func (c *cli) tune() *cobra.Command {
 
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(c.tuneNFS())
+	cmd.AddCommand(c.tuneNFS(), c.tuneTCP())
 	return cmd
 }
 
@@ -124,7 +124,7 @@ has left, too, as the next sweep does.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			var err error
 			if t.state == "" {
-				t.state, err = tuneState()
+				t.state, err = tuneState("nfs")
 			}
 			if err == nil {
 				t.state, err = filepath.Abs(t.state)
@@ -348,8 +348,8 @@ const maxSize = 1 << 20
 func parseSize(s string) (int64, error) {
 	number := strings.ToUpper(strings.TrimSuffix(strings.TrimSuffix(s, "B"), "i"))
 	shift := 0
-	if i := strings.IndexAny(number, "KMG"); i >= 0 && i == len(number)-1 {
-		shift = 10 * (1 + strings.IndexByte("KMG", number[i]))
+	if i := strings.IndexAny(number, "KMGTP"); i >= 0 && i == len(number)-1 {
+		shift = 10 * (1 + strings.IndexByte("KMGTP", number[i]))
 		number = number[:i]
 	}
 	n, err := strconv.ParseInt(number, 10, 64)

@@ -2,6 +2,9 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -18,7 +21,7 @@ import (
 )
 
 // tuneNFS runs the command on the machine and returns what it found.
-func tuneNFS(t *testing.T, m *guest.Machine, args ...string) tuned {
+func tuneNFS(t testing.TB, m *guest.Machine, args ...string) tuned {
 	t.Helper()
 	var out tuned
 	text := m.Run(t, os.Getenv("GLANCE_DTN"), append([]string{"tune", "nfs", "-o", "json"}, args...)...)
@@ -261,7 +264,7 @@ func BenchmarkKernelSweep(b *testing.B) {
 			}
 			start := time.Now()
 			cmd := server.Command(b.Context(), os.Getenv("GLANCE_DTN"), "tune", "nfs", server.Dir, "--way", "scratch",
-				"--server", "sync,async", "--client", "sync,async", "--search", search, "--size", "8MiB", "--limit", "2s",
+				"--server", "sync,async", "--client", "sync,async", "--search", search, "--size", "64MiB", "--limit", "1s",
 				"--options", "vers=3,nolock", "--state", b.TempDir(), "--csv", filepath.Join(dir, "sweep.csv"), "--svg", filepath.Join(dir, "sweep.svg"))
 			cmd.Stderr = os.Stderr
 			table, err := cmd.Output()
@@ -272,6 +275,63 @@ func BenchmarkKernelSweep(b *testing.B) {
 				b.Fatal(err)
 			}
 			b.ReportMetric(time.Since(start).Seconds(), "s/"+search)
+		}
+	}
+}
+
+// BenchmarkKernelAdvice has the smart search and the exhaustive sweep take turns, ten
+// times, and compares what each search advises with the best size of all the exhaustive
+// sweeps together: which rate their median gives the advised size, as a share of that of
+// the fastest. The file advice has a line for each.
+func BenchmarkKernelAdvice(b *testing.B) {
+	guest.Need(b)
+	const repetitions = 10
+	server := guest.Here().Serve(b, "sync")
+	for b.Loop() {
+		rates := map[nfssweep.Op]map[int64][]float64{nfssweep.Write: {}, nfssweep.Read: {}}
+		var advised []nfssweep.Curve
+		for i := range repetitions {
+			for _, search := range []string{"exhaustive", "smart"} {
+				out := tuneNFS(b, server.Machine, server.Dir, "--way", "scratch", "--server", "sync", "--client", "async",
+					"--search", search, "--seed", strconv.Itoa(i), "--size", "64MiB", "--limit", "1s",
+					"--options", "vers=3,nolock", "--state", b.TempDir())
+				for _, c := range out.Curves {
+					if search == "smart" {
+						advised = append(advised, c)
+						continue
+					}
+					for _, p := range c.Points {
+						rates[c.Op][p.Size] = append(rates[c.Op][p.Size], p.Rates...)
+					}
+				}
+			}
+		}
+		median := func(op nfssweep.Op, size int64) float64 {
+			all := slices.Sorted(slices.Values(rates[op][size]))
+			return all[len(all)/2]
+		}
+		var table strings.Builder
+		good := map[nfssweep.Op]int{}
+		for _, c := range advised {
+			var best float64
+			for size := range rates[c.Op] {
+				best = max(best, median(c.Op, size))
+			}
+			share := median(c.Op, c.Knee) / best
+			if share >= 0.95 {
+				good[c.Op]++
+			}
+			fmt.Fprintf(&table, "%-5v  advised %7d  sure %-5v  %.2f of the best\n", c.Op, c.Knee, c.Sure, share)
+		}
+		for _, op := range []nfssweep.Op{nfssweep.Write, nfssweep.Read} {
+			for _, size := range slices.Sorted(maps.Keys(rates[op])) {
+				fmt.Fprintf(&table, "%-5v  %7d  %4.0f MB/s\n", op, size, median(op, size)/8e6)
+			}
+			b.ReportMetric(float64(good[op]), fmt.Sprintf("%vs-within-5%%", op))
+		}
+		if err := errors.Join(os.MkdirAll(os.Getenv("RESULTS"), 0o755),
+			os.WriteFile(filepath.Join(os.Getenv("RESULTS"), "advice"), []byte(table.String()), 0o644)); err != nil {
+			b.Fatal(err)
 		}
 	}
 }

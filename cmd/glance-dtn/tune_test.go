@@ -26,12 +26,12 @@ import (
 )
 
 func TestParseSize(t *testing.T) {
-	for text, want := range map[string]int64{"4096": 4096, "8K": 8 << 10, "64k": 64 << 10, "8KiB": 8 << 10, "256MiB": 256 << 20, "1G": 1 << 30, "0": 0} {
+	for text, want := range map[string]int64{"4096": 4096, "8K": 8 << 10, "64k": 64 << 10, "8KiB": 8 << 10, "256MiB": 256 << 20, "1G": 1 << 30, "1TiB": 1 << 40, "4P": 4 << 50, "0": 0} {
 		if got, err := parseSize(text); err != nil || got != want {
 			t.Errorf("parseSize(%q) = %d, %v, want %d", text, got, err, want)
 		}
 	}
-	for _, text := range []string{"", "K", "-1", "1T", "1KK", "8 K", "9999999999G", "1.5M"} {
+	for _, text := range []string{"", "K", "-1", "1E", "5000P", "1KK", "8 K", "9999999999G", "1.5M"} {
 		if got, err := parseSize(text); err == nil {
 			t.Errorf("parseSize(%q) = %d", text, got)
 		}

@@ -14,17 +14,19 @@ import (
 // undoNFS puts back what sweeps and --apply have changed. What it has done is told also
 // where something else fails.
 func (c *cli) undoNFS(ctx context.Context, t nfsTuning) error {
+	says, err := undoable(ctx, t.state)
+	if !t.dryRun && len(says) > 0 {
+		says, err = t.undoAll(ctx)
+	}
+	return c.undone(says, err, t.dryRun, "Would be done, where the servers answer:")
+}
+
+// undone tells what was undone, or would be, and what has failed.
+func (c *cli) undone(says []string, err error, dryRun bool, would string) error {
 	done := struct {
 		Done   []string `json:"done"`
 		DryRun bool     `json:"dry_run"`
-	}{Done: []string{}, DryRun: t.dryRun}
-	says, err := undoable(ctx, t.state)
-	if t.dryRun {
-		done.Done = append(done.Done, says...)
-	} else if len(says) > 0 {
-		says, err = t.undoAll(ctx)
-		done.Done = append(done.Done, says...)
-	}
+	}{Done: append([]string{}, says...), DryRun: dryRun}
 	if errors.Is(err, fs.ErrPermission) && os.Geteuid() != 0 {
 		err = fmt.Errorf("%w: run it with sudo", err)
 	}
@@ -34,8 +36,8 @@ func (c *cli) undoNFS(ctx context.Context, t nfsTuning) error {
 	return errors.Join(c.print(done, func() error {
 		if len(done.Done) > 0 {
 			heading := "Done:"
-			if t.dryRun {
-				heading = "Would be done, where the servers answer:"
+			if dryRun {
+				heading = would
 			}
 			_, err := fmt.Fprintf(c.out, "%s\n%s\n", heading, strings.Join(done.Done, "\n"))
 			return err

@@ -76,6 +76,9 @@ func about(j agent.Job) string {
 	return fmt.Sprintf("%s %s %s", j.Image.Label(), arrow, j.Peer)
 }
 
+// leastWait is how long an image's way has to wait for one place before that is worth a word.
+const leastWait = time.Second
+
 func verified(j agent.Job) string {
 	where := "at " + j.Peer
 	if j.Kind == agent.Receive {
@@ -89,7 +92,11 @@ func verified(j agent.Job) string {
 		return text + ", nothing had to be moved"
 	}
 	took := j.Updated.Sub(began(j))
-	return fmt.Sprintf("%s in %s (%s)", text, span(took), rate(j.Image.Size, took))
+	text = fmt.Sprintf("%s in %s (%s)", text, span(took), rate(j.Image.Size, took))
+	if w := j.Waited; w.For >= leastWait {
+		text += fmt.Sprintf("; bottleneck: %s, %s of it", w.Name(), span(w.For))
+	}
+	return text
 }
 
 // travelled reports whether the image's bytes came over the network.

@@ -7,6 +7,7 @@ import (
 	"github.com/glance-dtn/glance-dtn/agent"
 	"github.com/glance-dtn/glance-dtn/glance"
 	"github.com/glance-dtn/glance-dtn/internal/digest"
+	"github.com/glance-dtn/glance-dtn/mover"
 )
 
 const debian = glance.ImageID("6f0c1e9a-4f0b-4a51-9a3e-7ce7c3a3d1f2")
@@ -29,6 +30,13 @@ func TestVerdictSaysWhatBecameOfAJobAndWhatToDo(t *testing.T) {
 	here.Kind = agent.Receive
 	here = here.Enter(agent.Expected, at, "").Enter(agent.Arriving, at, "").Enter(agent.Verified, at.Add(time.Second), "")
 
+	slow := sent
+	slow.Waited = agent.Waited{Place: mover.Glance, For: 5700 * time.Millisecond}
+	limited := sent
+	limited.Waited = agent.Waited{Place: mover.Limited, Limit: "1Gbit/s to site B, set at site A", For: 8 * time.Second}
+	quick := sent
+	quick.Waited = agent.Waited{Place: mover.Glance, For: 57 * time.Millisecond}
+
 	const name = "debian-12 (6f0c1e9a-4f0b-4a51-9a3e-7ce7c3a3d1f2)"
 	for _, c := range []struct {
 		what string
@@ -39,6 +47,9 @@ func TestVerdictSaysWhatBecameOfAJobAndWhatToDo(t *testing.T) {
 		{"had", begun.Enter(agent.Verified, at, ""), name + " is active at B, sha512 001122334455…, 1.0 GiB, nothing had to be moved"},
 		{"had, sent earlier", sent.Enter(agent.Pending, at, "").Enter(agent.Verified, at, ""), name + " is active at B, sha512 001122334455…, 1.0 GiB, nothing had to be moved"},
 		{"sent under another id", renamed, name + " is active at B as 7f0c1e9a-4f0b-4a51-9a3e-7ce7c3a3d1f2, sha512 001122334455…, 1.0 GiB in 8.2 s (131 MB/s)"},
+		{"sent to a slow Glance", slow, name + " is active at B, sha512 001122334455…, 1.0 GiB in 8.2 s (131 MB/s); bottleneck: Glance, 5.7 s of it"},
+		{"sent within a limit", limited, name + " is active at B, sha512 001122334455…, 1.0 GiB in 8.2 s (131 MB/s); bottleneck: limit of 1Gbit/s to site B, set at site A, 8.0 s of it"},
+		{"sent, and nothing was slow", quick, name + " is active at B, sha512 001122334455…, 1.0 GiB in 8.2 s (131 MB/s)"},
 		{"received", here, name + " is active here, sha512 001122334455…, 1.0 GiB in 1.0 s (1.07 GB/s)"},
 		{"parked", parked, name + " → B is parked: site B refuses: quota; raise it\n  then: glance-dtn retry 0123456789abcdef0123"},
 		{"being cancelled", begun.Enter(agent.Cancelling, at, "cancelled by an operator at site B"), name + " → B is cancelling: cancelled by an operator at site B"},
