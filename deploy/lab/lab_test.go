@@ -10,7 +10,9 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -211,6 +213,62 @@ func TestAPathTakesItsTime(t *testing.T) {
 	}
 }
 
+// TestAPathGoesBeforeItsHosts holds that the emulator's thread is a real-time one while it
+// runs, and none is afterwards.
+func TestAPathGoesBeforeItsHosts(t *testing.T) {
+	need(t)
+	needRealTime(t)
+	before := realTime(t)
+	t.Run("path", func(t *testing.T) {
+		a, b, _ := two(t, wan.Path{})
+		roundTrip(t, a, b)
+		if n := realTime(t) - before; n != 1 {
+			t.Errorf("%d threads are real-time ones, want 1", n)
+		}
+	})
+	if n := realTime(t) - before; n != 0 {
+		t.Errorf("%d threads are left real-time ones", n)
+	}
+}
+
+// needRealTime skips a test where the emulator goes on without a real-time thread, because
+// it may have none.
+func needRealTime(t *testing.T) {
+	t.Helper()
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	before, err := unix.SchedGetAttr(0, 0)
+	if err == nil {
+		err = unix.SchedSetAttr(0, &unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_FIFO, Priority: 1}, 0)
+	}
+	if err != nil {
+		t.Skipf("no thread may be a real-time one here: %v", err)
+	}
+	if err := unix.SchedSetAttr(0, before, 0); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// realTime counts this process's threads that are scheduled first in, first out.
+func realTime(t *testing.T) (n int) {
+	t.Helper()
+	threads, err := filepath.Glob("/proc/self/task/*/stat")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range threads {
+		text, err := os.ReadFile(name)
+		if err != nil {
+			continue // it has ended
+		}
+		_, fields, _ := strings.Cut(string(text), ") ") // see proc_pid_stat(5): the third field is next
+		if f := strings.Fields(fields); len(f) > 38 && f[38] == strconv.Itoa(unix.SCHED_FIFO) {
+			n++
+		}
+	}
+	return n
+}
+
 // figure is what TCP makes of a path.
 type figure struct {
 	name        string
@@ -401,6 +459,31 @@ func TestAPathLosesWhatComesToADeviceThatIsDown(t *testing.T) {
 	b.Run(t, "ip", "link", "set", "dev", "a", "up")
 	if got := roundTrip(t, a, b); got < 40*time.Millisecond {
 		t.Errorf("a round trip of %v", got)
+	}
+}
+
+// TestAFirewallLetsOneEndOpenConnections also has bytes go both ways over them.
+func TestAFirewallLetsOneEndOpenConnections(t *testing.T) {
+	need(t)
+	a, b, e := two(t, wan.Path{Firewall: true})
+	echo := func(c net.Conn) { _, _ = io.Copy(c, c) }
+	d := net.Dialer{Timeout: time.Second}
+	address := serve(t, b, echo)
+	a.Within(t, func() {
+		if c, err := d.Dial("tcp", address); err == nil {
+			_ = c.Close()
+			t.Error("the firewall lets the first end open a connection")
+		}
+	})
+	if there, _ := e.Counts(); there.Refused == 0 {
+		t.Errorf("%+v, want packets that were refused", there)
+	}
+	c := dial(t, b, serve(t, a, echo), "cubic")
+	defer c.Close()
+	_ = c.SetDeadline(time.Now().Add(20 * time.Second))
+	_, err := c.Write([]byte("?"))
+	if _, readErr := io.ReadFull(c, make([]byte, 1)); err != nil || readErr != nil {
+		t.Errorf("the second end: %v, %v", err, readErr)
 	}
 }
 

@@ -99,13 +99,7 @@ func (o options) paths() (all []path) {
 // BenchmarkMovers runs every mover with every load over every path, and writes
 // runs.json, report.md and plot.svg into dist/movers after each.
 func BenchmarkMovers(b *testing.B) {
-	if os.Getenv("GLANCE_DTN_REAL") == "" {
-		b.Skip("needs root and the movers; `make bench-movers` runs it")
-	}
-	o, err := readOptions(os.Getenv)
-	if err != nil {
-		b.Fatal(err)
-	}
+	o := asked(b)
 	var runs []run
 	for _, p := range o.paths() {
 		for _, l := range o.loads() {

@@ -3,6 +3,7 @@ package movers
 import (
 	"context"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"net"
 	"net/http"
@@ -12,16 +13,16 @@ import (
 	"strings"
 	"time"
 
-	"golang.org/x/sync/errgroup"
-
+	"github.com/glance-dtn/glance-dtn/internal/digest"
 	"github.com/glance-dtn/glance-dtn/internal/pki"
 	"github.com/glance-dtn/glance-dtn/mover"
 	"github.com/glance-dtn/glance-dtn/mover/client"
 	"github.com/glance-dtn/glance-dtn/mover/ticket"
 )
 
-// ours is the mover that the others are compared with: glance-dtn as it is installed.
-const ours = "glance-dtn"
+// ours is the mover that the others are compared with. It proves as much of what arrived
+// as they do: nothing.
+const ours = "glance-dtn, clear"
 
 // peer is a mover with its settings.
 type peer struct {
@@ -39,8 +40,12 @@ type peer struct {
 // connections for one file, several files at once where it can.
 func peers() []peer {
 	return []peer{
-		{name: ours, arrivals: "inbox", start: glanceDTN(mover.PCP{})},
-		{name: ours + ", 16 connections", load: "one", wide: true, arrivals: "inbox", start: glanceDTN(mover.PCP{Parallelism: 16})},
+		{name: ours, arrivals: "inbox", start: glanceDTN(mover.Clear, false, mover.PCP{})},
+		{name: "glance-dtn, safe", arrivals: "inbox", start: glanceDTN(mover.Safe, false, mover.PCP{})},
+		{name: "glance-dtn, private", arrivals: "inbox", start: glanceDTN(mover.Private, false, mover.PCP{})},
+		{name: "glance-dtn, private, SHA-512", arrivals: "inbox", start: glanceDTN(mover.Private, true, mover.PCP{})},
+		{name: "glance-dtn, safe, 16 connections", load: "one", arrivals: "inbox", start: glanceDTN(mover.Safe, false, mover.PCP{Parallelism: 16})},
+		{name: "crypto/tls, 2 connections", load: "one", start: bareTLS(2)},
 		{name: "iperf3 -P 1, no files", load: "one", discards: true, start: iperf(1)},
 		{name: "iperf3 -P 4, no files", load: "one", discards: true, start: iperf(4)},
 		{name: "globus-url-copy -p 4 -fast", load: "one", start: globus("-p", "4", "-fast")},
@@ -59,40 +64,63 @@ func peers() []peer {
 	}
 }
 
-// glanceDTN has two DTNs, and asks the sending one for each file, as an agent does.
-func glanceDTN(pcp mover.PCP) func(*rig) (func(context.Context) error, error) {
+// glanceDTN has two DTNs, and asks the sending one for each file, as an agent does: with
+// the digest of the whole file to be proven, or without.
+func glanceDTN(protection mover.Protection, whole bool, pcp mover.PCP) func(*rig) (func(context.Context) error, error) {
 	return func(r *rig) (func(context.Context) error, error) {
-		binary, err := filepath.Abs(os.Getenv("GLANCE_DTN"))
+		start, rings, err := r.install(protection)
+		if err == nil {
+			err = errors.Join(start(r.recv), start(r.send))
+		}
 		if err != nil {
 			return nil, err
 		}
-		dir, err := os.MkdirTemp(r.dir, "glance-dtn-")
-		if err != nil {
-			return nil, err
+		return r.thirdParty(rings["A"], rings["B"], whole, pcp, "")
+	}
+}
+
+// install makes the DTNs of sites A, which sends, and B, without any state. It returns what
+// starts one of them, and the certificates of the sites' agents. A relay is site R's.
+func (r *rig) install(protection mover.Protection) (start func(*host) error, agents map[string]*pki.Keyring, err error) {
+	binary, err := filepath.Abs(os.Getenv("GLANCE_DTN"))
+	if err != nil {
+		return nil, nil, err
+	}
+	dir, err := os.MkdirTemp(r.dir, "glance-dtn-")
+	if err != nil {
+		return nil, nil, err
+	}
+	ca := filepath.Join(dir, "ca")
+	if err := pki.InitCA(ca, "movers", pki.CALife); err != nil {
+		return nil, nil, err
+	}
+	agents = map[string]*pki.Keyring{}
+	configs := map[*host]string{}
+	sites := map[string]*host{"A": r.send, "B": r.recv}
+	if r.relay != nil {
+		sites["R"] = r.relay
+	}
+	for site, h := range sites {
+		at := filepath.Join(dir, site)
+		for _, role := range []string{pki.DTN, pki.Agent} {
+			if _, err := pki.Issue(ca, pki.Identity{Site: site, Role: role}, []string{h.Addr.String()}, pki.LeafLife, at); err != nil {
+				return nil, nil, err
+			}
 		}
-		ca := filepath.Join(dir, "ca")
-		if err := pki.InitCA(ca, "movers", pki.CALife); err != nil {
-			return nil, err
+		files := pki.Files{CA: filepath.Join(ca, "ca.pem"), Cert: filepath.Join(at, "agent.pem"), Key: filepath.Join(at, "agent.key")}
+		if agents[site], err = files.Load(func(error) {}); err != nil {
+			return nil, nil, err
 		}
-		rings := map[string]*pki.Keyring{} // of the agents
-		for site, h := range map[string]*host{"A": r.send, "B": r.recv} {
-			at := filepath.Join(dir, site)
-			for _, role := range []string{pki.DTN, pki.Agent} {
-				if _, err := pki.Issue(ca, pki.Identity{Site: site, Role: role}, []string{h.Addr.String()}, pki.LeafLife, at); err != nil {
-					return nil, err
-				}
-			}
-			files := pki.Files{CA: filepath.Join(ca, "ca.pem"), Cert: filepath.Join(at, "agent.pem"), Key: filepath.Join(at, "agent.key")}
-			if rings[site], err = files.Load(func(error) {}); err != nil {
-				return nil, err
-			}
-			export := inDir
-			if site == "A" {
-				export = "/run/export"
-			}
-			h.Run(r.tb, "rm", "-rf", "/run/state", "/run/export")
-			h.Run(r.tb, "mkdir", "-p", "/run/state", export)
-			config := write(r.tb, filepath.Join(at, "dtn.yaml"), fmt.Sprintf(`
+		export, more := "/run/export", ""
+		switch site {
+		case "B":
+			export = inDir
+		case "R":
+			more = "relay: {space: 64GiB, routes: [{from: A, to: [B]}]}\n"
+		}
+		h.Run(r.tb, "rm", "-rf", "/run/state", "/run/export")
+		h.Run(r.tb, "mkdir", "-p", "/run/state", export)
+		configs[h] = write(r.tb, filepath.Join(at, "dtn.yaml"), fmt.Sprintf(`
 site: %s
 log: {level: warn}
 export: %s
@@ -102,83 +130,122 @@ tls: {ca: ../ca/ca.pem}
 metrics: ""
 reserve: 1MiB
 transfers: 8
-`, site, export, h.Addr))
-			if err := r.serve(h, nil, 7443, binary, "dtn", "--config", config); err != nil {
-				return nil, err
-			}
-		}
-		return r.thirdParty(rings["A"], rings["B"], pcp)
+protection: %s
+%s%s`, site, export, h.Addr, protection, more, r.settings))
 	}
+	return func(h *host) error {
+		return r.serve(h, nil, 7443, binary, "dtn", "--config", configs[h])
+	}, agents, nil
 }
 
-// thirdParty stages the files, by links, and returns what has them moved.
-func (r *rig) thirdParty(asker, signer *pki.Keyring, pcp mover.PCP) (func(context.Context) error, error) {
+// thirdParty stages the files, by links, and returns what has them moved: through the
+// relay in a mode, or straight without one.
+func (r *rig) thirdParty(asker, signer *pki.Keyring, whole bool, pcp mover.PCP, mode mover.RelayMode) (func(context.Context) error, error) {
+	destination := mover.Destination{Address: net.JoinHostPort(r.recv.Addr.String(), "7444")}
+	right := mover.Ticket{Site: "B", From: "A", Expires: time.Now().Add(time.Hour)}
+	if mode != "" {
+		destination.Via = mover.Relay{Site: "R", Address: net.JoinHostPort(r.relay.Addr.String(), "7444"), Mode: mode}
+		right.Via, right.Address = "R", destination.Address
+	}
 	var requests []mover.Request
+	var tickets []mover.Ticket
 	for _, f := range r.files {
+		if !whole {
+			f.Digest = digest.Digest{}
+		}
 		arriving := f
 		arriving.Name = mover.Inbox + "/" + f.Name
-		token, err := ticket.Sign(signer.Certificate(), mover.Ticket{ID: f.Name, Site: "B", From: "A", File: arriving, Expires: time.Now().Add(time.Hour)})
-		if err != nil {
-			return nil, err
-		}
+		right.ID, right.File = f.Name, arriving
+		tickets = append(tickets, right)
 		staged := f
 		staged.Name = mover.Outbox + "/" + f.Name
 		if err := os.Link(filepath.Join(r.send.Path(outDir), f.Name), filepath.Join(r.send.Path("/run/export"), staged.Name)); err != nil {
 			return nil, err
 		}
-		requests = append(requests, mover.Request{
-			Key: f.Name, Source: staged, PCP: pcp,
-			Destination: mover.Destination{Address: net.JoinHostPort(r.recv.Addr.String(), "7444"), Ticket: token},
-		})
+		requests = append(requests, mover.Request{Key: f.Name, Source: staged, PCP: pcp, Destination: destination})
 	}
-	conf := asker.ClientTLS(pki.Identity{Site: "A", Role: pki.DTN})
-	conf.ServerName = r.send.Addr.String()
+	tokens, err := ticket.SignAll(signer.Certificate(), tickets)
+	if err != nil {
+		return nil, err
+	}
+	for i, token := range tokens {
+		requests[i].Destination.Ticket = token
+	}
+	dtn, hangUp, err := r.api("A", r.send, asker)
+	if err != nil {
+		return nil, err
+	}
+	return func(ctx context.Context) error {
+		defer hangUp()
+		return moved(ctx, dtn, requests)
+	}, nil
+}
+
+// api is the API of a site's DTN on its host, as the site's agent there is served. hangUp
+// closes the connections that rest.
+func (r *rig) api(site string, h *host, agent *pki.Keyring) (dtn *client.Client, hangUp func(), err error) {
+	conf := agent.ClientTLS(pki.Identity{Site: site, Role: pki.DTN})
+	conf.ServerName = h.Addr.String()
 	transport := &http.Transport{DialTLSContext: func(ctx context.Context, network, address string) (net.Conn, error) {
-		raw, err := r.send.dial(network, address)
+		raw, err := h.dial(network, address)
 		if err != nil {
 			return nil, err
 		}
 		c := tls.Client(raw, conf)
 		return c, c.HandshakeContext(ctx)
 	}, MaxIdleConnsPerHost: 16}
-	dtn, err := client.New("https://"+net.JoinHostPort(r.send.Addr.String(), "7443"), &http.Client{Transport: transport})
-	if err != nil {
-		return nil, err
-	}
-	return func(ctx context.Context) error {
-		defer transport.CloseIdleConnections()
-		all, ctx := errgroup.WithContext(ctx)
-		all.SetLimit(16)
-		for _, request := range requests {
-			all.Go(func() error { return moved(ctx, dtn, request) })
-		}
-		return all.Wait()
-	}, nil
+	dtn, err = client.New("https://"+net.JoinHostPort(h.Addr.String(), "7443"), &http.Client{Transport: transport})
+	return dtn, transport.CloseIdleConnections, err
 }
 
-// moved asks for a transfer and returns when it is done.
-func moved(ctx context.Context, dtn *client.Client, request mover.Request) error {
-	id, err := dtn.Submit(ctx, request)
+// moved asks for transfers and returns when they are done.
+func moved(ctx context.Context, dtn *client.Client, requests []mover.Request) error {
+	submitted, err := dtn.SubmitAll(ctx, requests)
 	if err != nil {
 		return err
 	}
-	for {
-		s, err := dtn.Status(ctx, id)
+	left := map[mover.TransferID]bool{}
+	for _, s := range submitted {
+		if s.Err != nil {
+			return s.Err
+		}
+		left[s.ID] = true
+	}
+	for s, err := range dtn.Follow(ctx) {
 		switch {
 		case err != nil:
 			return err
 		case s.State == mover.Done:
-			return nil
+			delete(left, s.ID)
 		case s.State.Final():
 			return fmt.Errorf("%s: %s", s.State, s.Error)
 		}
-		select {
-		case <-time.After(5 * time.Millisecond):
-		case <-ctx.Done():
-			return context.Cause(ctx)
+		if len(left) == 0 {
+			return nil
 		}
 	}
+	// Room for a file is taken before its first byte: only the DTN knows how far it is.
+	asked, cancel := context.WithTimeout(context.WithoutCancel(ctx), patience)
+	defer cancel()
+	all, err := dtn.Transfers(asked, "")
+	if err != nil {
+		return err
+	}
+	out := &stopped{why: context.Cause(ctx)}
+	for _, s := range all {
+		out.moved += s.Moved
+	}
+	return out
 }
+
+// stopped is the end of a run that took too long.
+type stopped struct {
+	moved int64 // bytes until then
+	why   error
+}
+
+func (s *stopped) Error() string { return fmt.Sprintf("after %d bytes: %v", s.moved, s.why) }
+func (s *stopped) Unwrap() error { return s.why }
 
 // iperf sends as many bytes as the files have, from memory to nowhere.
 func iperf(streams int) func(*rig) (func(context.Context) error, error) {
@@ -231,7 +298,16 @@ func xrdcp(args ...string) func(*rig) (func(context.Context) error, error) {
 // fromNginx is a client of a web server that sends with sendfile(2).
 func fromNginx(do func(ctx context.Context, r *rig, url string) error) func(*rig) (func(context.Context) error, error) {
 	return func(r *rig) (func(context.Context) error, error) {
-		config := write(r.tb, filepath.Join(r.dir, "nginx.conf"), `
+		if err := r.nginx(r.send, outDir); err != nil {
+			return nil, err
+		}
+		return func(ctx context.Context) error { return do(ctx, r, "http://"+r.send.Addr.String()+"/") }, nil
+	}
+}
+
+// nginx serves a directory.
+func (r *rig) nginx(h *host, dir string) error {
+	config := write(r.tb, filepath.Join(r.dir, h.Name+"-nginx.conf"), `
 user root;
 daemon off;
 worker_processes 2;
@@ -245,14 +321,10 @@ http {
 	keepalive_requests 100000;
 	client_body_temp_path /run/nginx; proxy_temp_path /run/nginx; fastcgi_temp_path /run/nginx;
 	scgi_temp_path /run/nginx; uwsgi_temp_path /run/nginx;
-	server { listen 80; root `+outDir+`; autoindex on; }
+	server { listen 80; root `+dir+`; autoindex on; }
 }
 `)
-		if err := r.serve(r.send, nil, 80, "nginx", "-c", config, "-e", "stderr"); err != nil {
-			return nil, err
-		}
-		return func(ctx context.Context) error { return do(ctx, r, "http://"+r.send.Addr.String()+"/") }, nil
-	}
+	return r.serve(h, nil, 80, "nginx", "-c", config, "-e", "stderr")
 }
 
 func curl(ctx context.Context, r *rig, url string) error {

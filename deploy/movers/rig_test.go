@@ -32,7 +32,7 @@ const (
 )
 
 // patience is how long a server may take to start.
-const patience = 20 * time.Second
+const patience = time.Minute
 
 // host is a machine whose processes are counted.
 type host struct {
@@ -44,15 +44,34 @@ type host struct {
 // rig is two hosts with a path between them and the files of one load.
 type rig struct {
 	tb         testing.TB
+	hosts      []*host
 	send, recv *host
-	dir        string // for configurations and logs; both hosts see it
+	relay      *host  // whose DTN passes files on; nil: there is none
+	dir        string // for configurations and logs; all hosts see it
 	groups     string // where control groups are made
+	settings   string // further lines of the DTNs' configurations
 	files      []mover.File
 	size       int64 // of all files
 }
 
 // newRig makes the hosts, connects them, and makes the files at the sender.
 func newRig(tb testing.TB, p path, l load) *rig {
+	tb.Helper()
+	r := newHosts(tb, "10.0.0.1 send\n10.0.0.2 recv\n", "send", "recv")
+	r.send, r.recv = r.hosts[0], r.hosts[1]
+	p.connect(tb, r.send.Machine, r.recv.Machine)
+	for h, peer := range map[*host]*host{r.send: r.recv, r.recv: r.send} {
+		// By the route: a network namespace may have less congestion controls as its default.
+		h.Run(tb, "ip", "route", "replace", "10.0.0.0/24", "dev", peer.Name, "src", h.Addr.String(), "congctl", p.control)
+		h.Run(tb, "sysctl", "-qw", "net.ipv4.tcp_no_metrics_save=1",
+			"net.ipv4.tcp_rmem=4096 131072 67108864", "net.ipv4.tcp_wmem=4096 131072 67108864")
+	}
+	r.fill(l)
+	return r
+}
+
+// newHosts makes hosts of these names without a network, whose /etc/hosts has these lines.
+func newHosts(tb testing.TB, lines string, names ...string) *rig {
 	tb.Helper()
 	// Not tb.TempDir, whose name is the benchmark's: sshd(8) would expand a percent sign.
 	dir, err := os.MkdirTemp("", "movers-")
@@ -65,37 +84,26 @@ func newRig(tb testing.TB, p path, l load) *rig {
 	tb.Cleanup(func() { _ = os.RemoveAll(dir) })
 	r := &rig{tb: tb, dir: dir}
 	hosts := filepath.Join(r.dir, "hosts")
-	write(tb, hosts, "127.0.0.1 localhost\n10.0.0.1 send\n10.0.0.2 recv\n")
-	for _, h := range []struct {
-		name string
-		at   **host
-	}{{"send", &r.send}, {"recv", &r.recv}} {
-		m := lab.NewMachine(tb, h.name)
+	write(tb, hosts, "127.0.0.1 localhost\n"+lines)
+	for _, name := range names {
+		m := lab.NewMachine(tb, name)
 		m.Run(tb, "mount", "--bind", hosts, "/etc/hosts")
 		m.Run(tb, "mount", "-t", "tmpfs", "-o", "size=100%", "tmpfs", "/run")
-		*h.at = &host{Machine: m}
+		r.hosts = append(r.hosts, &host{Machine: m})
 	}
 	r.makeGroups()
-	p.connect(tb, r.send.Machine, r.recv.Machine)
-	for h, peer := range map[*host]*host{r.send: r.recv, r.recv: r.send} {
-		// By the route: a network namespace may have less congestion controls as its default.
-		h.Run(tb, "ip", "route", "replace", "10.0.0.0/24", "dev", peer.Name, "src", h.Addr.String(), "congctl", p.control)
-		h.Run(tb, "sysctl", "-qw", "net.ipv4.tcp_no_metrics_save=1",
-			"net.ipv4.tcp_rmem=4096 131072 67108864", "net.ipv4.tcp_wmem=4096 131072 67108864")
-	}
-	r.fill(l)
 	return r
 }
 
-// makeGroups mounts the hierarchy of cgroups(7), version 2, on the sender, and makes
+// makeGroups mounts the hierarchy of cgroups(7), version 2, on the first host, and makes
 // a group that is this process's. What a run that was killed has left is removed.
 func (r *rig) makeGroups() {
 	r.tb.Helper()
 	const dir = "/run/cgroup"
-	r.send.Run(r.tb, "mkdir", dir)
-	r.send.Run(r.tb, "mount", "-t", "cgroup2", "none", dir)
+	r.hosts[0].Run(r.tb, "mkdir", dir)
+	r.hosts[0].Run(r.tb, "mount", "-t", "cgroup2", "none", dir)
 	const prefix = "movers-"
-	old, err := filepath.Glob(filepath.Join(r.send.Path(dir), prefix+"*"))
+	old, err := filepath.Glob(filepath.Join(r.hosts[0].Path(dir), prefix+"*"))
 	if err != nil {
 		r.tb.Fatal(err)
 	}
@@ -105,11 +113,15 @@ func (r *rig) makeGroups() {
 			continue
 		}
 		_ = os.WriteFile(filepath.Join(name, "cgroup.kill"), []byte("1"), 0)
-		for _, sub := range []string{"send", "recv", ""} {
-			_ = os.Remove(filepath.Join(name, sub)) // what is still dying the next run removes
+		subs, _ := os.ReadDir(name)
+		for _, sub := range subs {
+			if sub.IsDir() {
+				_ = os.Remove(filepath.Join(name, sub.Name())) // what is still dying the next run removes
+			}
 		}
+		_ = os.Remove(name)
 	}
-	r.groups = filepath.Join(r.send.Path(dir), prefix+strconv.Itoa(os.Getpid()))
+	r.groups = filepath.Join(r.hosts[0].Path(dir), prefix+strconv.Itoa(os.Getpid()))
 	if err := os.Mkdir(r.groups, 0o755); err != nil {
 		r.tb.Fatal(err)
 	}
@@ -124,7 +136,7 @@ func (r *rig) makeGroups() {
 // that was killed is killed as well by some kernels.
 func (r *rig) begin() {
 	r.tb.Helper()
-	for _, h := range []*host{r.send, r.recv} {
+	for _, h := range r.hosts {
 		name := filepath.Join(r.groups, h.Name)
 		if err := os.Mkdir(name, 0o755); err != nil {
 			r.tb.Fatal(err)
@@ -139,7 +151,7 @@ func (r *rig) begin() {
 // end kills whatever runs on the hosts, and removes their control groups.
 func (r *rig) end() {
 	r.tb.Helper()
-	for _, h := range []*host{r.send, r.recv} {
+	for _, h := range r.hosts {
 		if err := h.kill(); err != nil {
 			r.tb.Error(err)
 		}
@@ -342,6 +354,7 @@ func (r *rig) measure(m peer, limit time.Duration) (out run) {
 	if err := errors.Join(os.RemoveAll(in), os.Mkdir(in, 0o755)); err != nil {
 		r.tb.Fatal(err)
 	}
+	lab.Touch(r.tb, r.size+r.size/4)
 	r.begin()
 	defer r.end()
 	move, err := m.start(r)
@@ -364,6 +377,10 @@ func (r *rig) measure(m peer, limit time.Duration) (out run) {
 	case err == nil && !m.discards:
 		err = r.compare(filepath.Join(in, m.arrivals))
 	case ctx.Err() != nil:
+		if s, told := errors.AsType[*stopped](err); told {
+			out.Bytes, err = s.moved, nil
+			break
+		}
 		out.Bytes, err = arrived(in)
 		out.Bytes = min(out.Bytes, r.size)
 	}

@@ -11,9 +11,12 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
+
+	"github.com/prometheus/procfs"
+
+	"github.com/glance-dtn/glance-dtn/deploy/lab"
 )
 
 // rounds is how often each side of a comparison is measured, in turn.
@@ -33,7 +36,7 @@ func BenchmarkEndToEnd(b *testing.B) {
 			if err != nil {
 				b.Fatal(err)
 			}
-			if _, err := io.Copy(f, content("bench", size)); err != nil {
+			if _, err := io.Copy(f, content("bench", size).open()); err != nil {
 				b.Fatal(err)
 			}
 			if err := f.Close(); err != nil {
@@ -68,7 +71,7 @@ func (b *box) put(t testing.TB, file string) float64 {
 	t.Helper()
 	settle(t)
 	text := `{"name":"put","disk_format":"raw","container_format":"bare"}`
-	_, out := b.glance(t, "B", "POST", "/v2/images", "application/json", strings.NewReader(text), int64(len(text)))
+	_, out := b.glance(t, "B", "POST", "/v2/images", jsonText(text))
 	var i image
 	if err := json.Unmarshal(out, &i); err != nil {
 		t.Fatal(err)
@@ -92,10 +95,12 @@ func (b *box) wholeJob(t testing.TB, name string, size int64) float64 {
 	began := time.Now()
 	cmd := exec.Command(os.Getenv("GLANCE_DTN"), "push", id, "--to", "B", "--wait")
 	cmd.Env = append(os.Environ(), "GLANCE_DTN_CONTROL="+b.env["A"]["GLANCE_DTN_CONTROL"])
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("push: %v\n%s", err, out)
+	legs, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Fatalf("push: %v\n%s", err, legs)
 	}
 	took := time.Since(began).Seconds()
+	t.Logf("%s", legs)
 	b.remove(t, "A", id)
 	b.remove(t, "B", id)
 	return took
@@ -106,7 +111,7 @@ func (b *box) wholeJob(t testing.TB, name string, size int64) float64 {
 var parts = []string{"agentA", "dtnA", "dtnB", "agentB", "glanceB"}
 
 // spent is the processor time that each part has used so far, its children's included,
-// in seconds: proc(5), utime and stime, in hundredths.
+// in seconds.
 func (b *box) spent(t testing.TB) map[string]float64 {
 	t.Helper()
 	all := map[string]float64{}
@@ -117,18 +122,19 @@ func (b *box) spent(t testing.TB) map[string]float64 {
 			t.Fatal(err)
 		}
 		for _, p := range append(strings.Fields(string(children)), pid) {
-			stat, err := os.ReadFile("/proc/" + p + "/stat")
+			n, err := strconv.Atoi(p)
 			if err != nil {
 				t.Fatal(err)
 			}
-			_, after, _ := strings.Cut(string(stat), ") ")
-			for _, field := range strings.Fields(after)[11:13] {
-				n, err := strconv.Atoi(field)
-				if err != nil {
-					t.Fatal(err)
-				}
-				all[part] += float64(n) / 100
+			process, err := procfs.NewProc(n)
+			if err != nil {
+				t.Fatal(err)
 			}
+			stat, err := process.Stat()
+			if err != nil {
+				t.Fatal(err)
+			}
+			all[part] += stat.CPUTime()
 		}
 	}
 	return all
@@ -146,28 +152,13 @@ func (b *box) pid(t testing.TB, part string) string {
 
 // settle makes both sides of a comparison begin alike: the disk has finished what the
 // last measurement left to it, and as much memory as either side fills with pages of
-// files has just been touched. (A virtual machine's host takes free memory back, and
-// what is touched for the first time after that costs four times as much.)
+// files has just been touched.
 func settle(t testing.TB) {
 	t.Helper()
 	if err := exec.Command("sync").Run(); err != nil {
 		t.Fatal(err)
 	}
-	var info syscall.Sysinfo_t
-	if err := syscall.Sysinfo(&info); err != nil {
-		t.Fatal(err)
-	}
-	size := int(min(4<<30, uint64(info.Freeram)*uint64(info.Unit)/2)) // what is free and no page of a file
-	memory, err := syscall.Mmap(-1, 0, size, syscall.PROT_READ|syscall.PROT_WRITE, syscall.MAP_PRIVATE|syscall.MAP_ANON)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for i := 0; i < size; i += os.Getpagesize() {
-		memory[i] = 1
-	}
-	if err := syscall.Munmap(memory); err != nil {
-		t.Fatal(err)
-	}
+	lab.Touch(t, 4<<30)
 }
 
 func median(x []float64) float64 {
@@ -214,8 +205,8 @@ func BenchmarkFullPass(b *testing.B) {
 	for n := range 1000 {
 		id := x.create(b, "A", fmt.Sprint("many-", n), 100, nil)
 		text := fmt.Sprintf(`{"id":%q,"name":"many-%d","disk_format":"raw","container_format":"bare","visibility":"public"}`, id, n)
-		x.glance(b, "B", "POST", "/v2/images", "application/json", strings.NewReader(text), int64(len(text)))
-		x.glance(b, "B", "PUT", "/v2/images/"+id+"/file", "application/octet-stream", content(fmt.Sprint("many-", n), 100), 100)
+		x.glance(b, "B", "POST", "/v2/images", jsonText(text))
+		x.glance(b, "B", "PUT", "/v2/images/"+id+"/file", content(fmt.Sprint("many-", n), 100))
 	}
 	// Only now the rule that sends all of them, and a long interval between listings, so that
 	// what is counted is the pass at the start.

@@ -25,6 +25,7 @@ import (
 
 	"github.com/glance-dtn/glance-dtn/agent"
 	"github.com/glance-dtn/glance-dtn/agent/api"
+	"github.com/glance-dtn/glance-dtn/mover"
 )
 
 // box is a sandbox that runs: two real sites on loopback. Its methods look at it
@@ -133,6 +134,13 @@ func (b *box) sandbox(t testing.TB, args ...string) string {
 // kill ends a part as a power cut would.
 func (b *box) kill(t testing.TB, part string) {
 	t.Helper()
+	b.signal(t, part, syscall.SIGKILL)
+	b.sandbox(t, "stop", b.dir, part, "-9")
+}
+
+// signal sends a signal to all processes of a part.
+func (b *box) signal(t testing.TB, part string, s syscall.Signal) {
+	t.Helper()
 	file := filepath.Join(b.dir, "run", part+".pid")
 	text, err := os.ReadFile(file)
 	if err != nil {
@@ -142,10 +150,9 @@ func (b *box) kill(t testing.TB, part string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := syscall.Kill(-pid, syscall.SIGKILL); err != nil {
-		t.Fatalf("kill %s: %v", part, err)
+	if err := syscall.Kill(-pid, s); err != nil {
+		t.Fatalf("%v to %s: %v", s, part, err)
 	}
-	b.sandbox(t, "stop", b.dir, part, "-9")
 }
 
 func (b *box) start(t testing.TB, part string, env ...string) {
@@ -159,20 +166,19 @@ type image map[string]any
 
 func (i image) str(key string) string { s, _ := i[key].(string); return s }
 
-// glance does one call of the image API as the admin, and decodes a JSON answer.
-func (b *box) glance(t testing.TB, site, method, path, media string, body io.Reader, size int64) (int, []byte) {
+// glance does one call of the image API as the admin: a JSON text is posted, another body is image data. It
+// returns the answer's code and body.
+func (b *box) glance(t testing.TB, site, method, path string, body body) (int, []byte) {
 	t.Helper()
-	for range 2 {
-		req, err := http.NewRequestWithContext(t.Context(), method, b.env[site]["GLANCE_DTN_SANDBOX_GLANCE_URL"]+path, body)
+	for range 2 { // the second time with a new token, and the body from its start
+		req, err := http.NewRequestWithContext(t.Context(), method, b.env[site]["GLANCE_DTN_SANDBOX_GLANCE_URL"]+path, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
 		req.Header.Set("X-Auth-Token", b.auth(t))
-		if media != "" {
-			req.Header.Set("Content-Type", media)
-		}
-		if size >= 0 {
-			req.ContentLength = size
+		if body.open != nil {
+			req.Body, req.ContentLength = io.NopCloser(body.open()), body.size
+			req.Header.Set("Content-Type", body.media)
 		}
 		res, err := http.DefaultClient.Do(req)
 		if err != nil {
@@ -192,6 +198,23 @@ func (b *box) glance(t testing.TB, site, method, path, media string, body io.Rea
 	}
 	t.Fatalf("%s %s: 401 with a new token", method, path)
 	return 0, nil
+}
+
+// body is what a call sends; the zero body is none.
+type body struct {
+	media string
+	size  int64
+	open  func() io.Reader
+}
+
+func jsonText(text string) body {
+	return body{"application/json", int64(len(text)), func() io.Reader { return strings.NewReader(text) }}
+}
+
+// content is random bytes that follow from their name.
+func content(name string, size int64) body {
+	seed := sha512.Sum512_256([]byte(name))
+	return body{"application/octet-stream", size, func() io.Reader { return io.LimitReader(rand.NewChaCha8(seed), size) }}
 }
 
 func (b *box) auth(t testing.TB) string {
@@ -227,26 +250,20 @@ func (b *box) create(t testing.TB, site, name string, size int64, more map[strin
 	if err != nil {
 		t.Fatal(err)
 	}
-	code, out := b.glance(t, site, "POST", "/v2/images", "application/json", bytes.NewReader(text), int64(len(text)))
+	code, out := b.glance(t, site, "POST", "/v2/images", jsonText(string(text)))
 	var i image
 	if err := json.Unmarshal(out, &i); code != 201 || err != nil {
 		t.Fatalf("create image: %d %s", code, out)
 	}
-	if code, out := b.glance(t, site, "PUT", "/v2/images/"+i.str("id")+"/file", "application/octet-stream", content(name, size), size); code != 204 {
+	if code, out := b.glance(t, site, "PUT", "/v2/images/"+i.str("id")+"/file", content(name, size)); code != 204 {
 		t.Fatalf("upload: %d %s", code, out)
 	}
 	return i.str("id")
 }
 
-// content is a stream of random bytes that follows from its name.
-func content(name string, size int64) io.Reader {
-	seed := sha512.Sum512_256([]byte(name))
-	return io.LimitReader(rand.NewChaCha8(seed), size)
-}
-
 func (b *box) show(t testing.TB, site, id string) image {
 	t.Helper()
-	code, out := b.glance(t, site, "GET", "/v2/images/"+id, "", nil, -1)
+	code, out := b.glance(t, site, "GET", "/v2/images/"+id, body{})
 	if code == http.StatusNotFound {
 		return nil
 	}
@@ -280,7 +297,7 @@ func (b *box) readBack(t testing.TB, site, id string) (string, int64) {
 
 func (b *box) remove(t testing.TB, site, id string) {
 	t.Helper()
-	if code, out := b.glance(t, site, "DELETE", "/v2/images/"+id, "", nil, -1); code != 204 {
+	if code, out := b.glance(t, site, "DELETE", "/v2/images/"+id, body{}); code != 204 {
 		t.Fatalf("delete: %d %s", code, out)
 	}
 }
@@ -289,7 +306,7 @@ func (b *box) remove(t testing.TB, site, id string) {
 
 func (b *box) push(t testing.TB, id string) agent.JobID {
 	t.Helper()
-	jobs, err := b.control["A"].Push(t.Context(), id, []string{"B"})
+	jobs, err := b.control["A"].Push(t.Context(), id, []string{"B"}, "")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -350,7 +367,7 @@ func (b *box) wantDelivered(t testing.TB, id string, size int64) {
 func (b *box) wantClean(t testing.TB) {
 	t.Helper()
 	var left []string
-	for end := time.Now().Add(20 * time.Second); time.Now().Before(end); time.Sleep(100 * time.Millisecond) {
+	for end := time.Now().Add(2 * time.Minute); time.Now().Before(end); time.Sleep(100 * time.Millisecond) {
 		left = nil
 		for _, site := range []string{"A", "B"} {
 			for _, folder := range []string{"outbox", "inbox"} {
@@ -381,7 +398,7 @@ func TestUploadAtAIsServedByB(t *testing.T) {
 			"min_disk": 2, "min_ram": 512, "tags": []string{"golden", "x y"}, "os_distro": "debian", "hw_disk_bus": "virtio",
 			"owner_specified.openstack.md5": "", "os_hidden": true, "protected": true,
 		})
-		for end := time.Now().Add(time.Minute); b.show(t, "B", id).str("status") != "active" && time.Now().Before(end); {
+		for end := time.Now().Add(2 * time.Minute); b.show(t, "B", id).str("status") != "active" && time.Now().Before(end); {
 			time.Sleep(50 * time.Millisecond)
 		}
 		for j, err := range b.control["A"].Jobs(t.Context()) {
@@ -411,12 +428,12 @@ func TestUploadAtAIsServedByB(t *testing.T) {
 		first := b.create(t, "A", "twin", 8*mib, nil)
 		b.await(t, "A", b.push(t, first), agent.Verified)
 		text := `{"name":"twin","disk_format":"raw","container_format":"bare"}`
-		_, out := b.glance(t, "A", "POST", "/v2/images", "application/json", strings.NewReader(text), int64(len(text)))
+		_, out := b.glance(t, "A", "POST", "/v2/images", jsonText(text))
 		var i image
 		if err := json.Unmarshal(out, &i); err != nil {
 			t.Fatal(err)
 		}
-		b.glance(t, "A", "PUT", "/v2/images/"+i.str("id")+"/file", "application/octet-stream", content("twin", 8*mib), 8*mib)
+		b.glance(t, "A", "PUT", "/v2/images/"+i.str("id")+"/file", content("twin", 8*mib))
 		j := b.await(t, "A", b.push(t, i.str("id")), agent.Verified)
 		if slices.ContainsFunc(j.History, func(c agent.Change) bool { return c.State == agent.Staged }) {
 			t.Errorf("the file was staged though B has its bytes: %v", j.History)
@@ -562,7 +579,7 @@ func TestTrouble(t *testing.T) {
 		if err := os.Chtimes(storeFile("A", name), old, old); err != nil {
 			t.Fatal(err)
 		}
-		for end := time.Now().Add(30 * time.Second); ; time.Sleep(200 * time.Millisecond) {
+		for end := time.Now().Add(2 * time.Minute); ; time.Sleep(200 * time.Millisecond) {
 			o, err := b.control["A"].Overview(t.Context())
 			if err != nil {
 				t.Fatal(err)
@@ -583,8 +600,8 @@ func TestTrouble(t *testing.T) {
 	t.Run("other content under the id at B", func(t *testing.T) {
 		id := b.create(t, "A", "conflict", mib, nil)
 		text := fmt.Sprintf(`{"id":%q,"name":"mine","disk_format":"raw","container_format":"bare"}`, id)
-		b.glance(t, "B", "POST", "/v2/images", "application/json", strings.NewReader(text), int64(len(text)))
-		b.glance(t, "B", "PUT", "/v2/images/"+id+"/file", "application/octet-stream", content("other", mib), mib)
+		b.glance(t, "B", "POST", "/v2/images", jsonText(text))
+		b.glance(t, "B", "PUT", "/v2/images/"+id+"/file", content("other", mib))
 		before, _ := b.readBack(t, "B", id)
 		if j := b.await(t, "A", b.push(t, id), agent.Parked, agent.Verified); j.State != agent.Parked || !strings.Contains(j.Reason, "conflict") {
 			t.Errorf("%s: %s", j.State, j.Reason)
@@ -702,7 +719,7 @@ endpoint_id = siteB-image-public
 	b.limitB(t, 2)
 	id := b.create(t, "A", "too-much", 5*mib, nil)
 	job := b.push(t, id)
-	for end := time.Now().Add(30 * time.Second); ; time.Sleep(50 * time.Millisecond) {
+	for end := time.Now().Add(2 * time.Minute); ; time.Sleep(50 * time.Millisecond) {
 		j := b.job(t.Context(), "A", job)
 		if strings.Contains(j.Reason, "site B: quota: ") && strings.Contains(j.Reason, "limit image_size_total is 2") && j.State == agent.Pending {
 			break
@@ -726,7 +743,7 @@ func TestExportFull(t *testing.T) {
 	b.start(t, "dtnB", "GLANCE_DTN_RESERVE=900TiB")
 	id := b.create(t, "A", "big", 10*mib, nil)
 	job := b.push(t, id)
-	for end := time.Now().Add(30 * time.Second); ; time.Sleep(50 * time.Millisecond) {
+	for end := time.Now().Add(2 * time.Minute); ; time.Sleep(50 * time.Millisecond) {
 		j := b.job(t.Context(), "A", job)
 		if strings.Contains(j.Reason, "no space") && strings.Contains(j.Reason, "site B") {
 			break
@@ -761,7 +778,7 @@ func TestExportGoneAndBack(t *testing.T) {
 	id := b.create(t, "A", "waits", 10*mib, nil)
 	job := b.push(t, id)
 	var j agent.Job
-	for end := time.Now().Add(time.Minute); !j.Paused; time.Sleep(50 * time.Millisecond) {
+	for end := time.Now().Add(2 * time.Minute); !j.Paused; time.Sleep(50 * time.Millisecond) {
 		if j = b.job(t.Context(), "A", job); time.Now().After(end) || j.State.Final() {
 			t.Fatalf("%s: %s", j.State, j.Reason)
 		}
@@ -794,7 +811,7 @@ func TestGlanceKilledDuringUpload(t *testing.T) {
 	const size = 300 * mib
 	id := b.create(t, "A", "glance-dies", size, nil)
 	job := b.push(t, id)
-	for end := time.Now().Add(30 * time.Second); b.show(t, "B", id).str("status") != "saving"; time.Sleep(10 * time.Millisecond) {
+	for end := time.Now().Add(2 * time.Minute); b.show(t, "B", id).str("status") != "saving"; time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatalf("no upload at B; the job is %+v", b.job(t.Context(), "A", job))
 		}
@@ -810,6 +827,50 @@ func TestGlanceKilledDuringUpload(t *testing.T) {
 		t.Errorf("B serves %d bytes %s as %s", n, sum, j.DeliverAs)
 	}
 	b.wantClean(t)
+}
+
+// Glance at B stands still in the middle of our upload, until A names it as what is waited for.
+func TestSlowGlanceIsNamed(t *testing.T) {
+	b := shared(t)
+	const size = 200 * mib
+	id := b.create(t, "A", "glance-stands-still", size, nil)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	events := b.control["A"].Watch(ctx)
+	job := b.push(t, id)
+	for b.show(t, "B", id).str("status") != "saving" {
+		if j := b.job(ctx, "A", job); ctx.Err() != nil || j.State.Final() {
+			t.Fatalf("no upload at B; the job is %+v", j)
+		}
+	}
+	b.signal(t, "glanceB", syscall.SIGSTOP)
+	stopped := true
+	goOn := func() {
+		if stopped {
+			b.signal(t, "glanceB", syscall.SIGCONT)
+			stopped = false
+		}
+	}
+	defer goOn()
+	named := false
+	for e, err := range events {
+		if err != nil {
+			t.Fatal(err)
+		}
+		if p := e.Progress; p != nil && p.Job == job && p.Bottleneck.Place == mover.Glance && p.Bottleneck.Share > 0.9 {
+			named = true
+			break
+		}
+	}
+	if !named {
+		t.Errorf("A has not named it; the job is %+v", b.job(t.Context(), "A", job))
+	}
+	goOn()
+	j := b.await(t, "A", job, agent.Verified)
+	if j.Waited.Place != mover.Glance || j.Waited.For < time.Second {
+		t.Errorf("at the end A says %+v", j.Waited)
+	}
+	b.wantDelivered(t, id, size)
 }
 
 // Bulk replication without a daemon at A, as cron does it.

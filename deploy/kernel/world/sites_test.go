@@ -51,7 +51,7 @@ func (w *world) add(t *testing.T, size int) image {
 
 func (w *world) push(t *testing.T, i image) agent.JobID {
 	t.Helper()
-	jobs, err := w.a.control.Push(t.Context(), string(i.id), []string{"B"})
+	jobs, err := w.a.control.Push(t.Context(), string(i.id), []string{"B"}, "")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -21,7 +21,9 @@ const (
 	tcpChecksum  = 16 // offsets in a TCP header
 	tcpFlags     = 13
 	flagFIN      = 1 << 0
+	flagSYN      = 1 << 1
 	flagPSH      = 1 << 3
+	flagACK      = 1 << 4
 	flagCWR      = 1 << 7
 	mostInPacket = vnetHeader + 65535
 )
@@ -68,6 +70,13 @@ func (p packet) length(segment int) int {
 		return p.headers + p.payload
 	}
 	return len(p.bytes) - vnetHeader - p.payload*(p.segments-1)
+}
+
+// opens reports whether it is the first packet of a TCP connection over IPv4.
+func (p packet) opens() bool {
+	ip := p.bytes[vnetHeader:]
+	head := int(ip[0]&15) * 4
+	return ip[0]>>4 == 4 && ip[9] == unix.IPPROTO_TCP && len(ip) > head+tcpFlags && ip[head+tcpFlags]&(flagSYN|flagACK) == flagSYN
 }
 
 // cut appends to dst the packet of the segments from first on, up to but not

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -142,6 +143,36 @@ func TestSegmentsThatAreLostSplitAPacket(t *testing.T) {
 		}
 		if counts := d.counts(); counts != c.left {
 			t.Errorf("%s: %+v, want %+v", c.name, counts, c.left)
+		}
+	}
+}
+
+func TestWhatIsDeliveredLateIsCounted(t *testing.T) {
+	p, err := parse(large(10*1448, 1448))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var ends [2]int
+	if err := unix.Pipe2(ends[:], unix.O_NONBLOCK|unix.O_CLOEXEC); err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(ends[0])
+	defer unix.Close(ends[1])
+	const delay = 5 * time.Millisecond
+	d := &direction{link: newLink(Path{Delay: delay}, 0)}
+	for _, c := range []struct {
+		after time.Duration
+		want  Counts
+	}{
+		{tardy, Counts{Sent: 10}},
+		{tardy + 1, Counts{Sent: 20, Late: 10}},
+	} {
+		d.send(0, p, &buffers{})
+		if err := d.deliver(ends[1], delay+c.after, &buffers{}); err != nil {
+			t.Fatal(err)
+		}
+		if got := d.counts(); got != c.want {
+			t.Errorf("delivered %v after its time: %+v, want %+v", c.after, got, c.want)
 		}
 	}
 }

@@ -30,6 +30,9 @@ type Path struct {
 	Queue int
 	// Loss is the probability, 0 to 1, that a packet is lost, independent of all others.
 	Loss float64
+	// Firewall drops the packets by which the first end would open TCP connections to the
+	// second.
+	Firewall bool
 	// MTU of both ends; 0: 1500.
 	MTU int
 	// Seed makes the losses others: the same seed loses the same packets, counted from
