@@ -7,13 +7,13 @@ KERNEL  := user-mode-linux nfs-kernel-server nfs-common rpcbind kmod iproute2 e2
 GRIDFTP := globus-gridftp-server-progs globus-gass-copy-progs iproute2 procps
 PEERS   := $(GRIDFTP) iperf3 xrootd-server xrootd-client rclone aria2 \
 	curl lftp nginx-light rsync openssh-server openssh-client
-RACE    := agent agent/api glance/store mover/client mover/dtn mover/stream # tested with the race detector alone,
-RACE2   := mover/gridftp mover/localcopy nfs/guard # and these a second time, without what is real
+RACE    := agent agent/api glance/store mover/client mover/dtn mover/stream/bases mover/stream/pace tuning/history # tested with the race detector alone,
+RACE2   := mover/gridftp mover/localcopy mover/stream nfs/guard # and these a second time, without what is real or long
 
 export CGO_ENABLED = 0
 
 .DEFAULT_GOAL := help
-.PHONY: help build test test-kernel check format demo bench bench-nfs bench-movers man completion install clean
+.PHONY: help build test test-kernel check format demo bench bench-nfs bench-movers eval-relay eval-pcp grid-pcp man completion install clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -23,13 +23,13 @@ build: ## bin/glance-dtn, static, with its version
 
 test: build test-kernel ## install what the tests need (Debian 12, root) and run all of them, real OpenStack included
 	$(SANDBOX) install etcd-server gcc libc6-dev nfs-ganesha nfs-ganesha-vfs rpcbind $(GRIDFTP)
-	GLANCE_DTN_REAL=1 GLANCE_DTN=$(CURDIR)/bin/glance-dtn go test -count=1 -timeout 15m -skip '^TestGuests$$' \
+	GLANCE_DTN_REAL=1 GLANCE_DTN=$(CURDIR)/bin/glance-dtn go test -count=1 -timeout 45m -skip '^TestGuests$$' \
 		$$(go list ./... | grep -vxF "$$(printf 'github.com/glance-dtn/glance-dtn/%s\n' $(RACE))")
-	CGO_ENABLED=1 go test -race -count=1 $(addprefix ./,$(RACE) $(RACE2))
+	CGO_ENABLED=1 go test -race -count=1 -timeout 45m -skip '^TestConformance' $(addprefix ./,$(RACE) $(RACE2))
 
 test-kernel: ## kernel NFS alone: this module's tests for it, each package's in a user-mode-linux guest (Debian 12, root)
 	$(SANDBOX) install $(KERNEL)
-	GLANCE_DTN_REAL=1 go test -count=1 -timeout 15m -v ./deploy/kernel
+	GLANCE_DTN_REAL=1 go test -count=1 -timeout 45m -parallel 3 -v ./deploy/kernel
 
 check: ## formatting, vet, modernisation, staticcheck, module files, shell scripts
 	@test -z "$$(gofmt -l .)" || { echo 'not formatted (make format):'; gofmt -l .; exit 1; }
@@ -50,15 +50,26 @@ demo: ## two real sites on this machine, one image from A to B (KEEP=1 leaves th
 
 bench: build ## measure: whole jobs between the sandbox sites, and the parts
 	$(SANDBOX) install
-	GLANCE_DTN_REAL=1 GLANCE_DTN=$(CURDIR)/bin/glance-dtn go test -run '^$$' -bench . -skip '^Benchmark(Guests|Movers)$$' -benchtime 1x -timeout 30m ./...
+	GLANCE_DTN_REAL=1 GLANCE_DTN=$(CURDIR)/bin/glance-dtn go test -run '^$$' -bench . -skip '^Benchmark(Guests|Movers|Relays|Grid|PCP)$$' -benchtime 1x -timeout 30m ./...
 
 bench-nfs: ## measure rsize and wsize in all corners of sync and async, on kernel NFS in a guest: tables, CSV and plots into dist/nfs
 	$(SANDBOX) install $(KERNEL)
 	GLANCE_DTN_REAL=1 go test -run '^$$' -bench '^BenchmarkGuests$$' -benchtime 1x -timeout 25m -v ./deploy/kernel
 
-bench-movers: build ## measure glance-dtn beside its peers, LAN and WAN: runs, tables and a plot into dist/movers (hours; see README.md)
+bench-movers: build ## measure glance-dtn beside its peers, LAN and WAN: runs, tables and a plot into dist/movers (hours; see deploy/movers/README.md)
 	$(SANDBOX) install $(PEERS)
 	GLANCE_DTN_REAL=1 GLANCE_DTN=$(CURDIR)/bin/glance-dtn go test -run '^$$' -bench '^BenchmarkMovers$$/$(MOVERS_ONLY)' -benchtime 1x -timeout 0 -v ./deploy/movers
+
+eval-relay: build ## measure direct, stored and cut through beside what the planner predicts: runs, table and plot into dist/relay (minutes; see deploy/movers/README.md)
+	$(SANDBOX) install curl nginx-light iproute2 procps
+	GLANCE_DTN_REAL=1 GLANCE_DTN=$(CURDIR)/bin/glance-dtn go test -run '^$$' -bench '^BenchmarkRelays$$' -benchtime 1x -timeout 0 -v ./deploy/movers
+
+eval-pcp: ## evaluate the advice on pipelining, concurrency and parallelism on paths never seen: report, plots and CSV into dist/pcp
+	go test -run '^$$' -bench '^BenchmarkPCP$$' -benchtime 1x -timeout 2h -v ./deploy/advice
+
+grid-pcp: build ## measure the engine with each PCP of a grid on emulated paths, for eval-pcp: rows are added to deploy/advice/testdata/grid.csv (25 minutes a round; see deploy/movers/README.md)
+	$(SANDBOX) install iproute2 procps
+	GLANCE_DTN_REAL=1 GLANCE_DTN=$(CURDIR)/bin/glance-dtn go test -run '^$$' -bench '^BenchmarkGrid$$/$(GRID_ONLY)' -benchtime 1x -timeout 0 -v ./deploy/movers
 
 man: build ## manual pages, into dist/man
 	mkdir -p dist/man
