@@ -10,6 +10,10 @@ PEERS   := $(GRIDFTP) iperf3 xrootd-server xrootd-client rclone aria2 \
 RACE    := agent agent/api glance/store mover/client mover/dtn mover/stream/bases mover/stream/pace tuning/history # tested with the race detector alone,
 RACE2   := mover/gridftp mover/localcopy mover/stream nfs/guard # and these a second time, without what is real or long
 
+# A test that fails beside all others runs once more, alone, and is told of: machines may be slow, and the code may not.
+GOTEST  := go tool -modfile=tools.mod gotestsum --format pkgname-and-test-fails --hide-summary=skipped \
+	--rerun-fails=1 --rerun-fails-max-failures=3 --rerun-fails-abort-on-data-race
+
 export CGO_ENABLED = 0
 
 .DEFAULT_GOAL := help
@@ -23,13 +27,13 @@ build: ## bin/glance-dtn, static, with its version
 
 test: build test-kernel ## install what the tests need (Debian 12, root) and run all of them, real OpenStack included
 	$(SANDBOX) install etcd-server gcc libc6-dev nfs-ganesha nfs-ganesha-vfs rpcbind $(GRIDFTP)
-	GLANCE_DTN_REAL=1 GLANCE_DTN=$(CURDIR)/bin/glance-dtn go test -count=1 -timeout 45m -skip '^TestGuests$$' \
-		$$(go list ./... | grep -vxF "$$(printf 'github.com/glance-dtn/glance-dtn/%s\n' $(RACE))")
-	CGO_ENABLED=1 go test -race -count=1 -timeout 45m -skip '^TestConformance' $(addprefix ./,$(RACE) $(RACE2))
+	GLANCE_DTN_REAL=1 GLANCE_DTN=$(CURDIR)/bin/glance-dtn $(GOTEST) --packages \
+		"$$(go list ./... | grep -vxF "$$(printf 'github.com/glance-dtn/glance-dtn/%s\n' $(RACE))" | tr '\n' ' ')" -- -count=1 -timeout 45m -skip '^TestGuests$$'
+	CGO_ENABLED=1 $(GOTEST) --packages '$(addprefix ./,$(RACE) $(RACE2))' -- -race -count=1 -timeout 45m -skip '^TestConformance'
 
 test-kernel: ## kernel NFS alone: this module's tests for it, each package's in a user-mode-linux guest (Debian 12, root)
 	$(SANDBOX) install $(KERNEL)
-	GLANCE_DTN_REAL=1 go test -count=1 -timeout 45m -parallel 3 -v ./deploy/kernel
+	GLANCE_DTN_REAL=1 $(GOTEST) --format standard-verbose --packages ./deploy/kernel -- -count=1 -timeout 45m -parallel 3
 
 check: ## formatting, vet, modernisation, staticcheck, module files, shell scripts
 	@test -z "$$(gofmt -l .)" || { echo 'not formatted (make format):'; gofmt -l .; exit 1; }
