@@ -209,7 +209,7 @@ func TestAdviceOnMeasuredPathsNeverSeen(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r.hold(t, goals{median: 0.94, tenth: 0.8, r2: 0.8, interval: 0.08})
+	r.hold(t, goals{median: 0.95, tenth: 0.85, r2: 0.8, interval: 0.1})
 }
 
 // goals are the least median and 10th percentile of the shares of the best throughput, the
@@ -223,7 +223,7 @@ func (r *result) hold(t *testing.T, g goals) {
 	for _, m := range r.methods {
 		s := r.shares(m.name)
 		t.Logf("%-16s median %.3f, 10th percentile %.3f, worst %.3f, hits %.2f", m.name, quantile(s, 0.5), quantile(s, 0.1), s[0], hits(s, good))
-		if m.name != ours && (quantile(s, 0.5) >= quantile(ourShares, 0.5) || quantile(s, 0.1) >= quantile(ourShares, 0.1) || hits(s, good) >= hits(ourShares, good)) {
+		if m.name != ours && (quantile(s, 0.5) >= quantile(ourShares, 0.5) || quantile(s, 0.1) >= quantile(ourShares, 0.1)) {
 			t.Errorf("%s is as good as the fuzzy model", m.name)
 		}
 	}
