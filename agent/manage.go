@@ -182,8 +182,8 @@ func (a *Agent) Compare(ctx context.Context, peers []string, m Match) ([]Compari
 	return out, nil
 }
 
-// Replicate compares and sends what is missing, with a priority as in Push. With dryRun it
-// only tells what it would send.
+// Replicate compares and sends what is missing or half made, with a priority as in Push. With
+// dryRun it only tells what it would send.
 func (a *Agent) Replicate(ctx context.Context, m Match, to []string, p mover.Priority, dryRun bool) ([]Comparison, error) {
 	if err := p.Validate(); err != nil {
 		return nil, err
@@ -196,7 +196,7 @@ func (a *Agent) Replicate(ctx context.Context, m Match, to []string, p mover.Pri
 		return nil, err
 	}
 	for i, c := range all {
-		if c.Relation != Missing {
+		if c.Relation != Missing && !c.half {
 			continue
 		}
 		all[i].Planned = true

@@ -263,10 +263,10 @@ func (a *Agent) reconcile(ctx context.Context) (newest time.Time, err error) {
 			continue
 		}
 		for _, c := range compareImages(wanted, remote, p.Name) {
-			if c.Relation != Missing && c.Relation != Conflict {
+			if c.Relation != Missing && c.Relation != Conflict && !c.half {
 				continue
 			}
-			if _, err := a.ensureMissing(ctx, byID[c.ID], p.Name); err != nil {
+			if _, err := a.ensureMissing(ctx, byID[c.ID], p.Name, c.half); err != nil {
 				errs = append(errs, err)
 			}
 		}
@@ -279,11 +279,12 @@ func (a *Agent) reconcile(ctx context.Context) (newest time.Time, err error) {
 	return newest, err
 }
 
-// ensureMissing is ensure for an image that a peer does not have: a job that was
-// verified once begins anew. One that a person cancelled or has to look at does not.
-func (a *Agent) ensureMissing(ctx context.Context, img glance.Image, site string) (Job, error) {
+// ensureMissing is ensure for an image that a peer does not have, or has half made: a job
+// that was verified once begins anew where the peer has nothing, and one that ended because
+// the image seemed to be gone does. One that a person cancelled or has to look at does not.
+func (a *Agent) ensureMissing(ctx context.Context, img glance.Image, site string, half bool) (Job, error) {
 	j, err := a.ensure(ctx, img, site, "", false)
-	if err == nil && j.State == Verified {
+	if err == nil && (j.State == Verified && !half || j.State == Cancelled && !j.Stopped) {
 		j, err = a.reopen(ctx, j)
 	}
 	if errors.Is(err, ErrStale) {
@@ -509,7 +510,7 @@ func compareImages(local, remote []glance.Image, peer string) []Comparison {
 		case !ok:
 			c.Relation = Missing
 		case r.Properties[glance.PropJob] != "":
-			c.Relation, c.Detail = Unready, "being delivered"
+			c.Relation, c.Detail, c.half = Unready, "at "+peer+": half made", true
 		case r.Status != glance.Active && r.Status != glance.Deactivated:
 			c.Relation, c.Detail = Unready, "at "+peer+": "+string(r.Status)
 		case !l.SameContent(r):

@@ -89,6 +89,8 @@ type Comparison struct {
 	Detail   string         `json:"detail,omitempty" doc:"the fields that differ, the other content, the status"`
 	Planned  bool           `json:"planned" doc:"replicate would send, or has sent, this image"`
 	Job      JobID          `json:"job,omitempty"`
+
+	half bool // Unready there, where a delivery has begun it: whether one goes on with it only jobs tell
 }
 
 // Standing is how an image stands at one site in an Overview.

@@ -1,0 +1,69 @@
+package agent
+
+import (
+	"testing"
+	"time"
+
+	"github.com/glance-dtn/glance-dtn/glance"
+)
+
+// TestAHalfMadeImageIsSentAgain has a job end, or be lost, behind its offer: the peer has the
+// empty record then, and no job that goes on.
+func TestAHalfMadeImageIsSentAgain(t *testing.T) {
+	for name, ends := range map[string]func(t *testing.T, w *world, id glance.ImageID, job JobID){
+		"replicated after a person's cancel": func(t *testing.T, w *world, id glance.ImageID, job JobID) {
+			if _, err := w.a.agent().Cancel(t.Context(), job); err != nil {
+				t.Fatal(err)
+			}
+			w.a.await(job, Cancelled)
+			time.Sleep(time.Hour) // full passes
+			if j := w.a.job(id); j.State != Cancelled {
+				t.Fatalf("what a person has cancelled is %s without one", j.State)
+			}
+			w.locked(func() { w.a.refuseStage = nil })
+			all, err := w.a.agent().Replicate(t.Context(), Match{Names: []string{"x"}}, []string{"B"}, "", false)
+			if err != nil || len(all) != 1 || !all[0].Planned || all[0].Job != job || all[0].Detail != "at B: half made" {
+				t.Fatalf("%+v, %v", all, err)
+			}
+		},
+		"its store was lost": func(t *testing.T, w *world, _ glance.ImageID, job JobID) {
+			w.a.halt()
+			w.locked(func() {
+				delete(w.a.jobs, job)
+				w.a.refuseStage = nil
+			})
+			w.a.boot()
+		},
+		"the image seemed to be gone": func(t *testing.T, w *world, id glance.ImageID, job JobID) {
+			var r *record
+			w.locked(func() {
+				r = w.a.images[id]
+				delete(w.a.images, id)
+			})
+			w.a.agent().Hint(glance.Hint{ID: id})
+			w.a.await(job, Cancelled)
+			w.locked(func() { w.a.images[id], w.a.refuseStage = r, nil })
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			run(t, func(t *testing.T, w *world) {
+				w.a.settings.Rules = []Rule{{Name: "some", Match: Match{Names: []string{"x"}}, To: []string{"B"}}}
+				w.a.halt()
+				w.a.boot()
+				w.locked(func() { w.a.refuseStage = ErrSpace })
+				data := bytesOf(40_000)
+				id := w.a.upload("x", data)
+				job := NewJobID(Send, id, sum(data), "B")
+				w.a.agent().Hint(glance.Hint{ID: id})
+				time.Sleep(time.Second)
+				w.a.await(job, Offered)
+				time.Sleep(time.Minute)
+				w.a.upload("other", nil) // no listing of what has changed has x after this one
+				ends(t, w, id, job)
+				time.Sleep(time.Minute)
+				w.a.await(job, Verified)
+				w.wantDelivered(id, data)
+			})
+		})
+	}
+}
