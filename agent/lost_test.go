@@ -67,3 +67,38 @@ func TestAHalfMadeImageIsSentAgain(t *testing.T) {
 		})
 	}
 }
+
+// TestAnUploadThatBrokeOffHasItsOwnTime interrupts the uploads of a file that comes slowly,
+// each when it has run for longer than an image may be stuck: its id is not given up for that.
+func TestAnUploadThatBrokeOffHasItsOwnTime(t *testing.T) {
+	run(t, func(t *testing.T, w *world) {
+		w.b.settings.OnDeletedID = OnDeletedNewID
+		w.b.halt()
+		w.b.boot()
+		w.locked(func() { w.pace, w.b.late = 40*time.Second, 10*time.Second })
+		data := bytesOf(3_000_000)
+		id := w.a.upload("x", data)
+		jobs, err := w.a.agent().Push(t.Context(), "x", []string{"B"}, "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.b.await(NewJobID(Receive, id, sum(data), "A"), Arriving)
+		for range 2 {
+			time.Sleep(110 * time.Minute)
+			w.locked(func() {
+				if r := w.b.images[id]; r == nil || r.Status != glance.Saving {
+					t.Errorf("the image is %+v, want it to be uploaded", r)
+				}
+				w.b.store = time.Minute // the next time
+			})
+			w.b.halt()
+			w.b.boot()
+		}
+		time.Sleep(time.Minute)
+		w.locked(func() { w.b.store = time.Millisecond })
+		if j := w.a.await(jobs[0].ID, Verified); j.DeliverAs != id {
+			t.Errorf("delivered as %s, want %s", j.DeliverAs, id)
+		}
+		w.wantDelivered(id, data)
+	})
+}

@@ -417,6 +417,10 @@ func (a *Agent) shell(ctx context.Context, j Job) (glance.Image, Job, error) {
 		return img, j, err
 	}
 	ours := maker == makerEnded || img.Properties[glance.PropJob] == string(j.ID)
+	broken := ours && img.Status != glance.Queued && img.Status != glance.Active
+	if broken {
+		j = j.brokeOff(img)
+	}
 	switch {
 	case img.Status == glance.Active && img.SameContent(j.Image):
 		return img, j, nil
@@ -427,7 +431,7 @@ func (a *Agent) shell(ctx context.Context, j Job) (glance.Image, Job, error) {
 		return glance.Image{}, j, failure.After(waitForRoom, fmt.Errorf("another job is delivering image %s", img.ID))
 	case ours && img.Status == glance.Active:
 		return img, j, nil // with wrong content: deliver deals with it
-	case ours && time.Since(j.Since()) < a.settings.Load().Stuck:
+	case broken && time.Since(j.Since()) < a.settings.Load().Stuck:
 		return glance.Image{}, j, failure.After(pollMax, fmt.Errorf("image %s is still %s at site %s from an upload that broke off; waiting until Glance puts it back to queued", img.ID, img.Status, a.Site))
 	case ours && a.settings.Load().OnDeletedID == OnDeletedNewID:
 		if err := a.Catalog.Delete(ctx, img.ID); err != nil {
@@ -438,6 +442,20 @@ func (a *Agent) shell(ctx context.Context, j Job) (glance.Image, Job, error) {
 		return glance.Image{}, j, failure.Permanently(fmt.Errorf("image %s is stuck in %s at site %s: glance-api died during its upload and Glance takes no other; set deliver.on_deleted_id: new-id there, or delete the image there, then retry", img.ID, img.Status, a.Site))
 	}
 	return glance.Image{}, j, failure.Permanently(fmt.Errorf("conflict: image %s appeared at site %s meanwhile, %s, not made by glance-dtn", img.ID, a.Site, img.Status))
+}
+
+// brokeOff returns a delivery since when Glance has its image from an upload that broke off:
+// the file may have been coming for long before. The note tells the upload, for another one has a
+// time of its own.
+func (j Job) brokeOff(img glance.Image) Job {
+	note := fmt.Sprintf("its upload of %s broke off", img.UpdatedAt.UTC().Format(time.RFC3339))
+	if j.State != Arriving || j.History[len(j.History)-1].Note == note {
+		return j
+	}
+	failures := j.Attempts
+	j = j.Enter(Arriving, time.Now().UTC(), note)
+	j.Attempts = failures
+	return j
 }
 
 // shellOf is the image as it is created before its data: marked as ours, and with

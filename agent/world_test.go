@@ -94,6 +94,8 @@ type site struct {
 	callbacks []mover.Callback // that its DTN tells of
 
 	store time.Duration // of 16 KiB in its Glance
+	late  time.Duration // that its Glance needs to see that an upload was cut, with all of the bytes or not
+	algo  string        // by which its Glance hashes; empty: sha512
 	read  time.Duration // of a block of its export
 
 	refuseFinish, refuseUpload, refuseStage, refuseRoom error          // what Glance or the export answer
@@ -406,7 +408,7 @@ func (c catalogOf) Upload(ctx context.Context, id glance.ImageID, r io.Reader, s
 		case rec.Status != glance.Queued:
 			err = ErrNotQueued
 		default:
-			rec.Status = glance.Saving
+			rec.Status, rec.UpdatedAt = glance.Saving, time.Now()
 		}
 	})
 	if err != nil {
@@ -431,18 +433,26 @@ func (c catalogOf) Upload(ctx context.Context, id glance.ImageID, r io.Reader, s
 	if err == nil && int64(got.Len()) != size {
 		err = io.ErrUnexpectedEOF
 	}
-	c.w.locked(func() {
-		if c.images[id] == nil {
-			err = ErrNoImage
-			return
-		}
-		if err != nil {
+	end := func(whole bool) {
+		if rec.UpdatedAt = time.Now(); !whole {
 			rec.Status = glance.Queued
 			return
 		}
-		rec.Status, rec.data, rec.Size, rec.Hash, rec.UpdatedAt = glance.Active, got.Bytes(), size, sum(got.Bytes()), time.Now()
-		if rec.Hash != sum(rec.data) {
-			c.w.t.Error("unreachable")
+		rec.Status, rec.data, rec.Size, rec.Hash = glance.Active, got.Bytes(), size, sum(got.Bytes())
+		if c.algo != "" {
+			h, _ := digest.New(c.algo)
+			h.Write(rec.data)
+			rec.Hash = digest.Of(c.algo, h)
+		}
+	}
+	c.w.locked(func() {
+		switch {
+		case c.images[id] == nil:
+			err = ErrNoImage
+		case err != nil && c.late > 0:
+			time.AfterFunc(c.late, func() { c.w.locked(func() { end(int64(got.Len()) == size) }) })
+		default:
+			end(err == nil)
 		}
 	})
 	return post(err)
