@@ -102,3 +102,76 @@ func TestAnUploadThatBrokeOffHasItsOwnTime(t *testing.T) {
 		w.wantDelivered(id, data)
 	})
 }
+
+// TestAnUploadThatEndsBesideItsCancelIsFinished has Glance get the last byte before the
+// connection is cut, and call the image active a while later.
+func TestAnUploadThatEndsBesideItsCancelIsFinished(t *testing.T) {
+	for _, at := range []string{"A", "B"} {
+		t.Run(at, func(t *testing.T) {
+			run(t, func(t *testing.T, w *world) {
+				w.locked(func() { w.b.store, w.b.late = time.Minute, 10*time.Second })
+				data := bytesOf(10_000) // which Glance is given at once
+				id := w.a.upload("x", data)
+				jobs, err := w.a.agent().Push(t.Context(), "x", []string{"B"}, "")
+				if err != nil {
+					t.Fatal(err)
+				}
+				w.a.await(jobs[0].ID, Moved)
+				time.Sleep(10 * time.Second)
+				s := map[string]*site{"A": w.a, "B": w.b}[at]
+				if _, err := s.agent().Cancel(t.Context(), s.job(id).ID); err != nil {
+					t.Fatal(err)
+				}
+				w.b.await(w.b.job(id).ID, Verified)
+				if at == "B" { // A has asked before it was active, and is told when it asks again
+					w.a.await(jobs[0].ID, Parked)
+					w.retried(jobs[0].ID, id, data)
+					return
+				}
+				if j := w.a.await(jobs[0].ID, Verified, Cancelled); j.State != Verified || j.Stopped {
+					t.Errorf("A's job is %s, stopped %v, want it verified as B's is", j.State, j.Stopped)
+				}
+				w.wantDelivered(id, data)
+			})
+		})
+	}
+}
+
+// TestAnImageThatACancelledDeliveryLeftIsReported among others that a delivery will go on with,
+// or has told of.
+func TestAnImageThatACancelledDeliveryLeftIsReported(t *testing.T) {
+	run(t, func(t *testing.T, w *world) {
+		want := map[glance.ImageID]bool{}
+		w.locked(func() {
+			for _, c := range []struct {
+				image  glance.Status
+				job    State
+				wanted bool
+			}{
+				{glance.Active, Cancelled, true}, {glance.Saving, Cancelled, true}, {glance.Active, "", true},
+				{glance.Active, Parked, false}, {glance.Queued, Cancelled, false},
+			} {
+				id, job, now := newImageID(), JobID(randomID()), time.Now()
+				want[id] = c.wanted
+				w.b.images[id] = &record{Image: glance.Image{ID: id, Status: c.image, Hidden: true, UpdatedAt: now, Properties: map[string]string{glance.PropJob: string(job)}}}
+				if c.job != "" {
+					w.b.put(Job{Kind: Receive, Peer: "A", ID: job, Created: now, DeliverAs: id, Image: glance.Image{ID: id}}.Enter(c.job, now, ""))
+				}
+			}
+		})
+		time.Sleep(2 * time.Hour)
+		o, err := w.b.agent().Overview(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := map[glance.ImageID]bool{}
+		for _, f := range o.Store {
+			got[f.ID] = true
+		}
+		for id, wanted := range want {
+			if got[id] != wanted {
+				t.Errorf("image %+v is reported: %v, want %v", w.b.images[id].Image, got[id], wanted)
+			}
+		}
+	})
+}

@@ -568,18 +568,23 @@ func (a *Agent) dropArrived(ctx context.Context, name string) error {
 }
 
 // undoDelivery takes an unfinished delivery back. Cancelling → Cancelled; an image that
-// was faster is finished instead. The empty record in Glance stays, hidden and private,
+// was faster is finished instead, and Glance may have all of one whose upload was cut, so
+// what becomes of that is waited for. The empty record in Glance stays, hidden and private,
 // until the job is forgotten: deleting it would burn the image's id at this site for ever.
 func (a *Agent) undoDelivery(ctx context.Context, j Job, _ func(int64, int64)) (Job, error) {
 	img, err := a.Catalog.Image(ctx, j.DeliverAs)
 	if err != nil && !errors.Is(err, ErrNoImage) {
 		return j, err
 	}
-	if err == nil && img.Properties[glance.PropJob] == string(j.ID) && img.Status == glance.Active && img.SameContent(j.Image) {
+	ours := err == nil && img.Properties[glance.PropJob] == string(j.ID)
+	if ours && img.Status == glance.Active && img.SameContent(j.Image) {
 		return j.Enter(Delivered, time.Now().UTC(), "it was active before it could be cancelled"), nil
 	}
 	if err := a.Landing.Drop(ctx, j.FileName()); err != nil {
 		return j, fmt.Errorf("drop the arrival: %w", err)
+	}
+	if ours && (img.Status == glance.Saving || img.Status == glance.Importing) && time.Since(j.Since()) < a.settings.Load().Stuck {
+		return j, failure.After(pollMax, fmt.Errorf("image %s is still %s at site %s from its upload; waiting until Glance puts it back to queued, or has it active", img.ID, img.Status, a.Site))
 	}
 	return undone(j), nil
 }

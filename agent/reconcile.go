@@ -271,7 +271,7 @@ func (a *Agent) reconcile(ctx context.Context) (newest time.Time, err error) {
 			}
 		}
 	}
-	a.setFaults(local)
+	a.setFaults(ctx, local)
 	offered := a.inventories(ctx)
 	errs = append(errs, a.purge(ctx, offered), a.sweepRecords(ctx, local, offered), a.sweepOutbox(ctx), a.sweepInbox(ctx))
 	err = errors.Join(errs...)
@@ -452,21 +452,23 @@ func (a *Agent) ended(ctx context.Context, name string, since time.Time) (bool, 
 	return j.State == Verified || j.State == Cancelled, err
 }
 
-func (a *Agent) setFaults(local []glance.Image) {
+func (a *Agent) setFaults(ctx context.Context, local []glance.Image) {
 	var faults []StoreFault
 	if a.StoreFaults != nil {
 		faults = a.StoreFaults(local)
 	}
 	stuck := a.settings.Load().Stuck
 	for _, i := range local {
-		note := ""
-		switch i.Status {
-		case glance.Queued:
+		note, job := "", JobID(i.Properties[glance.PropJob])
+		switch {
+		case i.Status == glance.Queued && job == "":
 			note = "no data was ever uploaded; upload it or delete the image"
-		case glance.Saving, glance.Importing:
+		case i.Status == glance.Saving, i.Status == glance.Importing:
 			note = "if nobody is uploading it, glance-api died during the upload; delete the image"
+		case i.Status == glance.Active && job != "":
+			note = "it is hidden, and its delivery was cancelled; send it again from its source, or delete it"
 		}
-		if age := time.Since(i.UpdatedAt); note != "" && age > stuck && i.Properties[glance.PropJob] == "" {
+		if age := time.Since(i.UpdatedAt); note != "" && age > stuck && (job == "" || a.abandoned(ctx, job)) {
 			faults = append(faults, StoreFault{ID: i.ID, Fault: "stuck", Note: fmt.Sprintf("%s since %s: %s", i.Status, i.UpdatedAt.UTC().Format(time.RFC3339), note)})
 		}
 	}
@@ -478,6 +480,12 @@ func (a *Agent) setFaults(local []glance.Image) {
 		}
 	}
 	a.faults = faults
+}
+
+// abandoned reports whether a delivery does not go on, and nobody is told of its image by it.
+func (a *Agent) abandoned(ctx context.Context, id JobID) bool {
+	j, err := a.Store.Get(ctx, id)
+	return errors.Is(err, ErrNoJob) || err == nil && j.State == Cancelled
 }
 
 // compareImages tells how the local images stand at a peer, and what that has

@@ -358,14 +358,17 @@ func (a *Agent) followPeer(ctx context.Context, j Job, report func(int64, int64)
 	return j, ctx.Err()
 }
 
-// undoSend takes back what a job has begun at both sites. Cancelling → Cancelled.
+// undoSend takes back what a job has begun at both sites. Cancelling → Cancelled; Delivered
+// when the peer has finished the image before it could be cancelled.
 func (a *Agent) undoSend(ctx context.Context, j Job, _ func(int64, int64)) (Job, error) {
 	if j.Transfer != "" {
 		if err := a.Mover.Cancel(ctx, j.Transfer); err != nil {
 			return j, fmt.Errorf("cancel the transfer: %w", err)
 		}
 	}
-	if p, err := a.peer(j.Peer); err == nil && j.Offer.Delivery != "" {
+	p, err := a.peer(j.Peer)
+	begun := err == nil && j.Offer.Delivery != ""
+	if begun {
 		if err := p.Peer.CancelDelivery(ctx, j.Offer.Delivery); err != nil {
 			return j, fmt.Errorf("cancel the delivery at site %s: %w", j.Peer, err)
 		}
@@ -373,7 +376,33 @@ func (a *Agent) undoSend(ctx context.Context, j Job, _ func(int64, int64)) (Job,
 	if err := a.Stager.Unstage(ctx, j.FileName()); err != nil {
 		return j, fmt.Errorf("remove the staged copy: %w", err)
 	}
+	if begun {
+		return a.awaitUndone(ctx, j, p)
+	}
 	return undone(j), nil
+}
+
+// awaitUndone follows the peer's job, which was cancelled, to its end. An image that is active
+// there already is either finished or, where that cannot be done, the peer's to deal with.
+func (a *Agent) awaitUndone(ctx context.Context, j Job, p PeerSite) (Job, error) {
+	began := time.Now()
+	for range polling(ctx, pollBusy) {
+		d, err := p.Peer.Delivery(ctx, j.Offer.Delivery)
+		switch {
+		case errors.Is(err, ErrNoJob):
+			return undone(j), nil
+		case err != nil:
+			return j, fmt.Errorf("ask site %s for its job: %w", j.Peer, err)
+		case d.State == Verified:
+			j.Stopped = false
+			return j.Enter(Delivered, time.Now().UTC(), "active at site "+j.Peer+" before it could be cancelled"), nil
+		case d.State != Cancelling && d.State != Delivered:
+			return undone(j), nil
+		case time.Since(began) > lostAfter:
+			return j, failure.After(pollMax, fmt.Errorf("waiting for site %s, whose job is %s: %s", j.Peer, d.State, d.Reason))
+		}
+	}
+	return j, ctx.Err()
 }
 
 // undone ends a job that was cancelled, keeping the reason it was cancelled for.

@@ -31,8 +31,13 @@ func TestFinishRefusedAndThenRetried(t *testing.T) {
 			if r := w.b.images[id]; r.Visibility != "private" || !r.Hidden {
 				t.Errorf("an unfinished image is visible: %+v", r.Image)
 			}
-			w.b.refuseFinish = nil
 		})
+		if _, err := w.a.agent().Cancel(t.Context(), jobs[0].ID); err != nil {
+			t.Fatal(err)
+		}
+		w.a.await(jobs[0].ID, Cancelled) // what is active at B is B's to deal with
+		w.b.await(w.b.job(id).ID, Parked)
+		w.locked(func() { w.b.refuseFinish = nil })
 		w.retried(jobs[0].ID, id, data)
 	})
 }
