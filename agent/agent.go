@@ -112,6 +112,7 @@ type Agent struct {
 	waitsFor  map[JobID]legWaits // what the legs wait for that workers here do
 	receiving map[JobID]string   // the Receive jobs that are not final, and their peers
 	faults    []StoreFault
+	hashing   string                        // the algorithm by which Glance has hashed the last upload; empty: none yet
 	asked     map[mover.Relay]asked         // the zero Relay: this site's DTN
 	asking    map[mover.Relay]chan struct{} // full while it is asked
 	trails    map[string]*trail             // by peer

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"strings"
 	"testing"
 	"time"
 
@@ -172,6 +173,62 @@ func TestAnImageThatACancelledDeliveryLeftIsReported(t *testing.T) {
 			if got[id] != wanted {
 				t.Errorf("image %+v is reported: %v, want %v", w.b.images[id].Image, got[id], wanted)
 			}
+		}
+	})
+}
+
+// TestAnotherHashAlgorithmBurnsNoID has site B's Glance hash with sha256 until an operator
+// mends that.
+func TestAnotherHashAlgorithmBurnsNoID(t *testing.T) {
+	run(t, func(t *testing.T, w *world) {
+		w.locked(func() { w.b.algo = "sha256" })
+		data, more := bytesOf(50_000), bytesOf(60_000)
+		first, second := w.a.upload("first", data), w.a.upload("second", more)
+		push := func(id glance.ImageID) JobID {
+			t.Helper()
+			jobs, err := w.a.agent().Push(t.Context(), string(id), []string{"B"}, "")
+			if err != nil {
+				t.Fatal(err)
+			}
+			if j := w.a.await(jobs[0].ID, Parked, Verified); j.State != Parked || !strings.Contains(j.Reason, "hashes with sha256") || !strings.Contains(j.Reason, "hashing_algorithm") {
+				t.Fatalf("job is %s: %q, want parked, and both algorithms named", j.State, j.Reason)
+			}
+			return jobs[0].ID
+		}
+		one, two := push(first), push(second)
+		w.locked(func() {
+			if n := len(w.a.moves); n != 1 {
+				t.Errorf("%d files were sent, want the first alone", n)
+			}
+			w.b.algo = "" // mended
+		})
+		if push(first) != one {
+			t.Error("another job was made")
+		}
+		w.locked(func() {
+			if r := w.b.images[first]; r == nil || r.Status != glance.Active || !r.Hidden || string(r.data) != string(data) {
+				t.Errorf("the image is %+v, want it kept, and hidden", r)
+			}
+		})
+		s := w.b.settings
+		s.OnDeletedID = OnDeletedNewID
+		if err := w.b.agent().Reload(s); err != nil {
+			t.Fatal(err)
+		}
+		for _, id := range []JobID{one, two} {
+			if _, err := w.a.agent().Retry(t.Context(), id); err != nil {
+				t.Fatal(err)
+			}
+			w.a.await(id, Verified)
+		}
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		r := w.b.images[w.a.jobs[one].DeliverAs]
+		if r == nil || string(r.data) != string(data) || r.SourceID() != first || r.Properties[glance.PropJob] != "" {
+			t.Errorf("the first is %+v", r)
+		}
+		if r := w.b.images[second]; r == nil || string(r.data) != string(more) || len(w.b.images) != 2 {
+			t.Errorf("the second is %+v, of %d images", r, len(w.b.images))
 		}
 	})
 }

@@ -61,6 +61,9 @@ func (a *Agent) Offer(ctx context.Context, from string, o Offer) (Grant, error) 
 	if here.present != "" && (!known || j.State.Final()) {
 		return Grant{Verdict: Have, ImageID: here.present}, nil
 	}
+	if algo := a.hashes(); algo != "" && algo != img.Hash.Algo && !o.Anew && (!known || j.State.Final()) {
+		return refuse("%v", a.otherAlgorithm(algo, from, img.Hash.Algo)), nil
+	}
 	file := mover.File{Name: Job{ID: id, Kind: Receive}.FileName(), Size: img.Size, Digest: img.Hash}
 	bytes := here.elsewhere == "" // have to come
 	if known && !j.State.Final() {
@@ -330,11 +333,42 @@ func (a *Agent) deliver(ctx context.Context, j Job, report func(int64, int64)) (
 	if img.Status != glance.Active {
 		return j, fmt.Errorf("image %s is %s after its upload", img.ID, img.Status)
 	}
-	if !img.SameContent(j.Image) {
+	a.hashedBy(img.Hash.Algo)
+	switch {
+	case img.SameContent(j.Image):
+	case img.Size == j.Image.Size && img.Hash.Algo != j.Image.Hash.Algo:
+		return j, failure.Permanently(a.hashedOtherwise(j, img))
+	default:
 		err := failure.Permanently(fmt.Errorf("Glance of site %s computed %s and %d bytes for image %s, want %s and %d; the image was hidden and is removed: check that host's memory and disk", a.Site, img.Hash, img.Size, img.ID, j.Image.Hash, j.Image.Size))
 		return j, errors.Join(err, a.Catalog.Delete(ctx, img.ID))
 	}
 	return j.Enter(Delivered, time.Now().UTC(), how), nil
+}
+
+// hashedBy notes by which algorithm Glance has hashed an image that was uploaded to it now.
+func (a *Agent) hashedBy(algo string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.hashing = algo
+}
+
+// hashes returns what hashedBy noted last; empty: nothing yet.
+func (a *Agent) hashes() string {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.hashing
+}
+
+// otherAlgorithm says that Glance here does not hash as that of a peer, by whose hashes alone
+// it could be told that both have the same image.
+func (a *Agent) otherAlgorithm(here, peer, there string) error {
+	return fmt.Errorf("Glance of site %s hashes with %s, that of site %s with %s, so nobody can tell whether they have the same image: set the same hashing_algorithm in glance-api.conf at both sites, then retry", a.Site, cmp.Or(here, "no algorithm"), peer, there)
+}
+
+// hashedOtherwise is otherAlgorithm for an image that Glance here has hashed so. It is not
+// deleted, which would burn its id, unless a person allows another one.
+func (a *Agent) hashedOtherwise(j Job, img glance.Image) error {
+	return fmt.Errorf("%w; image %s stays at site %s, hidden, with the hash that it has: set deliver.on_deleted_id: new-id there, or delete the image and purge its row there (glance-manage db purge_images_table), before you retry", a.otherAlgorithm(img.Hash.Algo, j.Peer, j.Image.Hash.Algo), img.ID, a.Site)
 }
 
 // alive lets a delivery go on. One that has failed before waits for the whole file first,
@@ -429,7 +463,7 @@ func (a *Agent) shell(ctx context.Context, j Job) (glance.Image, Job, error) {
 		return img, j, err
 	case maker == makerBusy && !ours:
 		return glance.Image{}, j, failure.After(waitForRoom, fmt.Errorf("another job is delivering image %s", img.ID))
-	case ours && img.Status == glance.Active:
+	case ours && img.Status == glance.Active && img.Hash.Algo == j.Image.Hash.Algo:
 		return img, j, nil // with wrong content: deliver deals with it
 	case broken && time.Since(j.Since()) < a.settings.Load().Stuck:
 		return glance.Image{}, j, failure.After(pollMax, fmt.Errorf("image %s is still %s at site %s from an upload that broke off; waiting until Glance puts it back to queued", img.ID, img.Status, a.Site))
@@ -438,6 +472,8 @@ func (a *Agent) shell(ctx context.Context, j Job) (glance.Image, Job, error) {
 			return glance.Image{}, j, err
 		}
 		return glance.Image{}, renamed(j), nil
+	case ours && img.Status == glance.Active:
+		return glance.Image{}, j, failure.Permanently(a.hashedOtherwise(j, img))
 	case ours:
 		return glance.Image{}, j, failure.Permanently(fmt.Errorf("image %s is stuck in %s at site %s: glance-api died during its upload and Glance takes no other; set deliver.on_deleted_id: new-id there, or delete the image there, then retry", img.ID, img.Status, a.Site))
 	}
