@@ -35,10 +35,11 @@ func TestPushDelivers(t *testing.T) {
 }
 
 // The failure matrix: every call of every mechanism on the way of one image, failed
-// before or after its effect, or with its agent killed before or after.
+// before or after its effect, or with its agent killed before or after; and again where its
+// transfer waits for so long that it gets another ticket.
 func TestEveryFailureEndsVerifiedOnce(t *testing.T) {
 	data := bytesOf(150_000)
-	way := func(t *testing.T, fault func(op, bool) fate) []op {
+	way := func(t *testing.T, waits time.Duration, fault func(op, bool) fate) []op {
 		var ops []op
 		run(t, func(t *testing.T, w *world) {
 			w.a.settings.Rules = []Rule{{Name: "all", To: []string{"B"}}}
@@ -49,7 +50,12 @@ func TestEveryFailureEndsVerifiedOnce(t *testing.T) {
 			w.locked(func() { w.ops, w.a.counts, w.b.counts = nil, map[string]int{}, map[string]int{} })
 			w.inject(fault)
 			id := w.a.upload("debian", data)
+			if waits > 0 {
+				w.locked(func() { w.a.waits, w.pace = "noon", time.Second })
+				time.AfterFunc(waits, func() { w.locked(func() { w.a.waits = "" }) })
+			}
 			w.a.agent().Hint(glance.Hint{ID: id, From: "inotify"})
+			time.Sleep(waits)
 			for range 10000 {
 				time.Sleep(100 * time.Millisecond)
 				if s := w.a.job(id).State; s.Final() {
@@ -64,32 +70,45 @@ func TestEveryFailureEndsVerifiedOnce(t *testing.T) {
 		})
 		return ops
 	}
-	ops := way(t, nil)
-	if len(ops) < 30 {
-		t.Fatalf("only %d calls on the way: the fakes are not used", len(ops))
-	}
-	seen := map[op]bool{}
-	for _, o := range ops {
-		// Polls beyond the second of a kind differ from it in nothing.
-		if seen[o] || o.nth > 3 {
-			continue
-		}
-		seen[o] = true
-		for _, f := range []fate{fail, kill} {
-			for _, after := range []bool{false, true} {
-				t.Run(fmt.Sprintf("%v/%s/%s", o, map[fate]string{fail: "fails", kill: "killed"}[f], map[bool]string{false: "before", true: "after"}[after]), func(t *testing.T) {
-					struck := false
-					way(t, func(got op, gotAfter bool) fate {
-						if got == o && gotAfter == after && !struck {
-							struck = true
-							return f
-						}
-						return live
+	each := func(t *testing.T, waits time.Duration, ops []op) {
+		seen := map[op]bool{}
+		for _, o := range ops {
+			if seen[o] {
+				continue
+			}
+			seen[o] = true
+			for _, f := range []fate{fail, kill} {
+				for _, after := range []bool{false, true} {
+					t.Run(fmt.Sprintf("%v/%s/%s", o, map[fate]string{fail: "fails", kill: "killed"}[f], map[bool]string{false: "before", true: "after"}[after]), func(t *testing.T) {
+						struck := false
+						way(t, waits, func(got op, gotAfter bool) fate {
+							if got == o && gotAfter == after && !struck {
+								struck = true
+								return f
+							}
+							return live
+						})
 					})
-				})
+				}
 			}
 		}
 	}
+	ops := way(t, 0, nil)
+	if len(ops) < 30 {
+		t.Fatalf("only %d calls on the way: the fakes are not used", len(ops))
+	}
+	// Polls beyond the second of a kind differ from it in nothing.
+	each(t, 0, slices.DeleteFunc(ops, func(o op) bool { return o.nth > 3 }))
+	t.Run("renewed", func(t *testing.T) {
+		const waits = renewAfter + 5*time.Minute
+		ops := way(t, waits, nil)
+		from := slices.IndexFunc(ops, func(o op) bool { return o.name == "mover.Cancel" })
+		to := slices.IndexFunc(ops, func(o op) bool { return o.name == "mover.Submit" && o.nth == 1 })
+		if from < 0 || to < from {
+			t.Fatalf("it was not submitted anew: calls %d to %d of %d", from, to, len(ops))
+		}
+		each(t, waits, ops[from:to+1])
+	})
 }
 
 func TestHintedImageIsWaitedForUntilActive(t *testing.T) {

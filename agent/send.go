@@ -180,9 +180,7 @@ func (a *Agent) move(ctx context.Context, j Job, report func(int64, int64)) (Job
 		case mover.Failed:
 			return a.moveFailed(ctx, j, st)
 		case mover.Cancelled:
-			j.Transfer = ""
-			j.Round++
-			return j, failure.Permanently(fmt.Errorf("transfer %s was cancelled at the DTN of site %s", st.ID, a.Site))
+			return again(j, Staged, "its transfer was cancelled"), fmt.Errorf("transfer %s to site %s was cancelled at the DTN of site %s; submitting it again: to stop the image, cancel the job", st.ID, j.Peer, a.Site)
 		case mover.Running:
 			renew = time.Now().Add(renewAfter)
 		}
@@ -199,7 +197,8 @@ func (a *Agent) move(ctx context.Context, j Job, report func(int64, int64)) (Job
 }
 
 // renew submits a transfer that waits at the DTN anew, with another ticket, before its own
-// expires. By it the peer knows, too, that the image is still on its way.
+// expires. By it the peer knows, too, that the image is still on its way. Where the new round
+// is not recorded after all, move finds the transfer cancelled and begins one itself.
 func (a *Agent) renew(ctx context.Context, j Job) (Job, error) {
 	p, err := a.peer(j.Peer)
 	if err != nil {
