@@ -235,8 +235,8 @@ func (a *Agent) told(j Job) Job {
 	if shut := a.gate.closed(j.box()); shut != nil && needs && j.Reason == "" {
 		j.Paused, j.Reason = true, shut.Error()
 	}
-	if j.Reason == "" && j.State == Staged {
-		j.Reason = a.transferWaits(j.ID)
+	if j.Reason == "" {
+		j.Reason = a.lastWait(j)
 	}
 	return j
 }

@@ -199,7 +199,7 @@ type Progress struct {
 	Total int64     `json:"total"`
 	At    time.Time `json:"at"`
 
-	Waiting    string           `json:"waiting,omitempty" doc:"what the transfer waits for at the DTN"`
+	Waiting    string           `json:"waiting,omitempty" doc:"what the transfer waits for at the DTN, or the peer's job"`
 	Bottleneck mover.Bottleneck `json:"bottleneck,omitzero" doc:"what this leg waits for most of the time"`
 }
 

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"errors"
 	"strings"
 	"testing"
 	"time"
@@ -229,6 +230,45 @@ func TestAnotherHashAlgorithmBurnsNoID(t *testing.T) {
 		}
 		if r := w.b.images[second]; r == nil || string(r.data) != string(more) || len(w.b.images) != 2 {
 			t.Errorf("the second is %+v, of %d images", r, len(w.b.images))
+		}
+	})
+}
+
+// TestAJobSaysWhatItsDeliveryWaitsFor while the peer's Glance takes the image, and while it
+// does not let it be finished.
+func TestAJobSaysWhatItsDeliveryWaitsFor(t *testing.T) {
+	run(t, func(t *testing.T, w *world) {
+		w.locked(func() { w.b.refuseUpload, w.b.refuseFinish = errors.New("no room"), errors.New("503") })
+		w.a.upload("debian", bytesOf(300_000))
+		jobs, err := w.a.agent().Push(t.Context(), "debian", []string{"B"}, "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, c := range []struct {
+			state State
+			says  string
+		}{{Moved, "no room"}, {Delivered, "503"}, {Verified, ""}} {
+			w.a.await(jobs[0].ID, c.state)
+			time.Sleep(time.Second)
+			j, err := w.a.agent().Job(t.Context(), jobs[0].ID)
+			if err != nil || j.State != c.state || j.Attempts != 0 {
+				t.Errorf("%s: the job is %s after %d failures, %v", c.state, j.State, j.Attempts, err)
+			}
+			if !strings.Contains(j.Reason, c.says) || strings.HasPrefix(j.Reason, "site B: ") != (c.says != "") {
+				t.Errorf("%s: the job says %q, want what site B does: %q", c.state, j.Reason, c.says)
+			}
+			o, err := w.a.agent().Overview(t.Context())
+			if err != nil || o.Images[0].Sites["B"].Reason != j.Reason {
+				t.Errorf("%s: the overview says %+v, %v", c.state, o.Images, err)
+			}
+			w.locked(func() {
+				switch c.state {
+				case Moved:
+					w.b.refuseUpload = nil
+				case Delivered:
+					w.b.refuseFinish = nil
+				}
+			})
 		}
 	})
 }

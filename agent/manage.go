@@ -484,15 +484,19 @@ func (a *Agent) waiting(id JobID) legWaits {
 	return a.waitsFor[id]
 }
 
-// transferWaits says what a job's transfer waited for when its worker, here or in another
-// agent of the site, last told.
-func (a *Agent) transferWaits(id JobID) string {
+// lastWait says what a job's transfer, or its peer's job, waited for when its worker, here or
+// in another agent of the site, last told.
+func (a *Agent) lastWait(j Job) string {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if p := a.progress[id]; p.State == Staged && p.Waiting != "" {
+	switch p := a.progress[j.ID]; {
+	case p.State != j.State || p.Waiting == "":
+		return ""
+	case p.State == Staged:
 		return "the transfer waits: " + p.Waiting
+	default:
+		return p.Waiting
 	}
-	return ""
 }
 
 func (a *Agent) receives(j Job) {

@@ -348,11 +348,12 @@ func (a *Agent) followPeer(ctx context.Context, j Job, report func(int64, int64)
 		case d.State == Expected && time.Since(began) > lostAfter:
 			return again(j, Pending, "site "+j.Peer+" does not see the file"), fmt.Errorf("the DTN of site %s does not have the file; sending it again", j.Peer)
 		}
-		a.waits(j.ID, legWaits{bottleneck: d.Bottleneck})
-		report(d.Moved, j.Image.Size)
-		if d.Reason != "" && d.Reason != j.Reason {
-			a.Log.Debug("the peer waits", "job", j.ID, "site", j.Peer, "err", d.Reason)
+		why := ""
+		if d.Reason != "" {
+			why = "site " + j.Peer + ": " + d.Reason
 		}
+		a.waits(j.ID, legWaits{why, d.Bottleneck})
+		report(d.Moved, j.Image.Size)
 	}
 	return j, ctx.Err()
 }

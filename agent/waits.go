@@ -30,7 +30,7 @@ func (w Waited) Name() string {
 
 // legWaits is what a leg waits for while it is done.
 type legWaits struct {
-	reason     string // why its transfer does not run
+	reason     string // why its transfer does not run, or the peer's job does not go on
 	bottleneck mover.Bottleneck
 }
 
