@@ -344,23 +344,38 @@ func TestSameContentUnderAnotherIDMovesNoByte(t *testing.T) {
 	})
 }
 
+// A conflict is parked, and its reason says what cures it.
 func TestConflictIsParked(t *testing.T) {
 	for _, status := range []glance.Status{glance.Active, glance.Queued} {
 		t.Run(string(status), func(t *testing.T) {
 			run(t, func(t *testing.T, w *world) {
-				id := w.a.upload("x", bytesOf(5000))
+				data := bytesOf(5000)
+				id := w.a.upload("x", data)
 				other := bytesOf(600)
 				w.locked(func() {
 					w.b.images[id] = &record{Image: glance.Image{ID: id, Status: status, Size: 600, Hash: sum(other), Properties: map[string]string{}}, data: other}
 				})
 				jobs, _ := w.a.agent().Push(t.Context(), string(id), []string{"B"}, "")
 				j := w.a.await(jobs[0].ID, Parked, Verified)
-				if j.State != Parked || !strings.Contains(j.Reason, "conflict") {
+				if j.State != Parked || !strings.Contains(j.Reason, "conflict") || !strings.Contains(j.Reason, "set deliver.on_deleted_id: new-id at site B, delete it there, then retry") {
 					t.Errorf("job is %s: %q", j.State, j.Reason)
 				}
 				w.locked(func() {
 					if string(w.b.images[id].data) != string(other) {
 						t.Error("the image at B was touched")
+					}
+				})
+				w.b.settings.OnDeletedID = OnDeletedNewID
+				w.b.halt()
+				w.b.boot()
+				w.locked(func() { w.b.remove(id) })
+				if _, err := w.a.agent().Retry(t.Context(), j.ID); err != nil {
+					t.Fatal(err)
+				}
+				j = w.a.await(j.ID, Parked, Verified)
+				w.locked(func() {
+					if r := w.b.images[j.DeliverAs]; j.State != Verified || r == nil || string(r.data) != string(data) {
+						t.Errorf("after that the job is %s: %q, and B has %+v", j.State, j.Reason, r)
 					}
 				})
 			})
@@ -686,10 +701,16 @@ func TestImageStuckInSavingIsParkedOrRenamed(t *testing.T) {
 				jobs, _ := w.a.agent().Push(t.Context(), string(id), []string{"B"}, "")
 				j := w.a.await(jobs[0].ID, Parked, Verified)
 				if policy == OnDeletedPark {
-					if j.State != Parked || !strings.Contains(j.Reason, "stuck in saving") {
+					if j.State != Parked || !strings.Contains(j.Reason, "stuck in saving") || strings.Contains(j.Reason, "delete the image") {
 						t.Errorf("job is %s: %q, want parked and what to do", j.State, j.Reason)
 					}
-					return
+					w.b.settings.OnDeletedID = OnDeletedNewID
+					w.b.halt()
+					w.b.boot()
+					if _, err := w.a.agent().Retry(t.Context(), j.ID); err != nil {
+						t.Fatal(err)
+					}
+					j = w.a.await(j.ID, Parked, Verified)
 				}
 				w.mu.Lock()
 				defer w.mu.Unlock()

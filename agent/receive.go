@@ -229,9 +229,9 @@ func (a *Agent) standing(ctx context.Context, img glance.Image, j Job) (p presen
 			p.present = mine.ID
 			return p, no, nil
 		case maker == makerOther && (mine.Status == glance.Active || mine.Status == glance.Deactivated):
-			return p, refuse("conflict: image %s exists at site %s with other content (%s %s, offered %s); delete one of them, or leave it out of the rules", img.ID, a.Site, mine.Status, mine.Hash.Short(), img.Hash.Short()), nil
+			return p, refuse("conflict: image %s exists at site %s with other content (%s %s, offered %s); leave it out of the rules, or upload the offered one anew: it gets a new id; or set deliver.on_deleted_id: new-id at site %s, delete it there, then retry", img.ID, a.Site, mine.Status, mine.Hash.Short(), img.Hash.Short(), a.Site), nil
 		case maker == makerOther:
-			return p, refuse("conflict: image %s exists at site %s, is %s, and was not made by glance-dtn; delete it there if nobody is uploading it", img.ID, a.Site, mine.Status), nil
+			return p, refuse("conflict: image %s exists at site %s, is %s, and was not made by glance-dtn; if nobody is uploading it, set deliver.on_deleted_id: new-id at site %s, delete it there, then retry", img.ID, a.Site, mine.Status, a.Site), nil
 		case same:
 			p.elsewhere = mine.ID // all but finished: it was parked or cancelled in its last step
 			return p, no, nil
@@ -475,7 +475,7 @@ func (a *Agent) shell(ctx context.Context, j Job) (glance.Image, Job, error) {
 	case ours && img.Status == glance.Active:
 		return glance.Image{}, j, failure.Permanently(a.hashedOtherwise(j, img))
 	case ours:
-		return glance.Image{}, j, failure.Permanently(fmt.Errorf("image %s is stuck in %s at site %s: glance-api died during its upload and Glance takes no other; set deliver.on_deleted_id: new-id there, or delete the image there, then retry", img.ID, img.Status, a.Site))
+		return glance.Image{}, j, failure.Permanently(fmt.Errorf("image %s is stuck in %s at site %s: glance-api died during its upload and Glance takes no other; set deliver.on_deleted_id: new-id there, then retry", img.ID, img.Status, a.Site))
 	}
 	return glance.Image{}, j, failure.Permanently(fmt.Errorf("conflict: image %s appeared at site %s meanwhile, %s, not made by glance-dtn", img.ID, a.Site, img.Status))
 }

@@ -127,7 +127,7 @@ func planSummary(planned, of int, bytes int64, dryRun bool) string {
 func (c *cli) warnConflicts(rows []agent.Comparison) {
 	for _, r := range rows {
 		if r.Relation == agent.Conflict {
-			printError(c.err, fmt.Errorf("image %s (%s) is at %s with other content: %s; rename or delete one of them", r.Name, r.ID, r.Peer, r.Detail))
+			printError(c.err, fmt.Errorf("image %s (%s) is at %s with other content: %s; leave it out, or upload it here anew: it gets a new id; or set deliver.on_deleted_id: new-id at site %s, delete it there, and replicate again", r.Name, r.ID, r.Peer, r.Detail, r.Peer))
 		}
 	}
 }
