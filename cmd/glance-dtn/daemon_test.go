@@ -227,7 +227,7 @@ func TestDTNServesReloadsAndStops(t *testing.T) {
 	if err := os.Remove(marker); err != nil {
 		t.Fatal(err)
 	}
-	if code, body := get(t, http.DefaultClient, "http://"+started["metrics"].(string)+"/readyz"); code != 200 {
+	if code, body := get(t, http.DefaultClient, "http://"+started["metrics"].(string)+"/readyz"); code != 200 || !strings.Contains(body, `{"name":"certificate","ok":true}`) {
 		t.Errorf("/readyz: %d %s", code, body)
 	}
 	if _, err := os.Stat(marker); err != nil {

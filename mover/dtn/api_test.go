@@ -582,6 +582,35 @@ func TestReadyzNamesWhatStandsInTheWay(t *testing.T) {
 	}
 }
 
+func TestReadyzAndMetricsTellWhenTheCertificateExpires(t *testing.T) {
+	r := newRig(t)
+	var until time.Time
+	r.opt.NotAfter = func() time.Time { return until }
+	s := r.server(t)
+	for _, x := range []struct {
+		until time.Time
+		ready int
+		want  check
+	}{
+		{time.Now().Add(time.Hour), 200, check{Name: "certificate", OK: true}},
+		{time.Unix(1234, 0).UTC(), 503, check{Name: "certificate", Error: "expired 1970-01-01T00:20:34Z; issue a new one with: glance-dtn pki issue"}},
+	} {
+		until = x.until
+		w := httptest.NewRecorder()
+		s.Health().ServeHTTP(w, httptest.NewRequest("GET", "/readyz", nil))
+		var checks []check
+		if err := json.Unmarshal(w.Body.Bytes(), &checks); err != nil {
+			t.Fatal(err)
+		}
+		if got := checks[len(checks)-1]; w.Code != x.ready || got != x.want {
+			t.Errorf("until %v: %d %+v, want %d %+v", x.until, w.Code, got, x.ready, x.want)
+		}
+	}
+	if got := metric(t, s, "glance_dtn_dtn_certificate_not_after_timestamp_seconds"); got != 1234 {
+		t.Errorf("the metric is %v, want 1234", got)
+	}
+}
+
 // What keeps files from one site only is no fault of this DTN.
 func TestReadyzAndMetricsTellOfCallbacks(t *testing.T) {
 	r := newRig(t)

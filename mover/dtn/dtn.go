@@ -57,7 +57,7 @@ type Relay interface {
 }
 
 // Options are what a Server is made of. All are needed but Marker, Mark, Small, Reserve,
-// Spare, Ack, Callbacks, Standing, Relay, Correct, History and Limits.
+// Spare, Ack, Callbacks, Standing, Relay, Correct, History, Limits and NotAfter.
 type Options struct {
 	Site    string
 	Version string
@@ -96,6 +96,8 @@ type Options struct {
 	History History
 
 	Limits func() mover.Limits // that the engines and Arrivals keep; nil: none
+
+	NotAfter func() time.Time // when the DTN's certificate expires; nil: it has none
 
 	Log *slog.Logger
 }

@@ -62,6 +62,7 @@ var (
 	descPassed    = prometheus.NewDesc("glance_dtn_dtn_passed_files_total", "Files that this DTN has passed on.", []string{"from", "to"}, nil)
 	descPassedOn  = prometheus.NewDesc("glance_dtn_dtn_passed_bytes_total", "Bytes of files that this DTN has passed on, proven at their destination.", []string{"from", "to"}, nil)
 	descTotal     = prometheus.NewDesc("glance_dtn_dtn_size_bytes", "Size of the export's filesystem.", nil, nil)
+	descNotAfter  = prometheus.NewDesc("glance_dtn_dtn_certificate_not_after_timestamp_seconds", "When the DTN's certificate expires.", nil, nil)
 )
 
 // Describe implements prometheus.Collector.
@@ -71,7 +72,7 @@ func (s *Server) Describe(ch chan<- *prometheus.Desc) {
 	s.metrics.ends.Describe(ch)
 	s.metrics.seconds.Describe(ch)
 	s.metrics.paths.Describe(ch)
-	for _, d := range []*prometheus.Desc{descTransfers, descArrivals, descFree, descTotal, descCallback, descStanding, descLimit, descPassages, descPassed, descPassedOn} {
+	for _, d := range []*prometheus.Desc{descTransfers, descArrivals, descFree, descTotal, descCallback, descStanding, descLimit, descPassages, descPassed, descPassedOn, descNotAfter} {
 		ch <- d
 	}
 }
@@ -103,6 +104,9 @@ func (s *Server) Collect(ch chan<- prometheus.Metric) {
 		for site, stands := range s.opt.Standing() {
 			ch <- prometheus.MustNewConstMetric(descStanding, prometheus.GaugeValue, truth(stands), site)
 		}
+	}
+	if s.opt.NotAfter != nil {
+		ch <- prometheus.MustNewConstMetric(descNotAfter, prometheus.GaugeValue, float64(s.opt.NotAfter().Unix()))
 	}
 	s.collectPassages(ch)
 	s.collectLimits(ch, time.Now())
