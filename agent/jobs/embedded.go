@@ -42,7 +42,7 @@ func OpenEmbedded(ctx context.Context, dir string, log *slog.Logger) (*Store, er
 func openEmbedded(ctx context.Context, dir string, log *slog.Logger) (_ *Store, err error) {
 	lock, err := durable.LockDir(dir)
 	if errors.Is(err, durable.ErrLocked) {
-		return nil, errors.New("another agent uses it; stop that one, or set state.embedded to another directory")
+		return nil, errors.New("another agent, or a --once that still runs, works with it: wait until it has ended")
 	}
 	if err != nil {
 		return nil, fmt.Errorf("%w; state.embedded has to be a directory that belongs to the agent's user, or that this user may make", err)

@@ -206,7 +206,7 @@ func TestOneProcessAtATimeHasADirectory(t *testing.T) {
 	}
 	defer closeStore(t, s)
 	_, err = OpenEmbedded(t.Context(), dir, quiet)
-	if err == nil || !strings.Contains(err.Error(), "another agent uses it") || !strings.Contains(err.Error(), dir) {
+	if err == nil || !strings.Contains(err.Error(), "another agent, or a --once that still runs") || !strings.Contains(err.Error(), dir) {
 		t.Errorf("got error %v", err)
 	}
 	info, err := os.Stat(dir)

@@ -88,11 +88,7 @@ func assemble(ctx context.Context, conf config.Agent, log *slog.Logger, observe 
 }
 
 // inProcess is the agent of --once: it works, but serves nobody and watches nothing.
-func inProcess(ctx context.Context, file string, stderr io.Writer) (*agent.Agent, func() error, error) {
-	conf, err := config.LoadAgent(file, os.Getenv)
-	if err != nil {
-		return nil, nil, err
-	}
+func inProcess(ctx context.Context, conf config.Agent, stderr io.Writer) (*agent.Agent, func() error, error) {
 	s, err := assemble(ctx, conf, logger(stderr, "warn", conf.Log.Format), nil)
 	if err != nil {
 		return nil, nil, err

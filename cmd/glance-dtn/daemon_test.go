@@ -369,10 +369,17 @@ func TestAgentServesReloadsAndStops(t *testing.T) {
 		t.Errorf("/metrics: %d %s", code, body)
 	}
 
-	// With the socket out of sight --once wants to do the work itself, and cannot.
-	once := exec.Command("glance-dtn", "push", "debian-12", "--to", "B", "--once", "--config", conf, "--control", socket+"2")
+	// --once finds the agent of its configuration; with that out of sight it wants to do the work itself, and cannot.
+	once := exec.Command("glance-dtn", "push", "debian-12", "--to", "Z", "--once", "--config", conf, "--control", socket+"2")
 	once.Env = append(os.Environ(), noGlance...)
-	if out, err := once.CombinedOutput(); err == nil || !strings.Contains(string(out), "none can run here") || !strings.Contains(string(out), "another agent uses") {
+	if out, err := once.CombinedOutput(); err == nil || !strings.Contains(string(out), "site Z: no such peer site") {
+		t.Errorf("push --once with another control socket: %v\n%s", err, out)
+	}
+	elsewhere := filepath.Join(dir, "elsewhere.yaml")
+	write(t, elsewhere, agentConfig+"control: "+socket+"2\n")
+	once = exec.Command("glance-dtn", "push", "debian-12", "--to", "B", "--once", "--config", elsewhere, "--control", socket+"2")
+	once.Env = append(os.Environ(), noGlance...)
+	if out, err := once.CombinedOutput(); err == nil || !strings.Contains(string(out), "none can run here") || !strings.Contains(string(out), "a --once that still runs, works with it: wait until it has ended") {
 		t.Errorf("push --once beside a running agent: %v\n%s", err, out)
 	}
 

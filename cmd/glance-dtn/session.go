@@ -5,9 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"os"
 	"sync"
 
 	"github.com/glance-dtn/glance-dtn/agent"
+	"github.com/glance-dtn/glance-dtn/agent/api"
+	"github.com/glance-dtn/glance-dtn/agent/config"
 	"github.com/glance-dtn/glance-dtn/mover"
 )
 
@@ -19,16 +22,32 @@ type session struct {
 	close   func() error
 }
 
-// open returns the daemon's session; with --once, when no daemon answers, one of its own.
+// open returns the daemon's session; with --once, when no daemon answers on the control
+// socket or on that of the configuration, one of its own.
 func (c *cli) open(ctx context.Context, w waiting) (*session, error) {
 	if !w.once || answers(c.socket) {
-		return &session{control: c.daemon(), close: func() error { return nil }}, nil
+		return sharedSession(c.daemon()), nil
 	}
-	a, closeAll, err := inProcess(ctx, w.config, c.err)
+	none := func(err error) error {
+		return fmt.Errorf("no agent answers on %s, and none can run here: %w", c.socket, err)
+	}
+	conf, err := config.LoadAgent(w.config, os.Getenv)
 	if err != nil {
-		return nil, fmt.Errorf("no agent answers on %s, and none can run here: %w", c.socket, err)
+		return nil, badConfig(none(err))
+	}
+	if answers(conf.Control) {
+		return sharedSession(api.NewControlClient(conf.Control)), nil
+	}
+	a, closeAll, err := inProcess(ctx, conf, c.err)
+	if err != nil {
+		return nil, none(err)
 	}
 	return ownSession(a, closeAll), nil
+}
+
+// sharedSession is the session of a daemon, which goes on after it.
+func sharedSession(d control) *session {
+	return &session{control: d, close: func() error { return nil }}
 }
 
 // worker is an agent in this process.
