@@ -233,6 +233,15 @@ func TestTheEnvironmentWinsOverTheFile(t *testing.T) {
 		got.Watch.Listing != 20*time.Second || got.Deliver.Jobs != 5 || got.TLS.Key != "/run/secrets/key" {
 		t.Errorf("got %+v", got)
 	}
+	path := write(t, "site: A\nexport: /export\naddress: a:1\ntuning: {advise: true}\n")
+	dtn, err := LoadDTN(path, env(map[string]string{"GLANCE_DTN_TUNING__CORRECT": "false", "GLANCE_DTN_TUNING__ADVISE": "0"}))
+	if err != nil || dtn.Tuning.Correct || dtn.Tuning.Advise {
+		t.Errorf("got %+v, %v", dtn.Tuning, err)
+	}
+	_, err = LoadDTN(path, env(map[string]string{"GLANCE_DTN_TUNING__CORRECT": "no"}))
+	if err == nil || !strings.Contains(err.Error(), "tuning.correct: set by GLANCE_DTN_TUNING__CORRECT: must be true or false") {
+		t.Errorf("got %v", err)
+	}
 }
 
 func TestPathsAreRelativeToTheFile(t *testing.T) {

@@ -202,6 +202,12 @@ func fromText(s string, t reflect.Type) (any, error) {
 			return nil, errors.New("must be a whole number")
 		}
 		return n, nil
+	case t.Kind() == reflect.Bool:
+		b, err := strconv.ParseBool(s)
+		if err != nil {
+			return nil, errors.New("must be true or false")
+		}
+		return b, nil
 	default:
 		return nil, errors.New("can only be set in the file")
 	}
