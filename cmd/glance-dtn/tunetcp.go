@@ -61,7 +61,8 @@ needs. --undo puts back exactly what was there before, also after a restart, or 
 What such a file cannot keep is advice, with the commands that do it and take it back:
 rings, queues and MTU of the NIC, its interrupts, the CPUs' governor.
 
-Exit code 3 says that some settings could not be set.`,
+Exit code 3 says that some of the settings which this kernel has could not be set, 1 that
+none could; a setting that is as it should be counts as set.`,
 		Example: `  glance-dtn tune tcp --rtt 200ms --bandwidth 10Gbit/s
   glance-dtn tune tcp --rtt 200ms --dry-run         # with the NIC's bandwidth: only what --apply would change
   glance-dtn tune tcp --rtt 200ms --apply
@@ -155,7 +156,7 @@ func noSpeed(n hosttcp.NIC) string {
 	return "the driver of " + n.Name + " does not tell its speed"
 }
 
-// tcpCode tells by the exit code that settings were not set.
+// tcpCode tells by the exit code that settings which the kernel has were not set.
 func tcpCode(changes []hosttcp.Change) int {
 	is := func(all ...hosttcp.Status) bool {
 		return slices.ContainsFunc(changes, func(c hosttcp.Change) bool { return slices.Contains(all, c.Status) })
@@ -163,7 +164,7 @@ func tcpCode(changes []hosttcp.Change) int {
 	switch {
 	case !is(hosttcp.ReadOnly, hosttcp.NotPermitted, hosttcp.Refused):
 		return exitDone
-	case is(hosttcp.Set):
+	case is(hosttcp.Set, hosttcp.Kept):
 		return exitPartly
 	}
 	return exitFailed

@@ -105,7 +105,8 @@ func TestTheExitCodeSaysWhetherAllWasSet(t *testing.T) {
 		{[]hosttcp.Status{hosttcp.Kept}, exitDone},
 		{[]hosttcp.Status{hosttcp.Set, hosttcp.ReadOnly}, exitPartly},
 		{[]hosttcp.Status{hosttcp.Set, hosttcp.Refused}, exitPartly},
-		{[]hosttcp.Status{hosttcp.Kept, hosttcp.NotPermitted}, exitFailed},
+		{[]hosttcp.Status{hosttcp.Kept, hosttcp.ReadOnly}, exitPartly}, // the second --apply says what the first did
+		{[]hosttcp.Status{hosttcp.Absent, hosttcp.NotPermitted}, exitFailed},
 	} {
 		var changes []hosttcp.Change
 		for _, s := range c.all {
