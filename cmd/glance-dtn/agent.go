@@ -24,9 +24,10 @@ func (c *cli) agent() *cobra.Command {
 		Long: `agent watches this site's Glance and brings its images to where the rules send
 them, delivers what other sites' agents send, and answers the other commands.
 
-On SIGHUP it reads its configuration anew: peers, rules, deliver, retry, watch and
-keep change at once. A configuration that is wrong is refused and the old one stays.
-Changed certificates are read without being told.`,
+On SIGHUP it reads its configuration anew: peers, rules, deliver, retry, keep, watch
+but for watch.scan, transfer.pipelining and transfer.parallelism change at once. The
+log names what else has changed, which needs a restart. A configuration that is wrong
+is refused and the old one stays. Changed certificates are read without being told.`,
 		Args: args(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			conf, err := config.LoadAgent(file, os.Getenv)

@@ -11,9 +11,10 @@ func (c *cli) retry() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "retry JOB... | --all-parked",
 		Short: "Let parked jobs go on, once the cause is cured",
-		Long: `retry takes parked jobs, by id or the first digits of it, up again where they
-stopped, and lets jobs that wait for their next attempt try now. A job that
-receives an image goes on when the job that sends it is retried, at its own site.`,
+		Long: `retry begins parked and cancelled jobs, by id or the first digits of it, anew: what
+is done already is found again and not done twice. Jobs that wait for their next
+attempt try now. A job that receives an image goes on when the job that sends it is
+retried, at its own site.`,
 		ValidArgsFunction: c.completeJobs(retryable),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if allParked == (len(args) > 0) {
