@@ -140,7 +140,6 @@ type Request struct {
 	Source      File        `json:"source"`
 	Destination Destination `json:"destination"`
 	PCP         PCP         `json:"pcp,omitzero"`
-	Protection  Protection  `json:"protection,omitempty" enum:"clear,safe,private" doc:"empty: as this DTN is configured"`
 	Priority    Priority    `json:"priority,omitempty" enum:"low,normal,high" doc:"empty: normal; higher ones go first, and take the places of lower ones"`
 }
 

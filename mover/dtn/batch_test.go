@@ -58,7 +58,7 @@ func TestABatchIsJudgedOneByOne(t *testing.T) {
 	change("no source", func(r map[string]any) { delete(r, "source") })
 	change("bad key", func(r map[string]any) { r["key"] = "a/b" })
 	change("bad parallelism", func(r map[string]any) { r["pcp"] = map[string]any{"parallelism": 99} })
-	change("bad protection", func(r map[string]any) { r["protection"] = "none" })
+	change("protection", func(r map[string]any) { r["protection"] = "clear" }) // is the operator's to say
 	change("bad name", func(r map[string]any) { r["source"].(map[string]any)["name"] = "inbox/x" })
 	change("bad type", func(r map[string]any) { r["destination"] = []any{secret} })
 	change("bad engine", func(r map[string]any) { r["engine"] = "steam" })

@@ -14,7 +14,7 @@ import (
 // Bounds of what is kept of paths.
 const (
 	maxPaths = 256 // destinations with figures of their own; the others share one
-	maxLinks = 8   // of a destination: with each protection, and after a break
+	maxLinks = 8   // of a destination: for each site behind it, and after a break
 )
 
 // otherPath stands for the destinations beyond maxPaths.

@@ -95,7 +95,7 @@ func (s *sightings) of(address string, now time.Time) *sighting {
 }
 
 // look counts what has happened on a link since the last look at it. The connections of
-// several links, which differ in protection or in site, are none of each other's.
+// several links, which differ in site, are none of each other's.
 func (s *sighting) look(p mover.Path, now time.Time) {
 	last, known := s.links[p.Since]
 	took := now.Sub(last.at)

@@ -39,11 +39,10 @@ type steering struct {
 // course is what transfers with connections in common have in common.
 type course struct {
 	engine, address string
-	protection      mover.Protection
 }
 
 func courseOf(r mover.Request) course {
-	return course{r.Engine, cmp.Or(r.Destination.Via.Address, r.Destination.Address), r.Protection}
+	return course{r.Engine, cmp.Or(r.Destination.Via.Address, r.Destination.Address)}
 }
 
 // group is the transfers on one course.

@@ -18,19 +18,20 @@ func BenchmarkMove(b *testing.B) {
 		for _, p := range []mover.Protection{mover.Clear, mover.Safe, mover.Private} {
 			for _, n := range []int{1, 2, 4} {
 				b.Run(fmt.Sprintf("digest=%s/protection=%s/parallelism=%d", d, p, n), func(b *testing.B) {
-					benchmarkMove(b, d, mover.Request{Protection: p, PCP: mover.PCP{Parallelism: n}})
+					benchmarkMove(b, d, p, n)
 				})
 			}
 		}
 	}
 }
 
-func benchmarkMove(b *testing.B, algo string, how mover.Request) {
+func benchmarkMove(b *testing.B, algo string, p mover.Protection, parallelism int) {
 	const size = 1 << 30
 	r := newRig(b)
 	r.opts.Protection = mover.Clear
 	r.restart(b)
-	r.rig.Engine.(*Engine).Dial = nil // the kernel moves only what it finds to be TCP
+	e := r.rig.Engine.(*Engine)
+	e.Protection, e.Dial = p, nil // the kernel moves only what it finds to be TCP
 	file := r.stage(b, "image", size)
 	if algo == "none" {
 		file.Digest = digest.Digest{}
@@ -39,7 +40,7 @@ func benchmarkMove(b *testing.B, algo string, how mover.Request) {
 	before := cpu(b)
 	for b.Loop() {
 		req := r.request(b, file)
-		req.PCP, req.Protection = how.PCP, how.Protection
+		req.PCP.Parallelism = parallelism
 		if err := r.rig.Engine.Move(b.Context(), req, func(mover.Progress) {}); err != nil {
 			b.Fatal(err)
 		}

@@ -48,7 +48,7 @@ type Engine struct {
 	// DTN, and the authorities. The server's name is that in the destination's address.
 	TLS func() *tls.Config
 
-	// Protection is that of a request that asks for none; empty: mover.Private.
+	// Protection of the files that it sends; empty: mover.Private.
 	Protection mover.Protection
 
 	// Compression of blocks; empty: mover.Auto.
@@ -122,7 +122,7 @@ func (e *Engine) move(ctx context.Context, r mover.Request, report func(mover.Pr
 	if err := via.Validate(mover.Stream); err != nil {
 		return err
 	}
-	k := linkKey{cmp.Or(via.Address, r.Destination.Address), cmp.Or(r.Protection, e.Protection, mover.Private), via.Site}
+	k := linkKey{cmp.Or(via.Address, r.Destination.Address), cmp.Or(e.Protection, mover.Private), via.Site}
 	if err := k.protection.Validate(); err != nil {
 		return err
 	}

@@ -589,14 +589,14 @@ func TestNoMoreFilesThanALinkTakes(t *testing.T) {
 // TestProtectionHasAFloor opens links in less than the receiver asks for.
 func TestProtectionHasAFloor(t *testing.T) {
 	r := newRig(t)
+	e := r.rig.Engine.(*Engine)
 	f := r.stage(t, "image", 3*mover.BlockSize+7)
 	for i, floor := range []mover.Protection{mover.Clear, mover.Safe, mover.Private} {
 		r.opts.Protection = floor
 		r.restart(t)
 		for k, p := range []mover.Protection{mover.Clear, mover.Safe, mover.Private} {
-			req := r.request(t, f)
-			req.Protection = p
-			err := r.rig.Engine.Move(t.Context(), req, func(mover.Progress) {})
+			e.Protection = p
+			err := e.Move(t.Context(), r.request(t, f), func(mover.Progress) {})
 			if k < i && (mover.CodeOf(err) != mover.CodeAuth || !strings.Contains(err.Error(), string(floor))) {
 				t.Errorf("%s where %s is asked for: %v", p, floor, err)
 			}
@@ -608,9 +608,8 @@ func TestProtectionHasAFloor(t *testing.T) {
 			}
 		}
 	}
-	req := r.request(t, f)
-	req.Protection = "strong"
-	if err := r.rig.Engine.Move(t.Context(), req, func(mover.Progress) {}); err == nil || !strings.Contains(err.Error(), "one of clear, safe and private") {
+	e.Protection = "strong"
+	if err := e.Move(t.Context(), r.request(t, f), func(mover.Progress) {}); err == nil || !strings.Contains(err.Error(), "one of clear, safe and private") {
 		t.Errorf("got %v", err)
 	}
 }
