@@ -182,6 +182,12 @@ func (j Job) Note() string {
 	return j.Reason
 }
 
+// WithoutTicket is what leaves the agent of a job: its ticket is for the DTN alone.
+func (j Job) WithoutTicket() Job {
+	j.Offer.Ticket = ""
+	return j
+}
+
 // FileName is the name of the job's file, in the outbox of the one site or the
 // inbox of the other.
 func (j Job) FileName() string {

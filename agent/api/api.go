@@ -166,9 +166,3 @@ func answerJSON(w http.ResponseWriter, status int, media string, v any) {
 	w.WriteHeader(status)
 	_ = json.NewEncoder(w).Encode(v) // the caller has gone: there is nobody to tell
 }
-
-// withoutTicket is what leaves the agent of a job: its ticket is for the DTN alone.
-func withoutTicket(j agent.Job) agent.Job {
-	j.Offer.Ticket = ""
-	return j
-}

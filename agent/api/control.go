@@ -150,19 +150,19 @@ func controlRoutes(a Agent) http.Handler {
 func (c control) push(ctx context.Context, in *pushInput) (*output[[]agent.Job], error) {
 	jobs, err := c.agent.Push(ctx, in.Body.Image, in.Body.To, in.Body.Priority)
 	for i, j := range jobs {
-		jobs[i] = withoutTicket(j)
+		jobs[i] = j.WithoutTicket()
 	}
 	return answer(jobs, err)
 }
 
 func (c control) pull(ctx context.Context, in *pullInput) (*output[agent.Job], error) {
 	j, err := c.agent.Pull(ctx, in.Body.Image, in.Body.From)
-	return answer(withoutTicket(j), err)
+	return answer(j.WithoutTicket(), err)
 }
 
 func (c control) pulled(ctx context.Context, in *pulledInput) (*output[agent.Job], error) {
 	j, err := c.agent.Pulled(ctx, in.Site, in.ID)
-	return answer(withoutTicket(j), err)
+	return answer(j.WithoutTicket(), err)
 }
 
 func (c control) replicate(ctx context.Context, in *replicateInput) (*output[[]agent.Comparison], error) {
@@ -208,7 +208,7 @@ func (c control) jobs(ctx context.Context, in *jobsInput) (*streamResponse, erro
 	all := c.agent.Jobs(ctx)
 	return lines(func(yield func(agent.Job, error) bool) {
 		for j, err := range all {
-			if (err != nil || wanted(j)) && !yield(withoutTicket(j), err) {
+			if (err != nil || wanted(j)) && !yield(j.WithoutTicket(), err) {
 				return
 			}
 		}
@@ -217,7 +217,7 @@ func (c control) jobs(ctx context.Context, in *jobsInput) (*streamResponse, erro
 
 func (c control) job(ctx context.Context, in *jobInput) (*output[agent.Job], error) {
 	j, err := c.find(ctx, in.ID)
-	return answer(withoutTicket(j), err)
+	return answer(j.WithoutTicket(), err)
 }
 
 func (c control) cancel(ctx context.Context, in *jobInput) (*output[agent.Job], error) {
@@ -233,7 +233,7 @@ func (c control) change(ctx context.Context, id agent.JobID, f func(context.Cont
 	if err == nil {
 		j, err = f(ctx, j.ID)
 	}
-	return answer(withoutTicket(j), err)
+	return answer(j.WithoutTicket(), err)
 }
 
 // find returns the job with this id, or the only one whose id begins so.
@@ -266,7 +266,7 @@ func (c control) watch(ctx context.Context, _ *noInput) (*streamResponse, error)
 	return events(func(yield func(agent.Event, error) bool) {
 		for ev, err := range all {
 			if ev.Job != nil {
-				j := withoutTicket(*ev.Job)
+				j := ev.Job.WithoutTicket()
 				ev.Job = &j
 			}
 			if !yield(ev, err) {

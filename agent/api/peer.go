@@ -90,12 +90,12 @@ func (p peer) health(ctx context.Context, _ *noInput) (*output[agent.Health], er
 
 func (p peer) request(ctx context.Context, in *requestInput) (*output[agent.Job], error) {
 	j, err := p.agent.Request(ctx, caller(ctx), in.Body.Image)
-	return answer(withoutTicket(j), err)
+	return answer(j.WithoutTicket(), err)
 }
 
 func (p peer) sending(ctx context.Context, in *idInput) (*output[agent.Job], error) {
 	j, err := p.agent.Sending(ctx, caller(ctx), in.ID)
-	return answer(withoutTicket(j), err)
+	return answer(j.WithoutTicket(), err)
 }
 
 func (p peer) probeTicket(ctx context.Context, in *probeTicketInput) (*output[mover.Destination], error) {

@@ -65,28 +65,23 @@ func ownSession(w worker, closeAll func() error) *session {
 // job is for the DTN alone.
 type ticketless struct{ control }
 
-func withoutTicket(j agent.Job) agent.Job {
-	j.Offer.Ticket = ""
-	return j
-}
-
 func (t ticketless) Push(ctx context.Context, image string, to []string, p mover.Priority) ([]agent.Job, error) {
 	jobs, err := t.control.Push(ctx, image, to, p)
 	for i, j := range jobs {
-		jobs[i] = withoutTicket(j)
+		jobs[i] = j.WithoutTicket()
 	}
 	return jobs, err
 }
 
 func (t ticketless) Pull(ctx context.Context, image, from string) (agent.Job, error) {
 	j, err := t.control.Pull(ctx, image, from)
-	return withoutTicket(j), err
+	return j.WithoutTicket(), err
 }
 
 func (t ticketless) Jobs(ctx context.Context) iter.Seq2[agent.Job, error] {
 	return func(yield func(agent.Job, error) bool) {
 		for j, err := range t.control.Jobs(ctx) {
-			if !yield(withoutTicket(j), err) {
+			if !yield(j.WithoutTicket(), err) {
 				return
 			}
 		}
@@ -95,14 +90,14 @@ func (t ticketless) Jobs(ctx context.Context) iter.Seq2[agent.Job, error] {
 
 func (t ticketless) Job(ctx context.Context, id agent.JobID) (agent.Job, error) {
 	j, err := t.control.Job(ctx, id)
-	return withoutTicket(j), err
+	return j.WithoutTicket(), err
 }
 
 func (t ticketless) Watch(ctx context.Context) iter.Seq2[agent.Event, error] {
 	return func(yield func(agent.Event, error) bool) {
 		for ev, err := range t.control.Watch(ctx) {
 			if ev.Job != nil {
-				ev.Job = new(withoutTicket(*ev.Job))
+				ev.Job = new(ev.Job.WithoutTicket())
 			}
 			if !yield(ev, err) {
 				return
@@ -113,12 +108,12 @@ func (t ticketless) Watch(ctx context.Context) iter.Seq2[agent.Event, error] {
 
 func (t ticketless) Cancel(ctx context.Context, id agent.JobID) (agent.Job, error) {
 	j, err := t.control.Cancel(ctx, id)
-	return withoutTicket(j), err
+	return j.WithoutTicket(), err
 }
 
 func (t ticketless) Retry(ctx context.Context, id agent.JobID) (agent.Job, error) {
 	j, err := t.control.Retry(ctx, id)
-	return withoutTicket(j), err
+	return j.WithoutTicket(), err
 }
 
 // use calls f and ends the session.
