@@ -110,6 +110,19 @@ func TestTwoSweepsAtOnceAreRefused(t *testing.T) {
 	leftoversOf(t, state).Close()
 }
 
+// What a newer version has noted is not dropped by an older one.
+func TestNotesOfANewerVersionAreLeftAlone(t *testing.T) {
+	state := t.TempDir()
+	const text = `[{"source": "dtn:/export", "options": null, "names": ["a"], "colour": "red"}]`
+	write(t, filepath.Join(state, scratchFilesName), text)
+	if _, err := takeLeftovers(state); err == nil || !strings.Contains(err.Error(), `unknown field "colour": remove by hand what it names`) {
+		t.Errorf("got error %v", err)
+	}
+	if left, err := os.ReadFile(filepath.Join(state, scratchFilesName)); err != nil || string(left) != text {
+		t.Errorf("left %s, %v", left, err)
+	}
+}
+
 // sweeping starts a sweep that does not end by itself, and returns once it has made a file
 // in the export.
 func sweeping(t *testing.T, dir, state string, target nfsTarget) *exec.Cmd {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -64,7 +65,9 @@ func readScratchFiles(state string) (all []scratchFiles, err error) {
 	} else if err != nil {
 		return nil, err
 	}
-	if err := json.Unmarshal(text, &all); err != nil {
+	d := json.NewDecoder(bytes.NewReader(text))
+	d.DisallowUnknownFields() // of a newer version: what it noted must not be dropped
+	if err := d.Decode(&all); err != nil {
 		return nil, fmt.Errorf("%s, the list of scratch files, cannot be read: %w: remove by hand what it names, then remove it", name, err)
 	}
 	return all, nil
