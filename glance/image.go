@@ -56,7 +56,6 @@ const (
 	Importing   Status = "importing"   // an import task is running
 	Active      Status = "active"      // data complete and hashed
 	Deactivated Status = "deactivated" // data complete, downloads forbidden by an admin
-	Deleted     Status = "deleted"
 )
 
 // Image is what Glance's v2 API says of an image.

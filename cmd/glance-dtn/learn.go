@@ -96,7 +96,7 @@ func (m *memory) Run(ctx context.Context) error {
 // took.
 func (m *memory) learn() time.Duration {
 	fresh, began := m.fresh.Load(), time.Now()
-	outcomes, _ := m.history.All()
+	outcomes := m.history.All()
 	if m.advisor.Load() != nil && fresh*learnAnew < int64(len(outcomes)) {
 		return 0
 	}
@@ -215,7 +215,7 @@ func (m *memory) Advise(engine string, c dtn.Condition) (mover.PCP, string) {
 
 // Export implements dtn.History.
 func (m *memory) Export() ([]byte, error) {
-	outcomes, _ := m.history.All()
+	outcomes := m.history.All()
 	var b bytes.Buffer
 	err := history.WriteCSV(&b, outcomes)
 	return b.Bytes(), err

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -108,7 +109,7 @@ func (c *cli) pathTable(list []agent.SitePath, sites []string) error {
 	for _, p := range list {
 		row := table.Row{
 			pathName(p), millis(p.MinRTT) + " / " + millis(p.RTT), fmt.Sprintf("%.2f %%", 100*p.Loss), known(p.Best), known(p.Rate),
-			bdp(p), bound(p.SeenPath), dash(p.Congestion), buffersOf(p), moment(p.Seen),
+			bdp(p), bound(p.SeenPath), cmp.Or(p.Congestion, "-"), buffersOf(p), moment(p.Seen),
 		}
 		if probed {
 			row = append(row, probedWhen(p.Probe))

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -191,9 +192,9 @@ func (c *cli) tcpTable(out tunedTCP) error {
 		if s.Status == hosttcp.Kept {
 			plan = ""
 		}
-		rows = append(rows, table.Row{s.Key, s.Status, dash(spaced(s.From)), dash(plan)})
+		rows = append(rows, table.Row{s.Key, s.Status, cmp.Or(spaced(s.From), "-"), cmp.Or(plan, "-")})
 		if s.KISTI != "" || s.ESnet != "" {
-			others = append(others, table.Row{s.Key, dash(s.KISTI), dash(s.ESnet)})
+			others = append(others, table.Row{s.Key, cmp.Or(s.KISTI, "-"), cmp.Or(s.ESnet, "-")})
 		}
 	}
 	if err := c.table(table.Row{"Setting", "Status", now, "Plan"}, rows); err != nil {
@@ -259,13 +260,6 @@ func (c *cli) tcpDiff(changes []hosttcp.Change) error {
 
 // spaced is a setting's value in one line; the kernel has tabs in it.
 func spaced(value string) string { return strings.Join(strings.Fields(value), " ") }
-
-func dash(text string) string {
-	if text == "" {
-		return "-"
-	}
-	return text
-}
 
 // undoTCP puts back what --apply has changed.
 func (c *cli) undoTCP(h *hosttcp.Host, t tcpTuning) error {

@@ -26,7 +26,6 @@ type History struct {
 
 	mu       sync.RWMutex // guards what follows, and that it changes as the log does
 	outcomes map[string]tuning.Outcome
-	version  uint64
 }
 
 // Open opens the history in the file name under root, or makes it. It keeps so many
@@ -116,7 +115,6 @@ func (h *History) Record(outcomes ...tuning.Outcome) (added int, err error) {
 		delete(h.outcomes, id)
 	}
 	maps.Copy(h.outcomes, fresh)
-	h.version++
 	return len(fresh), nil
 }
 
@@ -141,21 +139,19 @@ func (h *History) Forget(site string) (dropped int, err error) {
 	for _, c := range changes {
 		delete(h.outcomes, c.Key)
 	}
-	h.version++
 	return len(changes), nil
 }
 
-// All returns the outcomes, the oldest first, and the version of the history: another
-// version, another content. Nobody may change the steps.
-func (h *History) All() (outcomes []tuning.Outcome, version uint64) {
+// All returns the outcomes, the oldest first. Nobody may change the steps.
+func (h *History) All() []tuning.Outcome {
 	h.mu.RLock()
 	defer h.mu.RUnlock()
-	outcomes = make([]tuning.Outcome, 0, len(h.outcomes))
+	outcomes := make([]tuning.Outcome, 0, len(h.outcomes))
 	for _, o := range h.outcomes {
 		outcomes = append(outcomes, o)
 	}
 	slices.SortFunc(outcomes, byTime)
-	return outcomes, h.version
+	return outcomes
 }
 
 func byTime(a, b tuning.Outcome) int {

@@ -50,9 +50,8 @@ func record(t *testing.T, h *History, outcomes ...tuning.Outcome) {
 
 func wantIDs(t *testing.T, h *History, want ...string) {
 	t.Helper()
-	all, _ := h.All()
 	var got []string
-	for _, o := range all {
+	for _, o := range h.All() {
 		got = append(got, o.ID)
 	}
 	if !slices.Equal(got, want) {
@@ -66,16 +65,12 @@ func TestWhatIsForgottenStaysAway(t *testing.T) {
 	theirs, alike := outcome(2), outcome(3)
 	theirs.ID, alike.ID = "B/2", "BA/3"
 	record(t, h, outcome(1), theirs, alike)
-	_, before := h.All()
 	for _, want := range []int{1, 0} {
 		if n, err := h.Forget("B"); n != want || err != nil {
 			t.Errorf("%d were dropped (%v), want %d", n, err, want)
 		}
 	}
 	wantIDs(t, h, "A/001", "BA/3")
-	if _, after := h.All(); after != before+1 {
-		t.Errorf("the version went from %d to %d", before, after)
-	}
 	if err := h.Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -93,20 +88,13 @@ func TestWhatIsRecordedSurvives(t *testing.T) {
 	}
 	changed := outcome(1)
 	changed.Engine = mover.GridFTP
-	_, before := h.All()
 	if n, err := h.Record(changed); n != 0 || err != nil { // a transfer ends once
 		t.Errorf("%d were added (%v), and it was known", n, err)
 	}
-	if _, after := h.All(); after != before {
-		t.Errorf("nothing new was recorded, and the version went from %d to %d", before, after)
-	}
 	record(t, h, outcome(3))
-	if _, after := h.All(); after == before {
-		t.Error("something new was recorded under the same version")
-	}
 	// As after a crash: nothing is closed.
 	h = open(t, root, 100)
-	all, _ := h.All()
+	all := h.All()
 	if want := []tuning.Outcome{outcome(1), outcome(2), outcome(3)}; !reflect.DeepEqual(all, want) {
 		t.Errorf("it holds\n%+v, want\n%+v", all, want)
 	}
@@ -117,7 +105,7 @@ func TestTheLatestAreKept(t *testing.T) {
 	h := open(t, root, 32)
 	for n := range 100 {
 		record(t, h, outcome((n*37)%100))
-		if all, _ := h.All(); len(all) > 32 {
+		if all := h.All(); len(all) > 32 {
 			t.Fatalf("%d outcomes, want 32 at most", len(all))
 		}
 	}
@@ -126,12 +114,12 @@ func TestTheLatestAreKept(t *testing.T) {
 		late = append(late, outcome(100+n))
 	}
 	record(t, h, late...)
-	all, _ := open(t, root, 32).All()
+	all := open(t, root, 32).All()
 	if len(all) < 30 || all[len(all)-1].ID != "A/299" || all[0].ID != fmt.Sprintf("A/%03d", 300-len(all)) {
 		t.Errorf("%d outcomes from %s to %s, want the latest 30 at least", len(all), all[0].ID, all[len(all)-1].ID)
 	}
 	record(t, h, outcome(1)) // older than what is kept
-	if again, _ := h.All(); len(again) > 32 {
+	if again := h.All(); len(again) > 32 {
 		t.Errorf("%d outcomes, want 32 at most", len(again))
 	}
 }
@@ -158,10 +146,8 @@ func TestAgentsShareWhatTheyKnow(t *testing.T) {
 	record(t, a, outcome(1), outcome(2))
 	record(t, b, outcome(2), outcome(3))
 	for range 2 {
-		all, _ := a.All()
-		record(t, b, all...)
-		all, _ = b.All()
-		record(t, a, all...)
+		record(t, b, a.All()...)
+		record(t, a, b.All()...)
 	}
 	wantIDs(t, a, "A/001", "A/002", "A/003")
 	wantIDs(t, b, "A/001", "A/002", "A/003")
@@ -182,7 +168,7 @@ func TestManyRecordAtOnce(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	if all, _ := open(t, root, 1000).All(); len(all) != 80 {
+	if all := open(t, root, 1000).All(); len(all) != 80 {
 		t.Errorf("%d outcomes, want 80", len(all))
 	}
 }

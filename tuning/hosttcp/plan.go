@@ -1,6 +1,7 @@
 package hosttcp
 
 import (
+	"cmp"
 	"fmt"
 	"math"
 	"slices"
@@ -148,7 +149,7 @@ func Plan(p tuning.Path, s State, o Options) ([]Change, error) {
 	is := func(to string) func(string) string { return func(string) string { return to } }
 	table := []setting{
 		{
-			key: keyCongestion, want: func(was string) string { return orElse(congestion, was) },
+			key: keyCongestion, want: func(was string) string { return cmp.Or(congestion, was) },
 			kisti: "htcp", reason: why, source: "ACM Queue 14(5) 2016 (BBR); Leith, Shorten: H-TCP, PFLDnet 2004; RFC 9438 (CUBIC)",
 		}, {
 			key: keyAllowed, want: func(was string) string { return with(was, congestion) },
@@ -313,13 +314,6 @@ func with(list, word string) string {
 		return strings.Join(append(all, word), " ")
 	}
 	return list
-}
-
-func orElse(a, b string) string {
-	if a != "" {
-		return a
-	}
-	return b
 }
 
 // same reports whether two values of a setting are the same to the kernel.

@@ -135,12 +135,12 @@ type Question struct {
 	Size   int64  // bytes
 	Relays int    // most DTNs between the two; 0: 1, as many as a peer's via can name
 
-	Present *Way    // by which files go now; nil: by none yet
-	Margin  float64 // share of the present way's time that another one has to save; 0: DefaultMargin
+	Present *Way // by which files go now; nil: by none yet
 }
 
-// DefaultMargin is more than what two measurements of the same path differ by.
-const DefaultMargin = 0.1
+// margin is the share of the present way's time that another one has to save: more than
+// what two measurements of the same path differ by.
+const margin = 0.1
 
 // mostRelays bounds how many ways there are.
 const mostRelays = 3
@@ -156,9 +156,6 @@ func (q Question) Validate() error {
 	}
 	if q.Relays < 0 || q.Relays > mostRelays {
 		faults = append(faults, fmt.Errorf("relays %d: must be 0 to %d", q.Relays, mostRelays))
-	}
-	if !(q.Margin >= 0 && q.Margin < 1) {
-		faults = append(faults, fmt.Errorf("margin %g: must be a share, 0 or more and below 1", q.Margin))
 	}
 	return errors.Join(faults...)
 }
@@ -252,7 +249,6 @@ func (d *Decision) choose(q Question) {
 		}
 		return
 	}
-	margin := cmp.Or(q.Margin, DefaultMargin)
 	i := slices.IndexFunc(d.Ways, func(p Prediction) bool { return p.Way.Equal(*q.Present) })
 	if i < 0 {
 		d.Why = fmt.Sprintf("%s is the fastest way, %s; of the present one, %s, no segments are known", best.Way, best, q.Present)
