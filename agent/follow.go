@@ -148,7 +148,7 @@ func (f *follower) wait(ok func() bool) error {
 			moved, since = arr.Moved, time.Now()
 		}
 		if time.Since(since) > stallLimit {
-			return fmt.Errorf("nothing of %s arrived for %v (%d of %d bytes so far)", f.name, stallLimit, arr.Moved, f.size)
+			return fmt.Errorf("nothing of %s arrived for %s (%s of %s so far)", f.name, mover.Span(stallLimit), mover.Size(arr.Moved), mover.Size(f.size))
 		}
 	}
 	return nil

@@ -348,7 +348,7 @@ func (a *Agent) Overview(ctx context.Context) (Overview, error) {
 	for _, i := range local {
 		st := ImageState{ID: i.ID, Name: i.Name, Status: i.Status, Size: i.Size, Sites: map[string]Standing{}}
 		if i.Status != glance.Active {
-			st.Note = fmt.Sprintf("%s for %v", i.Status, time.Since(i.UpdatedAt).Round(time.Second))
+			st.Note = fmt.Sprintf("%s for %s", i.Status, mover.Span(time.Since(i.UpdatedAt)))
 		}
 		o.Images = append(o.Images, st)
 	}

@@ -291,7 +291,7 @@ func moved(st mover.Status) string {
 	if bits == 0 { // a short one has ended before it could tell
 		bits = 8 * float64(st.Source.Size) / st.Ran.Seconds()
 	}
-	how := fmt.Sprintf("%.0f Mbit/s", bits/1e6)
+	how := mover.Rate(bits).Brief()
 	if b := st.Way.Bottleneck.String(); b != "" {
 		how += "; bottleneck: " + b
 	}

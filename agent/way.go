@@ -196,7 +196,7 @@ func (l *leg) recall(t *trail) {
 			name = "the way through " + l.relay.Site
 		}
 		l.failure = f.why
-		l.why = append(l.why, fmt.Sprintf("%s has failed and is left out for %v", name, time.Until(f.until).Round(time.Second)))
+		l.why = append(l.why, fmt.Sprintf("%s has failed and is left out for %s", name, mover.Span(time.Until(f.until))))
 	}
 }
 
@@ -413,5 +413,5 @@ func (a *Agent) blame(j Job, st mover.Status, err error) (_ error, other bool) {
 		return err, false
 	}
 	wait := a.setBack(j.Peer, j.Route.Relay, st.Error)
-	return fmt.Errorf("by way of site %s: %w; that way is left out for %v", j.Route.Relay.Site, err, wait), true
+	return fmt.Errorf("by way of site %s: %w; that way is left out for %s", j.Route.Relay.Site, err, mover.Span(wait)), true
 }

@@ -23,7 +23,8 @@ import (
 )
 
 // Size is a number of bytes. In a file it is a whole number, alone or with one of
-// the units KiB, MiB, GiB, TiB (powers of 1024) and kB, MB, GB, TB (powers of 1000).
+// the units KiB, MiB, GiB, TiB, PiB, which may be written K, M, G, T, P (powers of
+// 1024), and kB, MB, GB, TB, PB (powers of 1000).
 type Size int64
 
 // Agent is agent.yaml. Relative paths in it are relative to the file.

@@ -385,7 +385,7 @@ func TestSitesAreNamedAsInCertificates(t *testing.T) {
 
 func TestSizes(t *testing.T) {
 	for text, want := range map[string]Size{
-		"0": 0, "1048576": 1 << 20, "1MiB": 1 << 20, "1 GiB": 1 << 30, "3kB": 3000, "2TB": 2e12, "7KiB": 7168, "1TiB": 1 << 40,
+		"0": 0, "1048576": 1 << 20, "1MiB": 1 << 20, "1 GiB": 1 << 30, "3kB": 3000, "2TB": 2e12, "7KiB": 7168, "1TiB": 1 << 40, "1G": 1 << 30, "1GB": 1e9,
 	} {
 		got, err := size(reflect.ValueOf(text))
 		if err != nil || got != want {

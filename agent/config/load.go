@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"math"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -288,24 +287,11 @@ var units = []struct {
 }
 
 func size(from reflect.Value) (any, error) {
-	text, unit := "", int64(1)
-	switch {
-	case from.CanInt():
+	if from.CanInt() {
 		return Size(from.Int()), nil
-	case from.Kind() == reflect.String:
-		text = from.String()
 	}
-	for _, u := range units {
-		if s, ok := strings.CutSuffix(text, u.name); ok {
-			text, unit = strings.TrimSpace(s), u.bytes
-			break
-		}
-	}
-	n, err := strconv.ParseInt(text, 10, 64)
-	if err != nil || n < 0 || n > math.MaxInt64/unit {
-		return nil, errors.New("must be a size, such as 1048576, 512MiB or 1GiB")
-	}
-	return Size(n * unit), nil
+	n, err := mover.ParseSize(fmt.Sprint(from.Interface()))
+	return Size(n), err
 }
 
 func rate(from reflect.Value) (any, error) {

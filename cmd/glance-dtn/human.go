@@ -28,18 +28,11 @@ func rate(n int64, d time.Duration) string {
 	return fmt.Sprintf("%.1f MB/s", v)
 }
 
-// span returns d in the units that matter: 8.2 s, 3 min 12 s, 2 h 5 min, 4 d 1 h.
-func span(d time.Duration) string {
-	switch {
-	case d < time.Minute:
-		return fmt.Sprintf("%.1f s", d.Seconds())
-	case d < time.Hour:
-		return fmt.Sprintf("%d min %d s", d/time.Minute, d%time.Minute/time.Second)
-	case d < 24*time.Hour:
-		return fmt.Sprintf("%d h %d min", d/time.Hour, d%time.Hour/time.Minute)
-	}
-	return fmt.Sprintf("%d d %d h", d/(24*time.Hour), d%(24*time.Hour)/time.Hour)
-}
+// span returns d in the units that matter: 8.2 s, 3 min 12 s.
+func span(d time.Duration) string { return mover.Span(d) }
+
+// millis is a round trip time: 50.1 ms, 38 µs.
+func millis(d time.Duration) string { return mover.Millis(d) }
 
 // inRow is the reason of a job without what the row of its table says already: which
 // image it is, and which site refuses it.

@@ -38,7 +38,7 @@ func (p *probeFlags) check(cmd *cobra.Command, sites []string) (err error) {
 			return usagef("--%s is for --probe", flag)
 		}
 	}
-	if p.bytes, err = parseSize(p.most); err != nil || p.bytes < mover.MinProbeBytes || p.bytes > mover.MaxProbeBytes {
+	if p.bytes, err = mover.ParseSize(p.most); err != nil || p.bytes < mover.MinProbeBytes || p.bytes > mover.MaxProbeBytes {
 		return usagef("--bytes %s: want a number of bytes from 16MiB to 64GiB, as in 2GiB", p.most)
 	}
 	switch {

@@ -74,7 +74,7 @@ The agent knows it by itself.`,
 			return errors.New("want --to SITE, for what the agent knows of the ways there, or --segments FILE")
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
-			large, err := parseSize(p.size)
+			large, err := mover.ParseSize(p.size)
 			switch {
 			case err != nil:
 				return usagef("--size %s: want a number of bytes, as in 4GiB", p.size)

@@ -316,14 +316,6 @@ func note(t agent.Transfer) string {
 	return t.Way.Bottleneck.String()
 }
 
-// millis is a round trip time: 50.1 ms, 38 µs.
-func millis(d time.Duration) string {
-	if us := d.Round(time.Microsecond).Microseconds(); us < 1000 {
-		return fmt.Sprintf("%d µs", us)
-	}
-	return fmt.Sprintf("%.1f ms", float64(d)/1e6)
-}
-
 // resent is how much of what TCP has sent it had to send again.
 func resent(p mover.Path) string {
 	if p.Sent == 0 {

@@ -11,13 +11,13 @@ import (
 	"os/signal"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
 
+	"github.com/glance-dtn/glance-dtn/mover"
 	"github.com/glance-dtn/glance-dtn/nfs"
 	"github.com/glance-dtn/glance-dtn/nfs/host"
 	"github.com/glance-dtn/glance-dtn/nfs/mounted"
@@ -204,7 +204,7 @@ func (t *nfsTuning) check(cmd *cobra.Command, name string) error {
 	oneOf("server", t.servers, "sync", "async")
 	oneOf("client", t.clients, "sync", "async")
 	oneOf("data", t.data, "random", "zero")
-	t.bytes, err = parseSize(t.size)
+	t.bytes, err = mover.ParseSize(t.size)
 	fault(err != nil || t.bytes < 1<<20, "--size %s: want a number of bytes, 1MiB at least, as in 256MiB", t.size)
 	fault(t.limit < 0, "--limit %v: want 0 or more", t.limit)
 
@@ -217,7 +217,7 @@ func (t *nfsTuning) check(cmd *cobra.Command, name string) error {
 		t.space.Sizes = nil
 	}
 	for _, s := range t.sizes {
-		n, err := parseSize(s)
+		n, err := mover.ParseSize(s)
 		if wrong := err != nil || nfs.GrantedSize(n, maxSize) != n; wrong {
 			fault(wrong, "--sizes %s: want 1K, 2K, or a multiple of 4K up to 1M", s)
 		} else {
@@ -343,21 +343,6 @@ func words[T ~string](list []string) []T {
 
 // maxSize is the largest rsize and wsize of Linux.
 const maxSize = 1 << 20
-
-// parseSize reads a number of bytes as people write it: 8K, 8k, 8KiB, 256MiB, 1G, 4096.
-func parseSize(s string) (int64, error) {
-	number := strings.ToUpper(strings.TrimSuffix(strings.TrimSuffix(s, "B"), "i"))
-	shift := 0
-	if i := strings.IndexAny(number, "KMGTP"); i >= 0 && i == len(number)-1 {
-		shift = 10 * (1 + strings.IndexByte("KMGTP", number[i]))
-		number = number[:i]
-	}
-	n, err := strconv.ParseInt(number, 10, 64)
-	if err != nil || n < 0 || n > 1<<62>>shift {
-		return 0, fmt.Errorf("%q is not a number of bytes, as in 4096, 8K or 256MiB", s)
-	}
-	return n << shift, nil
-}
 
 func (c *cli) tuneTarget(ctx context.Context, t nfsTuning, name string) (err error) {
 	if t.left, err = takeLeftovers(t.state); err != nil {

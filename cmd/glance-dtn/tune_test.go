@@ -25,19 +25,6 @@ import (
 	"github.com/glance-dtn/glance-dtn/tuning/nfssweep"
 )
 
-func TestParseSize(t *testing.T) {
-	for text, want := range map[string]int64{"4096": 4096, "8K": 8 << 10, "64k": 64 << 10, "8KiB": 8 << 10, "256MiB": 256 << 20, "1G": 1 << 30, "1TiB": 1 << 40, "4P": 4 << 50, "0": 0} {
-		if got, err := parseSize(text); err != nil || got != want {
-			t.Errorf("parseSize(%q) = %d, %v, want %d", text, got, err, want)
-		}
-	}
-	for _, text := range []string{"", "K", "-1", "1E", "5000P", "1KK", "8 K", "9999999999G", "1.5M"} {
-		if got, err := parseSize(text); err == nil {
-			t.Errorf("parseSize(%q) = %d", text, got)
-		}
-	}
-}
-
 // A new mount is refused only where no measurement of it reaches any of the old one.
 func TestSlower(t *testing.T) {
 	old := trial{writes: []float64{80e6, 88e6, 96e6}, reads: []float64{800e6, 808e6, 816e6}}

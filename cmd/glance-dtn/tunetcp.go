@@ -176,8 +176,8 @@ func (c *cli) tcpTable(out tunedTCP) error {
 		return c.tcpDiff(out.Settings)
 	}
 	rtt := time.Duration(out.RTT * float64(time.Second))
-	fmt.Fprintf(c.out, "%v with an RTT of %v: %s on the way on the full path.\nA socket has to hold %s of it, for which the kernel takes %s.\n",
-		mover.Rate(out.Bandwidth), rtt, size(out.Buffers.BDP), size(out.Buffers.Socket), size(out.Buffers.System))
+	fmt.Fprintf(c.out, "%s with an RTT of %s: %s on the way on the full path.\nA socket has to hold %s of it, for which the kernel takes %s.\n",
+		mover.Rate(out.Bandwidth).Brief(), millis(rtt), size(out.Buffers.BDP), size(out.Buffers.Socket), size(out.Buffers.System))
 	if out.Buffers.Limited != "" {
 		fmt.Fprintf(c.out, "That is less than the path asks for: %s.\n", out.Buffers.Limited)
 	}

@@ -23,7 +23,7 @@ var tcpOutput = tunedTCP{
 }
 
 func TestTheTableSaysWhatAndWhy(t *testing.T) {
-	const want = `10Gbit/s with an RTT of 200ms: 238.4 MiB on the way on the full path.
+	const want = `10 Gbit/s with an RTT of 200.0 ms: 238.4 MiB on the way on the full path.
 A socket has to hold 256.0 MiB of it, for which the kernel takes 512.0 MiB.
 
 SETTING    STATUS     NOW  PLAN

@@ -166,7 +166,7 @@ func (c *cli) await(ctx context.Context, from control, ids []agent.JobID, timeou
 	case ctx.Err() != nil:
 		return errInterrupted
 	case errors.Is(err, errTimeout):
-		return &codeError{code: max(codeFor(jobs), exitFailed), err: fmt.Errorf("%w of %s", errTimeout, timeout)}
+		return &codeError{code: max(codeFor(jobs), exitFailed), err: fmt.Errorf("%w of %s", errTimeout, span(timeout))}
 	case err != nil:
 		return err
 	}

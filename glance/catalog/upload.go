@@ -156,5 +156,5 @@ func (w *watchdog) stop()   { w.timer.Stop() }
 type stalledError struct{ limit time.Duration }
 
 func (e *stalledError) Error() string {
-	return fmt.Sprintf("Glance moved no byte for %v; is its store's mount hung, or the image's file shorter than it says?", e.limit)
+	return fmt.Sprintf("Glance moved no byte for %.0f s; is its store's mount hung, or the image's file shorter than it says?", e.limit.Seconds())
 }

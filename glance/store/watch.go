@@ -78,7 +78,7 @@ func (w *Watcher) Healthy() error {
 		errs = append(errs, w.broken[dir])
 	}
 	if d := time.Since(w.scanning); !w.scanning.IsZero() && d > stalled {
-		errs = append(errs, fmt.Errorf("a scan of the store has been running for %s; does its NFS server answer?", d.Round(time.Second)))
+		errs = append(errs, fmt.Errorf("a scan of the store has been running for %.0f min; does its NFS server answer?", d.Minutes()))
 	}
 	return errors.Join(errs...)
 }

@@ -214,7 +214,7 @@ func (s *session) await(ctx context.Context, until string) (answer, error) {
 			have, since = a.Have, time.Now()
 		}
 		if time.Since(since) > s.patience {
-			return answer{}, fmt.Errorf("nobody took up %s for %v: does glance-dtn dtn run at the receiving site, with gridftp.url for this export, and does it see what the GridFTP server writes?", offerName(s.file.Name), s.patience)
+			return answer{}, fmt.Errorf("nobody took up %s for %s: does glance-dtn dtn run at the receiving site, with gridftp.url for this export, and does it see what the GridFTP server writes?", offerName(s.file.Name), mover.Span(s.patience))
 		}
 	}
 }

@@ -131,7 +131,7 @@ func (ps *probes) admit(ctx context.Context, r *Receiver, name, site string, pro
 		}
 	}
 	if waits {
-		return nil, &mover.Wait{Until: until, Reason: fmt.Sprintf("it is probed already, or was of late: site %s may do so again in %v", site, until.Sub(now).Round(time.Second))}
+		return nil, &mover.Wait{Until: until, Reason: fmt.Sprintf("it is probed already, or was of late: site %s may do so again in %s", site, mover.Span(until.Sub(now)))}
 	}
 	p := &probed{probing: q, site: site, protection: protection, pacer: r.opts.Pacer, began: now}
 	ctx, stop := context.WithTimeoutCause(ctx, probeSetup+q.Time, errors.New("the probe has taken too long"))

@@ -109,7 +109,7 @@ func TestAListHoldsNothingElse(t *testing.T) {
 		"another site's agent":   {join(theirs, theirBody, theirWay), "signed by the agent of site C"},
 		"another site's list":    {join(theirs, body, way), "signed by the agent of site C"},
 		"for another site":       {tokens[3], `for site "C"`},
-		"expired":                {tokens[4], "expired 1h0m"},
+		"expired":                {tokens[4], "expired 1 h"},
 		"a damaged signature":    {join(list[:len(list)-4]+"AAAA", body, way), "signature is invalid"},
 		"claims that are no map": {join(list, encoding.EncodeToString([]byte("[]")), way), "malformed"},
 	} {

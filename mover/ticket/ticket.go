@@ -179,8 +179,8 @@ func verify(roots *x509.CertPool, site, token string, now time.Time, v *Verifier
 	}
 	if errors.Is(err, jwt.ErrTokenExpired) {
 		end := c.ExpiresAt.Time
-		return mover.Ticket{}, fmt.Errorf("expired %v ago, at %s; the sending agent gets a new one by offering the image again (if it is new, compare the clocks of the sites)",
-			now.Sub(end).Round(time.Second), end.UTC().Format(time.RFC3339))
+		return mover.Ticket{}, fmt.Errorf("expired %s ago, at %s; the sending agent gets a new one by offering the image again (if it is new, compare the clocks of the sites)",
+			mover.Span(now.Sub(end)), end.UTC().Format(time.RFC3339))
 	}
 	if err != nil {
 		return mover.Ticket{}, err

@@ -130,7 +130,7 @@ func TestVerifyRefusesAndSaysWhy(t *testing.T) {
 		at     time.Time
 		want   string
 	}{
-		{"expired", agent, valid(now), now.Add(3 * time.Minute), "expired 2m"},
+		{"expired", agent, valid(now), now.Add(3 * time.Minute), "expired 2 min"},
 		{"other authority", issue(t, other, "B", pki.Agent), valid(now), now, "certificate is not accepted"},
 		{"other site's agent", issue(t, ca, "A", pki.Agent), valid(now), now, "signed by the agent of site A, not by the agent of site B"},
 		{"a DTN", issue(t, ca, "B", pki.DTN), valid(now), now, "signed by the dtn of site B"},

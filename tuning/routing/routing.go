@@ -305,7 +305,7 @@ func (p Prediction) narrow() string {
 	h := slices.MaxFunc(p.Hops, func(a, b Hop) int { return cmp.Compare(a.Seconds+a.Opening, b.Seconds+b.Opening) })
 	s := h.segment
 	if h.Opening > h.Seconds {
-		return fmt.Sprintf("%s → %s: round trips of %s before the first byte", h.From, h.To, s.RTT)
+		return fmt.Sprintf("%s → %s: round trips of %s before the first byte", h.From, h.To, mover.Millis(s.RTT))
 	}
 	why := ""
 	switch h.Limit {
@@ -314,9 +314,9 @@ func (p Prediction) narrow() string {
 	case ByBuffer:
 		why = fmt.Sprintf("a buffer of %s for a bandwidth-delay product of %s", mover.Size(s.Buffer), mover.Size(int64(min(s.BDP(), math.MaxInt64/2))))
 	case ByLoss:
-		why = fmt.Sprintf("losses of %.3g %% at a round trip of %s, after which %s opens its window again", 100*s.Loss, s.RTT, cmp.Or(s.Congestion, "cubic"))
+		why = fmt.Sprintf("losses of %.3g %% at a round trip of %s, after which %s opens its window again", 100*s.Loss, mover.Millis(s.RTT), cmp.Or(s.Congestion, "cubic"))
 	case ByStart:
-		why = fmt.Sprintf("slow start, whose window opens with each round trip of %s", s.RTT)
+		why = fmt.Sprintf("slow start, whose window opens with each round trip of %s", mover.Millis(s.RTT))
 	}
 	return fmt.Sprintf("%s → %s: %s", h.From, h.To, why)
 }
@@ -325,8 +325,10 @@ func seconds(s float64) string {
 	switch {
 	case s < 10:
 		return fmt.Sprintf("%.2g s", s)
-	case s < 1e6:
+	case s < 600:
 		return fmt.Sprintf("%.0f s", s)
+	case s < math.MaxInt64/1e9:
+		return mover.Span(time.Duration(s * 1e9))
 	}
-	return fmt.Sprintf("%.2g s", s)
+	return "centuries"
 }

@@ -196,11 +196,11 @@ func TestThePlanSaysWhy(t *testing.T) {
 		want     string
 	}{
 		{line(1e-4, "cubic", 1), 1 << 30,
-			"cut-through at R is the fastest way, 30 s at 290 Mbit/s (A → R: losses of 0.01 % at a round trip of 5ms, after which cubic opens its window again); " +
-				"direct takes 376 s, 12.7 times as long (A → B: losses of 0.01 % at a round trip of 105ms, after which cubic opens its window again)"},
+			"cut-through at R is the fastest way, 30 s at 290 Mbit/s (A → R: losses of 0.01 % at a round trip of 5.0 ms, after which cubic opens its window again); " +
+				"direct takes 376 s, 12.7 times as long (A → B: losses of 0.01 % at a round trip of 105.0 ms, after which cubic opens its window again)"},
 		{line(0, "cubic", 1), 1,
-			"direct is the fastest way, 0.74 s at 10.9 bit/s (A → B: round trips of 105ms before the first byte); " +
-				"store-and-forward through R takes 0.74 s, 1.0 times as long (R → B: round trips of 100ms before the first byte)"},
+			"direct is the fastest way, 0.74 s at 10.9 bit/s (A → B: round trips of 105.0 ms before the first byte); " +
+				"store-and-forward through R takes 0.74 s, 1.0 times as long (R → B: round trips of 100.0 ms before the first byte)"},
 		{[]Segment{{"A", "B", tuning.Path{Bandwidth: 1e9, RTT: 100 * time.Millisecond, Buffer: 1 << 20}, 4}}, 1 << 30,
 			"direct is the fastest way, 27 s at 320 Mbit/s (A → B: a buffer of 1.0 MiB for a bandwidth-delay product of 11.9 MiB)"},
 	} {
