@@ -37,16 +37,19 @@ func (a *Agent) Push(ctx context.Context, image string, to []string, p mover.Pri
 	if img.Status != glance.Active {
 		return nil, fmt.Errorf("image %s is %s at site %s; only an active image can be sent: %w", img.Label(), img.Status, a.Site, ErrBadState)
 	}
-	var jobs []Job
-	for _, site := range to {
-		j, done, err := a.sent(ctx, img, site)
-		if err == nil && !done {
-			j, err = a.ensure(ctx, img, site, p, true)
+	jobs, done, errs := make([]Job, len(to)), make([]bool, len(to)), make([]error, len(to))
+	var wg sync.WaitGroup
+	for i, site := range to {
+		wg.Go(func() { jobs[i], done[i], errs[i] = a.sent(ctx, img, site) })
+	}
+	wg.Wait()
+	for i, site := range to {
+		if errs[i] == nil && !done[i] {
+			jobs[i], errs[i] = a.ensure(ctx, img, site, p, true)
 		}
-		if err != nil {
-			return jobs, err
+		if errs[i] != nil {
+			return jobs[:i], errs[i]
 		}
-		jobs = append(jobs, j)
 	}
 	return jobs, nil
 }
@@ -144,7 +147,8 @@ func (a *Agent) find(ctx context.Context, image string) (glance.Image, error) {
 	return glance.Image{}, fmt.Errorf("image %q at site %s, %d of them: %w", image, a.Site, len(found), ErrAmbiguous)
 }
 
-// Compare tells how the images here that m selects stand at the peers; all peers when none is named.
+// Compare tells how the images here that m selects stand at the peers; all peers when none
+// is named. A peer that does not answer is Unknown, and holds up no other one.
 func (a *Agent) Compare(ctx context.Context, peers []string, m Match) ([]Comparison, error) {
 	if err := m.Validate(); err != nil {
 		return nil, err
@@ -154,22 +158,34 @@ func (a *Agent) Compare(ctx context.Context, peers []string, m Match) ([]Compari
 			peers = append(peers, p.Name)
 		}
 	}
+	sites := make([]PeerSite, len(peers))
+	for i, name := range peers {
+		var err error
+		if sites[i], err = a.named(name); err != nil {
+			return nil, err
+		}
+	}
 	local, err := collect(a.Catalog.Images(ctx, time.Time{}))
 	if err != nil {
 		return nil, err
 	}
-	out := []Comparison{}
-	for _, name := range peers {
-		p, err := a.named(name)
-		if err != nil {
-			return nil, err
+	remotes, errs := make([][]glance.Image, len(peers)), make([]error, len(peers))
+	var wg sync.WaitGroup
+	for i, p := range sites {
+		wg.Go(func() { remotes[i], errs[i] = collect(p.Peer.Inventory(ctx)) })
+	}
+	wg.Wait()
+	if ctx.Err() != nil {
+		return nil, context.Cause(ctx)
+	}
+	out, here := []Comparison{}, index(local)
+	for i, name := range peers {
+		if errs[i] != nil {
+			out = append(out, Comparison{Peer: name, Relation: Unknown, Detail: errs[i].Error()})
+			continue
 		}
-		remote, err := collect(p.Peer.Inventory(ctx))
-		if err != nil {
-			return nil, fmt.Errorf("inventory of site %s: %w", name, err)
-		}
-		here, there := index(local), index(remote)
-		for _, c := range compareImages(local, remote, name) {
+		there := index(remotes[i])
+		for _, c := range compareImages(local, remotes[i], name) {
 			img, ok := here[c.ID]
 			if !ok {
 				img = there[c.ID]
@@ -183,7 +199,7 @@ func (a *Agent) Compare(ctx context.Context, peers []string, m Match) ([]Compari
 }
 
 // Replicate compares and sends what is missing or half made, with a priority as in Push. With
-// dryRun it only tells what it would send.
+// dryRun it only tells what it would send. A site that is Unknown is sent nothing.
 func (a *Agent) Replicate(ctx context.Context, m Match, to []string, p mover.Priority, dryRun bool) ([]Comparison, error) {
 	if err := p.Validate(); err != nil {
 		return nil, err

@@ -77,16 +77,18 @@ const (
 	Missing  Relation = "missing"  // not there
 	Extra    Relation = "extra"    // there, not here
 	Unready  Relation = "unready"  // here or there, but not active
+	Unknown  Relation = "unknown"  // the site does not tell
 )
 
-// Comparison is one image here and at a peer.
+// Comparison is one image here and at a peer; or of no image, Unknown, a peer that does not
+// tell what it has.
 type Comparison struct {
-	ID       glance.ImageID `json:"id"`
+	ID       glance.ImageID `json:"id,omitempty"`
 	Name     string         `json:"name,omitempty"`
 	Size     int64          `json:"size"`
 	Peer     string         `json:"peer"`
 	Relation Relation       `json:"relation"`
-	Detail   string         `json:"detail,omitempty" doc:"the fields that differ, the other content, the status"`
+	Detail   string         `json:"detail,omitempty" doc:"the fields that differ, the other content, the status, or why the site does not tell"`
 	Planned  bool           `json:"planned" doc:"replicate would send, or has sent, this image"`
 	Job      JobID          `json:"job,omitempty"`
 

@@ -17,11 +17,20 @@ func (c *cli) compare() *cobra.Command {
 		Use:   "compare [--peer SITE] [SELECTION]",
 		Short: "Compare this site's images with other sites'",
 		Long: `compare asks the sites for their images, and lists those that are not the same
-here and there. --all lists the same ones too, as -o json and yaml always do.`,
+here and there. --all lists the same ones too, as -o json and yaml always do.
+
+A site that does not answer holds up no other one. It is named first, in json and yaml as
+an entry without an id whose relation is unknown, and the exit code is 3, or 1 if no site
+answers.`,
 		Example: `  glance-dtn compare
   glance-dtn compare --peer B --tag golden --all`,
 		Args: args(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if cmd.Flags().Changed("peer") {
+				if err := namesSites("peer", peers...); err != nil {
+					return err
+				}
+			}
 			m, err := sel.match()
 			if err != nil {
 				return err
@@ -30,7 +39,14 @@ here and there. --all lists the same ones too, as -o json and yaml always do.`,
 			if err != nil {
 				return err
 			}
-			return c.print(rows, func() error { return c.differences(rows, all) })
+			if err := c.print(rows, func() error { return c.differences(rows, all) }); err != nil {
+				return err
+			}
+			var t tally
+			for _, r := range rows {
+				t.add(r.Relation != agent.Unknown, false)
+			}
+			return withCode(t.code())
 		},
 	}
 	cmd.Flags().StringSliceVar(&peers, "peer", nil, "`SITE`s to compare with (default all)")
@@ -41,6 +57,17 @@ here and there. --all lists the same ones too, as -o json and yaml always do.`,
 }
 
 func (c *cli) differences(rows []agent.Comparison, all bool) error {
+	silent, rows := silentSites(rows)
+	for _, r := range silent {
+		name, why := ofSite(r.Peer, r.Detail)
+		fmt.Fprintf(c.out, "%s%s\n", c.paint(name, relationColour(agent.Conflict)), why)
+	}
+	switch {
+	case len(silent) > 0 && len(rows) == 0:
+		return nil
+	case len(silent) > 0:
+		fmt.Fprintln(c.out)
+	}
 	var lines []table.Row
 	same := 0
 	for _, r := range rows {

@@ -129,7 +129,7 @@ func (f *fakeAgent) Compare(_ context.Context, peers []string, m agent.Match) ([
 	rows := []agent.Comparison{}
 	for _, r := range f.Compared {
 		i, err := f.image(string(r.ID))
-		if (len(peers) == 0 || slices.Contains(peers, r.Peer)) && err == nil && m.Selects(i) {
+		if (len(peers) == 0 || slices.Contains(peers, r.Peer)) && (r.Relation == agent.Unknown || err == nil && m.Selects(i)) {
 			rows = append(rows, r)
 		}
 	}

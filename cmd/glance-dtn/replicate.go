@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"github.com/jedib0t/go-pretty/v6/table"
@@ -24,6 +25,10 @@ func (c *cli) replicate() *cobra.Command {
 is missing. Flags of different kinds must all hold; of several values of one kind
 one must hold.
 
+A site that does not answer is sent nothing, and holds up no other one: the exit code is 3
+then, or 1 if no site answers. In json and yaml it is an entry without an id whose relation
+is unknown.
+
 With --once it works without an agent: from cron, or before one is set up. An
 agent that answers is used all the same.`,
 		Example: `  glance-dtn replicate --visibility public --to B --dry-run
@@ -33,6 +38,9 @@ agent that answers is used all the same.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if all != sel.empty() {
 				return usagef("say which images: either --all, or --name, --id, --tag, --visibility, --property")
+			}
+			if err := namesSites("to", to...); err != nil {
+				return err
 			}
 			m, err := sel.match()
 			if err != nil {
@@ -65,23 +73,28 @@ agent that answers is used all the same.`,
 }
 
 func (c *cli) replicated(ctx context.Context, s *session, rows []agent.Comparison, dryRun bool, w waiting) error {
+	silent, _ := silentSites(rows)
+	for _, r := range silent {
+		name, why := ofSite(r.Peer, r.Detail)
+		printError(c.err, errors.New(name+why))
+	}
 	var ids []agent.JobID
 	var t tally
 	for _, r := range rows {
 		if r.Planned && r.Job != "" {
 			ids = append(ids, r.Job)
 		}
-		t.add(r.Relation != agent.Conflict, r.Relation == agent.Conflict)
+		t.add(r.Relation != agent.Conflict && r.Relation != agent.Unknown, r.Relation == agent.Conflict)
 	}
 	if !dryRun && (w.wait || w.once) && len(ids) > 0 {
 		err := c.work(ctx, s, ids, w.timeout)
-		if err == nil && t.parked > 0 { // what was sent has arrived, the conflicts stay
+		if err == nil && t.done < t.all { // what was sent has arrived, the rest stays as it was
 			c.warnConflicts(rows)
 			return withCode(exitPartly)
 		}
 		return err
 	}
-	if err := c.print(rows, func() error { return c.plan(rows, dryRun) }); err != nil || dryRun {
+	if err := c.print(rows, func() error { return c.plan(rows, dryRun) }); err != nil || dryRun && len(silent) == 0 {
 		return err
 	}
 	return withCode(t.code())
@@ -91,6 +104,10 @@ func (c *cli) replicated(ctx context.Context, s *session, rows []agent.Compariso
 func (c *cli) plan(rows []agent.Comparison, dryRun bool) error {
 	var lines []table.Row
 	planned, bytes := 0, int64(0)
+	silent, rows := silentSites(rows)
+	if len(silent) > 0 && len(rows) == 0 {
+		return nil
+	}
 	for _, r := range rows {
 		if r.Planned {
 			planned, bytes = planned+1, bytes+r.Size

@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"slices"
 
 	"github.com/spf13/cobra"
 
@@ -50,6 +51,26 @@ func (s *selection) match() (agent.Match, error) {
 		return m, usagef("--%w", err)
 	}
 	return m, nil
+}
+
+// silentSites parts the sites that do not tell what they have from what the others have.
+func silentSites(rows []agent.Comparison) (silent, told []agent.Comparison) {
+	for _, r := range rows {
+		if r.Relation == agent.Unknown {
+			silent = append(silent, r)
+		} else {
+			told = append(told, r)
+		}
+	}
+	return silent, told
+}
+
+// namesSites refuses an empty name, as a variable that is not set leaves one.
+func namesSites(flag string, sites ...string) error {
+	if len(sites) == 0 || slices.Contains(sites, "") {
+		return usagef("--%s: name a site", flag)
+	}
+	return nil
 }
 
 // comparisonNote is the last column of a comparison.

@@ -71,10 +71,9 @@ func (c *cli) troubles(o agent.Overview) {
 		}
 	}
 	for _, p := range o.Peers {
-		if rest, named := strings.CutPrefix(p.Error, "site "+p.Name); named {
-			lines = append(lines, c.paint("site "+p.Name, relationColour(agent.Conflict))+rest+"\n")
-		} else if !p.OK {
-			tell("site "+p.Name+":", p.Error)
+		if !p.OK {
+			name, why := ofSite(p.Name, p.Error)
+			lines = append(lines, c.paint(name, relationColour(agent.Conflict))+why+"\n")
 		}
 		if p.DTN != nil {
 			tell("site "+p.Name+":", "since "+p.DTN.Since.Local().Format(time.DateTime)+" "+p.DTN.Error)
@@ -83,6 +82,15 @@ func (c *cli) troubles(o agent.Overview) {
 	if len(lines) > 0 {
 		fmt.Fprintln(c.out, strings.Join(lines, ""))
 	}
+}
+
+// ofSite parts what is wrong with a site into its name, which may be the beginning of that,
+// and the rest.
+func ofSite(site, wrong string) (name, rest string) {
+	if rest, named := strings.CutPrefix(wrong, "site "+site); named {
+		return "site " + site, rest
+	}
+	return "site " + site + ":", " " + wrong
 }
 
 func (c *cli) imageTable(o agent.Overview, verbose bool) error {
