@@ -31,7 +31,7 @@ Not kept is what was over within a second, or was passed on by a relay.
 Transfers for which nobody has set a PCP begin with what follows from it, and say so:
 glance-dtn transfers ID. The latest 4,000 are kept, for all agents of the site.`,
 		Args: noSuchCommand,
-		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+		RunE: noCommand,
 	}
 	cmd.AddCommand(c.exportHistory(), c.importHistory(), c.forgetHistory())
 	return cmd

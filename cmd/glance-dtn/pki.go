@@ -24,7 +24,7 @@ directory on one safe machine; only ca.pem and a role's own two files leave it.`
 
 		SuggestionsMinimumDistance: 2,
 
-		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+		RunE: noCommand,
 	}
 	cmd.AddCommand(c.pkiInit(), c.pkiIssue(), c.pkiShow())
 	return cmd

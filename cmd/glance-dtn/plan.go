@@ -74,6 +74,11 @@ The agent knows it by itself.`,
 			return errors.New("want --to SITE, for what the agent knows of the ways there, or --segments FILE")
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if cmd.Flags().Changed("to") {
+				if err := namesSites("to", p.to); err != nil {
+					return err
+				}
+			}
 			large, err := mover.ParseSize(p.size)
 			switch {
 			case err != nil:

@@ -29,6 +29,9 @@ person is needed, here or there.`,
 		ValidArgsFunction: cobra.NoFileCompletions,
 
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := namesSites("from", from); err != nil {
+				return err
+			}
 			ctx, d := cmd.Context(), c.daemon()
 			theirs, err := d.Pull(ctx, args[0], from)
 			if err != nil {

@@ -30,6 +30,9 @@ image is active at its site, or a person is needed.`,
 		Args:              args("IMAGE"),
 		ValidArgsFunction: c.completeImages,
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := namesSites("to", to...); err != nil {
+				return err
+			}
 			s, err := c.open(cmd.Context(), w)
 			if err != nil {
 				return err

@@ -104,7 +104,7 @@ func shells(root *cobra.Command) {
 	if err != nil {
 		panic(err)
 	}
-	cmd.Args, cmd.RunE = noSuchCommand, func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
+	cmd.Args, cmd.RunE = noSuchCommand, noCommand
 	cmd.SuggestionsMinimumDistance = root.SuggestionsMinimumDistance
 	for _, shell := range cmd.Commands() {
 		if shell.Name() == "powershell" {
@@ -140,6 +140,15 @@ func noSuchCommand(cmd *cobra.Command, args []string) error {
 }
 
 // args wants one argument of each name; a last name that ends in "..." stands for one or
+// noCommand refuses a command that only others below it do something for.
+func noCommand(cmd *cobra.Command, _ []string) error {
+	var names []string
+	for _, sub := range cmd.Commands() {
+		names = append(names, sub.Name())
+	}
+	return usagef("COMMAND is missing: %s", either(names))
+}
+
 // more, one in brackets may be left out.
 func args(names ...string) cobra.PositionalArgs {
 	return func(_ *cobra.Command, got []string) error {

@@ -50,7 +50,7 @@ func (c *cli) tune() *cobra.Command {
 
 		SuggestionsMinimumDistance: 2,
 
-		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+		RunE: noCommand,
 	}
 	cmd.AddCommand(c.tuneNFS(), c.tuneTCP())
 	return cmd
