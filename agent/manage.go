@@ -341,7 +341,7 @@ func (a *Agent) change(ctx context.Context, j Job, f func(Job) (Job, error)) (Jo
 // answer within a few seconds is named as such.
 func (a *Agent) Overview(ctx context.Context) (Overview, error) {
 	o := Overview{ // a list without entries is [] in JSON, not null
-		Site: a.Site, At: time.Now().UTC(), Jobs: map[State]int{}, Peers: []PeerState{}, Images: []ImageState{}, Store: []StoreFault{},
+		Site: a.Site, At: time.Now().UTC(), Jobs: map[State]int{}, Peers: []PeerState{}, Images: []ImageState{}, Store: []StoreFault{}, Parked: []Incoming{},
 	}
 	local, err := collect(a.Catalog.Images(ctx, time.Time{}))
 	if err != nil {
@@ -351,11 +351,14 @@ func (a *Agent) Overview(ctx context.Context) (Overview, error) {
 	if err := a.eachJob(ctx, func(j Job) error {
 		j = a.told(j)
 		o.Jobs[j.State]++
-		if j.Kind == Send {
+		switch {
+		case j.Kind == Send:
 			if sends[j.Image.ID] == nil {
 				sends[j.Image.ID] = map[string]Job{}
 			}
 			sends[j.Image.ID][j.Peer] = j
+		case j.State == Parked:
+			o.Parked = append(o.Parked, Incoming{Job: j.ID, Peer: j.Peer, Image: j.Image.ID, Name: j.Image.Name, Reason: j.Reason})
 		}
 		return nil
 	}); err != nil {

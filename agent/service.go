@@ -115,7 +115,17 @@ type Overview struct {
 	Store  []StoreFault  `json:"store_faults"`
 	Checks []Check       `json:"checks"`
 	Jobs   map[State]int `json:"jobs" doc:"how many jobs are in each state"`
+	Parked []Incoming    `json:"parked_incoming" doc:"images that other sites send here, and that need a person"`
 	At     time.Time     `json:"at"`
+}
+
+// Incoming is an image that another site sends here.
+type Incoming struct {
+	Job    JobID          `json:"job"`
+	Peer   string         `json:"peer" doc:"the site that sends it"`
+	Image  glance.ImageID `json:"image"`
+	Name   string         `json:"name,omitempty"`
+	Reason string         `json:"reason,omitempty"`
 }
 
 // PeerState tells whether a peer answers, and what it says of itself.

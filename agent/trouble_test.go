@@ -72,6 +72,10 @@ func TestFullGlanceIsParkedAfterAFewUploads(t *testing.T) {
 		if j := w.a.await(jobs[0].ID, Parked, Verified); j.State != Parked || !strings.Contains(j.Reason, "raise the quota") {
 			t.Fatalf("job is %s: %q", j.State, j.Reason)
 		}
+		o, err := w.b.agent().Overview(t.Context())
+		if err != nil || len(o.Parked) != 1 || o.Parked[0].Image != id || o.Parked[0].Peer != "A" || !strings.Contains(o.Parked[0].Reason, "raise the quota") {
+			t.Errorf("site B tells of %+v, %v", o.Parked, err)
+		}
 		w.locked(func() {
 			if n := w.b.counts["catalog.Upload"]; n != fullMax {
 				t.Errorf("%d uploads, want %d", n, fullMax)

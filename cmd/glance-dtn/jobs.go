@@ -27,7 +27,8 @@ func (c *cli) jobs() *cobra.Command {
 digits suffice, it shows that job and how it came where it is.
 
 --watch prints a line for each change: of one job until it has ended, of all until
-interrupted. With -o json each line is one event.`,
+interrupted. With -o json each line is one event, with -o yaml each document. Of all jobs,
+--state leaves those in these states.`,
 		Example: `  glance-dtn jobs --state parked
   glance-dtn jobs 3fa2
   glance-dtn jobs --watch`,
@@ -142,10 +143,10 @@ func (c *cli) oneJob(ctx context.Context, d control, id agent.JobID, watch bool)
 	if watch {
 		return c.waitFor(ctx, d, []agent.JobID{j.ID}, 0)
 	}
-	return c.print(j, func() error { return c.describe(j) })
+	return c.print(j, func() error { return c.describe(j, here(ctx, d, j)) })
 }
 
-func (c *cli) describe(j agent.Job) error {
+func (c *cli) describe(j agent.Job, here string) error {
 	fmt.Fprintf(c.out, "job    %s, %s\n", j.ID, j.Kind)
 	fmt.Fprintf(c.out, "image  %s\n", j.Image.Label())
 	fmt.Fprintf(c.out, "       %s, %s\n", size(j.Image.Size), j.Image.Hash)
@@ -158,7 +159,7 @@ func (c *cli) describe(j agent.Job) error {
 		fmt.Fprintf(c.out, "       %s\n", j.Reason)
 	}
 	if j.State == agent.Parked {
-		fmt.Fprintf(c.out, "       %s\n", goOn(j))
+		fmt.Fprintf(c.out, "       %s\n", goOn(j, here))
 	}
 	if w := j.Waited; w.For >= leastWait {
 		fmt.Fprintf(c.out, "waited longest for %s, %s\n", w.Name(), span(w.For))

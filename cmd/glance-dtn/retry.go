@@ -1,6 +1,10 @@
 package main
 
 import (
+	"fmt"
+	"slices"
+	"strings"
+
 	"github.com/spf13/cobra"
 
 	"github.com/glance-dtn/glance-dtn/agent"
@@ -26,17 +30,41 @@ retried, at its own site.`,
 			}
 			ctx, d := cmd.Context(), c.daemon()
 			if allParked {
-				parked, err := newest(ctx, d, retryable)
+				parked, err := newest(ctx, d, func(j agent.Job) bool { return j.State == agent.Parked })
 				if err != nil {
 					return err
 				}
-				ids = jobIDs(parked)
+				received := slices.DeleteFunc(slices.Clone(parked), retryable)
+				ids = jobIDs(slices.DeleteFunc(parked, func(j agent.Job) bool { return !retryable(j) }))
+				switch err := retryElsewhere(received); {
+				case err != nil && len(ids) == 0:
+					return &codeError{code: exitPerson, err: err}
+				case err != nil:
+					printError(c.err, err)
+				}
 			}
 			return c.change(ctx, ids, d.Retry)
 		},
 	}
 	cmd.Flags().BoolVar(&allParked, "all-parked", false, "every parked job that sends an image")
 	return cmd
+}
+
+// retryElsewhere says at which sites the jobs that receive images go on; nil where there is none.
+func retryElsewhere(received []agent.Job) error {
+	var sites []string
+	for _, j := range received {
+		sites = append(sites, "site "+j.Peer)
+	}
+	slices.Sort(sites)
+	sites = slices.Compact(sites)
+	switch len(received) {
+	case 0:
+		return nil
+	case 1:
+		return fmt.Errorf("1 parked job receives an image: retry it at %s", sites[0])
+	}
+	return fmt.Errorf("%d parked jobs receive images: retry them at %s", len(received), strings.Join(sites, ", "))
 }
 
 // retryable reports whether a retry is for this site to give.

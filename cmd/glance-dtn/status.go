@@ -19,7 +19,8 @@ func (c *cli) status() *cobra.Command {
 		Use:   "status",
 		Short: "Show images × sites, and what is wrong",
 		Long: `status shows how each image of this site stands at each other site, the sites
-that do not answer, and where Glance's datadir and Glance disagree. It ends with 0
+that do not answer, images that other sites send here and that need a person, and
+where Glance's datadir and Glance disagree. It ends with 0
 whenever it could tell that: /readyz and the metrics are for who wants an alarm.`,
 		Args: args(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -43,6 +44,10 @@ func (c *cli) overview(o agent.Overview, verbose bool) error {
 	}
 	if jobs := jobCounts(o.Jobs); jobs != "" {
 		fmt.Fprintf(c.out, "\njobs: %s\n", jobs)
+	}
+	for _, p := range o.Parked {
+		j := agent.Job{Kind: agent.Receive, Peer: p.Peer, Image: glance.Image{ID: p.Image, Name: p.Name}}
+		fmt.Fprintf(c.out, "parked: %s: %s\n  %s\n", route(j), inRow(p.Reason, p.Peer, p.Image), goOn(j, o.Site))
 	}
 	for _, k := range o.Checks {
 		if k.Note != "" {

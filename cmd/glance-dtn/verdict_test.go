@@ -37,6 +37,9 @@ func TestVerdictSaysWhatBecameOfAJobAndWhatToDo(t *testing.T) {
 	quick := sent
 	quick.Waited = agent.Waited{Place: mover.Glance, For: 57 * time.Millisecond}
 
+	refused := here.Enter(agent.Parked, at, "")
+	refused.Reason = "no room in Glance"
+
 	const name = "debian-12 (6f0c1e9a-4f0b-4a51-9a3e-7ce7c3a3d1f2)"
 	for _, c := range []struct {
 		what string
@@ -52,11 +55,12 @@ func TestVerdictSaysWhatBecameOfAJobAndWhatToDo(t *testing.T) {
 		{"sent, and nothing was slow", quick, name + " is active at B, sha512 001122334455…, 1.0 GiB in 8.2 s (131 MB/s)"},
 		{"received", here, name + " is active here, sha512 001122334455…, 1.0 GiB in 1.0 s (1.07 GB/s)"},
 		{"parked", parked, name + " → B is parked: site B refuses: quota; raise it\n  then: glance-dtn retry 0123456789abcdef0123"},
+		{"parked here", refused, name + " ← B is parked: no room in Glance\n  then, at site B: glance-dtn push 6f0c1e9a-4f0b-4a51-9a3e-7ce7c3a3d1f2 --to A"},
 		{"being cancelled", begun.Enter(agent.Cancelling, at, "cancelled by an operator at site B"), name + " → B is cancelling: cancelled by an operator at site B"},
 		{"cancelled", cancelled, name + " → B is cancelled: cancelled by an operator at site B"},
 		{"waits", waits, name + " → B is pending: site B does not answer"},
 	} {
-		if got := verdict(c.job); got != c.want {
+		if got := verdict(c.job, "A"); got != c.want {
 			t.Errorf("%s:\ngot  %q\nwant %q", c.what, got, c.want)
 		}
 	}
