@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"slices"
+	"strings"
 
 	"github.com/jedib0t/go-pretty/v6/table"
 	"github.com/jedib0t/go-pretty/v6/text"
@@ -33,6 +34,17 @@ func (c *cli) print(v any, human func() error) error {
 	}
 	_, err = fmt.Fprintf(c.out, "%s\n", bytes.TrimRight(data, "\n"))
 	return err
+}
+
+// entry is one of several results that are printed as they come: a line of JSON, or a
+// document of YAML.
+func (c *cli) entry(v any) (string, error) {
+	data, err := json.Marshal(v)
+	if err != nil || c.format != "yaml" {
+		return string(data), err
+	}
+	data, err = asYAML(data)
+	return "---\n" + strings.TrimRight(string(data), "\n"), err
 }
 
 // asYAML rewrites JSON as block-style YAML with the same keys in the same order.
@@ -97,6 +109,32 @@ func cutNotes(header table.Row, rows []table.Row, width int) {
 	for _, r := range rows {
 		r[last] = text.Snip(fmt.Sprint(r[last]), max(room, leastNote), "…")
 	}
+}
+
+// cutLines cuts what a terminal of that width would wrap.
+func cutLines(picture string, width int) string {
+	lines := strings.Split(picture, "\n")
+	for i, l := range lines {
+		lines[i] = text.Snip(l, width, "…")
+	}
+	return strings.Join(lines, "\n")
+}
+
+// blocks is a table for a terminal that is too narrow for its rows: each column a line.
+func blocks(header table.Row, rows []table.Row) string {
+	widest := 0
+	for _, name := range header {
+		widest = max(widest, text.StringWidthWithoutEscSequences(fmt.Sprint(name)))
+	}
+	var parts []string
+	for _, r := range rows {
+		var lines []string
+		for i, name := range header {
+			lines = append(lines, fmt.Sprintf("%-*s  %v", widest, name, r[i]))
+		}
+		parts = append(parts, strings.Join(lines, "\n"))
+	}
+	return strings.Join(parts, "\n\n")
 }
 
 // table writes rows under a header, columns aligned, without lines.

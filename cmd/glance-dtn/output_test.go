@@ -32,6 +32,21 @@ func TestNotesAreCutToTheTerminal(t *testing.T) {
 	}
 }
 
+// A table that is wider than the terminal loses nothing as blocks.
+func TestABlockHasALineForEachColumn(t *testing.T) {
+	got := blocks(table.Row{"Path", "RTT", "Probed"}, []table.Row{{"B", "40.4 ms", "49 Mbit/s"}, {"C", "1.1 ms", "-"}})
+	want := `Path    B
+RTT     40.4 ms
+Probed  49 Mbit/s
+
+Path    C
+RTT     1.1 ms
+Probed  -`
+	if got != want {
+		t.Errorf("got\n%s\nwant\n%s", got, want)
+	}
+}
+
 func TestYAMLKeepsKeysOrderAndTypes(t *testing.T) {
 	got, err := asYAML([]byte(`{"b": "true", "a": 12, "when": "2026-11-22T12:03:04Z", "none": [], "list": [{"x": "A: B", "y": null}], "s": "two\nlines"}`))
 	want := `b: "true"

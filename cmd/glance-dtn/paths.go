@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/jedib0t/go-pretty/v6/table"
+	"github.com/jedib0t/go-pretty/v6/text"
 	"github.com/spf13/cobra"
 
 	"github.com/glance-dtn/glance-dtn/agent"
@@ -35,6 +36,8 @@ those named, as the kernel of its DTN saw them meanwhile, over all connections o
   Probed    when it was last probed, and what then arrived over one connection and over
             all; "short": its bytes were over before its time, perhaps before TCP had
             opened its windows, so that the path may bring more (see --bytes)
+
+Where a terminal is too narrow for the table, each path is a block.
 
 A path with a low bound needs more connections or BBR, one with waits for buffers larger
 ones: glance-dtn transfers ID says which.
@@ -116,7 +119,12 @@ func (c *cli) pathTable(list []agent.SitePath, sites []string) error {
 		}
 		rows = append(rows, row)
 	}
-	return c.list(header, rows)
+	picture := render(header, rows)
+	if width := terminalWidth(c.out); width > 0 && text.LongestLineLen(picture) > width {
+		picture = blocks(header, rows)
+	}
+	_, err := fmt.Fprintln(c.out, picture)
+	return err
 }
 
 // moment is clock without the seconds.

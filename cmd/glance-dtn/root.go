@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -139,7 +140,6 @@ func noSuchCommand(cmd *cobra.Command, args []string) error {
 	return fmt.Errorf("%s", text)
 }
 
-// args wants one argument of each name; a last name that ends in "..." stands for one or
 // noCommand refuses a command that only others below it do something for.
 func noCommand(cmd *cobra.Command, _ []string) error {
 	var names []string
@@ -149,6 +149,7 @@ func noCommand(cmd *cobra.Command, _ []string) error {
 	return usagef("COMMAND is missing: %s", either(names))
 }
 
+// args wants one argument of each name; a last name that ends in "..." stands for one or
 // more, one in brackets may be left out.
 func args(names ...string) cobra.PositionalArgs {
 	return func(_ *cobra.Command, got []string) error {
@@ -177,14 +178,20 @@ func isTerminal(w io.Writer) bool { return terminalWidth(w) > 0 }
 
 // terminalWidth is how many columns the terminal behind w has; 0 when it is none.
 func terminalWidth(w io.Writer) int {
+	width, _ := terminalSize(w)
+	return width
+}
+
+// terminalSize is how many columns and lines the terminal behind w has; 0 when it is none.
+func terminalSize(w io.Writer) (width, height int) {
 	f, ok := behind(w).(*os.File)
 	if !ok || !term.IsTerminal(int(f.Fd())) {
-		return 0
+		return 0, 0
 	}
-	if width, _, err := term.GetSize(int(f.Fd())); err == nil && width > 0 {
-		return width
+	if width, height, err := term.GetSize(int(f.Fd())); err == nil && width > 0 {
+		return width, cmp.Or(height, 24)
 	}
-	return 80 // one that does not tell, as on a serial line
+	return 80, 24 // one that does not tell, as on a serial line
 }
 
 func envOr(key, otherwise string) string {

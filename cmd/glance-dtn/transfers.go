@@ -3,7 +3,6 @@ package main
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"fmt"
 	"path"
 	"regexp"
@@ -39,7 +38,8 @@ the configuration of one of the two DTNs. Rate and ETA are those of the last sec
 
 --watch goes on, and prints a line for each transfer that ends: of one transfer until
 that has ended, of all until interrupted. A file that passes through has ended when it is
-here no longer. With -o json each line is a transfer that has changed.`,
+here no longer. With -o json each line is a transfer that has changed, with -o yaml each
+document. While the DTN or its agent does not answer, it waits for a minute.`,
 		Example: `  glance-dtn transfers --watch
   glance-dtn transfers 3fa2
   glance-dtn transfers set 3fa2 --parallelism 8`,
@@ -149,46 +149,25 @@ func noSuchTransfer(id string) error {
 func (c *cli) watchTransfers(ctx context.Context, all func(context.Context) ([]agent.Transfer, error), id string) error {
 	tick := time.NewTicker(watchEvery)
 	defer tick.Stop()
-	last := map[mover.TransferID]agent.Transfer{}
-	drawn := 0
-	for began := time.Now(); ; {
+	w := &watched{cli: c, id: id, began: time.Now(), last: map[mover.TransferID]agent.Transfer{}}
+	var answered time.Time
+	for silent := false; ; {
 		list, err := all(ctx)
-		if ctx.Err() != nil {
+		switch {
+		case ctx.Err() != nil:
 			return errInterrupted
-		}
-		if err != nil {
-			return err
-		}
-		news := passedOn(last, list)
-		if id != "" && len(list)+len(news) == 0 {
-			return noSuchTransfer(id)
-		}
-		if c.format != "table" { // where each line is a transfer
-			news = nil
-		}
-		open := slices.DeleteFunc(slices.Clone(list), func(t agent.Transfer) bool { return t.State.Final() })
-		for _, t := range list {
-			before, known := last[t.ID]
-			fresh := !t.State.Final() || known && !before.State.Final() || id != "" || t.Ended.After(began)
-			if last[t.ID] = t; !fresh || known && before == t {
-				continue
+		case err == nil:
+			answered, silent = time.Now(), false
+			if over, err := w.show(list); err != nil || over {
+				return err
 			}
-			switch {
-			case c.format != "table":
-				data, err := json.Marshal(t)
-				if err != nil {
-					return err
-				}
-				news = append(news, string(data))
-			case t.State.Final():
-				news = append(news, c.summary(t))
-			}
-		}
-		if drawn, err = c.redraw(drawn, news, open); err != nil {
+		case time.Since(answered) > agentMayRest:
 			return err
-		}
-		if id != "" && len(open) == 0 {
-			return nil
+		case !silent:
+			silent = true
+			if err := w.note(fmt.Sprintf("%v; this goes on when it does", err)); err != nil {
+				return err
+			}
 		}
 		select {
 		case <-ctx.Done():
@@ -196,6 +175,57 @@ func (c *cli) watchTransfers(ctx context.Context, all func(context.Context) ([]a
 		case <-tick.C:
 		}
 	}
+}
+
+// watched is what a watch has shown.
+type watched struct {
+	*cli
+	id    string
+	began time.Time
+	last  map[mover.TransferID]agent.Transfer
+	open  []agent.Transfer // that had not ended
+	drawn int              // lines on the terminal below those that stay
+}
+
+// show tells what is new in a list, and whether the transfers with the id have ended.
+func (w *watched) show(list []agent.Transfer) (over bool, err error) {
+	news := passedOn(w.last, list)
+	if w.id != "" && len(list)+len(news) == 0 {
+		return true, noSuchTransfer(w.id)
+	}
+	if w.format != "table" { // where each entry is a transfer
+		news = nil
+	}
+	w.open = slices.DeleteFunc(slices.Clone(list), func(t agent.Transfer) bool { return t.State.Final() })
+	for _, t := range list {
+		before, known := w.last[t.ID]
+		fresh := !t.State.Final() || known && !before.State.Final() || w.id != "" || t.Ended.After(w.began)
+		if w.last[t.ID] = t; !fresh || known && before == t {
+			continue
+		}
+		switch {
+		case w.format != "table":
+			text, err := w.entry(t)
+			if err != nil {
+				return true, err
+			}
+			news = append(news, text)
+		case t.State.Final():
+			news = append(news, w.summary(t))
+		}
+	}
+	w.drawn, err = w.redraw(w.drawn, news, w.open)
+	return w.id != "" && len(w.open) == 0, err
+}
+
+// note tells a person what is no result.
+func (w *watched) note(text string) (err error) {
+	if w.format != "table" || !isTerminal(w.out) {
+		_, err = fmt.Fprintln(w.err, text)
+		return err
+	}
+	w.drawn, err = w.redraw(w.drawn, []string{text}, w.open)
+	return err
 }
 
 // passedOn takes those that passed through, and are listed no more, out of what was there, and
@@ -225,13 +255,23 @@ func (c *cli) redraw(drawn int, news []string, open []agent.Transfer) (int, erro
 	if drawn > 0 {
 		fmt.Fprintf(behind(c.out), "\x1b[%dA\x1b[J", drawn)
 	}
-	header, rows := transferRows(open, time.Now())
-	if width := terminalWidth(c.out); width > 0 {
-		cutNotes(header, rows, width)
-	}
-	picture := render(header, rows)
+	width, height := terminalSize(c.out)
+	picture := transferPicture(open, time.Now(), width, height)
 	_, err := fmt.Fprintf(c.out, "%s%s\n", stays.Bytes(), picture)
 	return strings.Count(picture, "\n") + 1, err
+}
+
+// transferPicture is the table of transfers as a terminal shows it whole: what would wrap is
+// cut, and what would scroll off, the line of the cursor included, is counted.
+func transferPicture(list []agent.Transfer, now time.Time, width, height int) string {
+	header, rows := transferRows(list, now)
+	more := ""
+	if most := max(height-2, 2); len(rows) > most {
+		more = fmt.Sprintf("\nand %d more", len(rows)-most+1)
+		rows = rows[:most-1]
+	}
+	cutNotes(header, rows, width)
+	return cutLines(render(header, rows), width) + more
 }
 
 func (c *cli) transferTable(list []agent.Transfer, all bool) error {

@@ -3,9 +3,14 @@ package main
 import (
 	"bytes"
 	"context"
+	"errors"
+	"fmt"
 	"strings"
 	"testing"
 	"testing/synctest"
+	"time"
+
+	"github.com/jedib0t/go-pretty/v6/text"
 
 	"github.com/glance-dtn/glance-dtn/agent"
 	"github.com/glance-dtn/glance-dtn/mover"
@@ -28,5 +33,61 @@ func TestAWatchEndsWellWhenAFileHasPassed(t *testing.T) {
 				t.Errorf("%s: %v, after\n%s", c.format, err, b.String())
 			}
 		})
+	}
+}
+
+// A DTN that is restarted ends no watch; one that stays away does.
+func TestAWatchGoesOnWhileTheDTNIsAway(t *testing.T) {
+	running := agent.Transfer{Image: "debian-12", To: "B", Job: "j", Status: mover.Status{ID: "aaaaaaaaaaaaaaaaaaaa", State: mover.Running}}
+	done := running
+	done.State = mover.Done
+	away := errors.New("the DTN does not answer")
+	for _, c := range []struct {
+		away int // how often it is asked in vain
+		want error
+	}{{30, nil}, {1000, away}} {
+		synctest.Test(t, func(t *testing.T) {
+			var out, notes bytes.Buffer
+			asked := 0
+			err := (&cli{out: &out, err: &notes, format: "table"}).watchTransfers(t.Context(), func(context.Context) ([]agent.Transfer, error) {
+				switch asked++; {
+				case asked == 1:
+					return []agent.Transfer{running}, nil
+				case asked <= 1+c.away:
+					return nil, away
+				}
+				return []agent.Transfer{done}, nil
+			}, "aa")
+			if err != c.want || notes.String() != "the DTN does not answer; this goes on when it does\n" || (err == nil) != strings.Contains(out.String(), "done") {
+				t.Errorf("away for %d s: %v, %q, after\n%s", c.away, err, notes.String(), out.String())
+			}
+		})
+	}
+	err := (&cli{format: "table"}).watchTransfers(t.Context(), func(context.Context) ([]agent.Transfer, error) { return nil, away }, "")
+	if err != away {
+		t.Errorf("away from the beginning: %v", err)
+	}
+}
+
+// What is drawn over and over neither wraps nor scrolls off.
+func TestTheTransfersFitInATerminal(t *testing.T) {
+	var list []agent.Transfer
+	for i := range 40 {
+		list = append(list, agent.Transfer{Image: strings.Repeat("é", 60), To: "B", Job: "j", Status: mover.Status{
+			ID: mover.TransferID(fmt.Sprintf("%020x", i)), State: mover.Queued, Waiting: strings.Repeat("its turn ", 10), Source: mover.File{Size: 1 << 30}}})
+	}
+	for _, c := range []struct {
+		transfers, height, lines int
+		last                     string
+	}{{40, 10, 9, "and 33 more"}, {8, 10, 9, "0000000000"}, {9, 10, 9, "and 2 more"}, {40, 2, 3, "and 39 more"}, {0, 10, 1, "TRANSFER"}} {
+		lines := strings.Split(transferPicture(list[:c.transfers], time.Now(), 80, c.height), "\n")
+		if len(lines) != c.lines || !strings.HasPrefix(lines[len(lines)-1], c.last) {
+			t.Errorf("%d transfers on %d lines: %q", c.transfers, c.height, lines)
+		}
+		for _, l := range lines {
+			if n := text.StringWidthWithoutEscSequences(l); n > 80 {
+				t.Errorf("%d columns: %q", n, l)
+			}
+		}
 	}
 }
