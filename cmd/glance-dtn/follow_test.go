@@ -204,6 +204,17 @@ func TestWatchTellsWhatJobsWaitFor(t *testing.T) {
 				t.Errorf("got %q, want %q in\n%s", got, c.want, b.String())
 			}
 		}
+		for format, want := range map[string]string{
+			"json": `{"job":{"id":"0000000000",`, "yaml": "---\njob:\n  id: \"0000000000\"\n",
+		} {
+			var b bytes.Buffer
+			err := (&cli{out: &b, format: format}).watchAll(t.Context(), streaming{broken: ended, events: []agent.Event{
+				{Job: &staged}, {Progress: &agent.Progress{Job: staged.ID, State: agent.Staged, Moved: 1}}, {Job: &parked},
+			}}, func(j agent.Job) bool { return j.State == agent.Parked })
+			if err != ended || !strings.HasPrefix(b.String(), want) || strings.Count(b.String(), "0000000000") != 1 {
+				t.Errorf("-o %s: %v, after\n%s", format, err, b.String())
+			}
+		}
 	})
 }
 

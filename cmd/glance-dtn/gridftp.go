@@ -67,8 +67,14 @@ URL is gridftp.url of the other site's dtn.yaml; run it on the DTN.`,
 			if err := client.Check(cmd.Context(), a[0]); err != nil {
 				return err
 			}
-			_, err = fmt.Fprintf(c.out, "%s: the server answers, lets this DTN in, and shows the inbox\n", a[0])
-			return err
+			usable := struct {
+				URL    string `json:"url"`
+				Usable bool   `json:"usable"`
+			}{a[0], true}
+			return c.print(usable, func() error {
+				_, err := fmt.Fprintf(c.out, "%s: the server answers, lets this DTN in, and shows the inbox\n", a[0])
+				return err
+			})
 		},
 	}
 	configFlag(cmd, &file, defaultDTNConfig)

@@ -3,7 +3,6 @@ package main
 import (
 	"cmp"
 	"context"
-	"encoding/json"
 	"fmt"
 	"regexp"
 	"slices"
@@ -45,6 +44,8 @@ interrupted. With -o json each line is one event, with -o yaml each document. Of
 				return err
 			}
 			switch {
+			case len(ids) == 1 && len(states) > 0:
+				return usagef("--state selects from all jobs: leave it or the job's id away")
 			case len(ids) == 1:
 				return c.oneJob(ctx, d, ids[0], watch)
 			case watch:
@@ -125,7 +126,7 @@ func (c *cli) jobTable(jobs []agent.Job, verbose bool) error {
 		if how := goes(legs(j.Legs()), j.State, j.Route.Why); verbose && how != "" {
 			note = strings.TrimPrefix(note+"; "+how, "; ")
 		}
-		rows = append(rows, table.Row{shortID(j.ID), route(j), size(j.Image.Size), c.paint(string(j.State), stateColour(j.State)), clock(j.Updated), note})
+		rows = append(rows, table.Row{shortID(j.ID), route(j), size(j.Image.Size), c.paint(string(j.State), stateColour(j.State)), clock(j.Since()), note})
 	}
 	return c.list(withPriorities(table.Row{"Job", "Image", "Size", "State", "Since", "Note"}, rows, 4, priorities))
 }
@@ -185,7 +186,14 @@ func (c *cli) watchAll(ctx context.Context, d control, keep func(agent.Job) bool
 		case err != nil:
 			return err
 		case c.format != "table":
-			if err := json.NewEncoder(c.out).Encode(ev); err != nil {
+			if ev.Job != nil && !keep(*ev.Job) || ev.Progress != nil && !keep(agent.Job{State: ev.Progress.State}) {
+				continue
+			}
+			text, err := c.entry(ev)
+			if err != nil {
+				return err
+			}
+			if _, err := fmt.Fprintln(c.out, text); err != nil {
 				return err
 			}
 		case ev.Job != nil && keep(*ev.Job):

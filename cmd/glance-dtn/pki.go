@@ -3,9 +3,11 @@ package main
 import (
 	"crypto/x509"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 
@@ -32,29 +34,62 @@ directory on one safe machine; only ca.pem and a role's own two files leave it.`
 
 func (c *cli) pkiInit() *cobra.Command {
 	var name string
-	var life time.Duration
+	life := lifetime(pki.CALife)
 	cmd := &cobra.Command{
 		Use:   "init DIR",
 		Short: "Make a certificate authority: DIR/ca.pem and DIR/ca.key",
 		Args:  args("DIR"),
 		RunE: func(_ *cobra.Command, args []string) error {
-			if err := pki.InitCA(args[0], name, life); err != nil {
+			if err := pki.InitCA(args[0], name, time.Duration(life)); err != nil {
 				return err
 			}
-			_, err := fmt.Fprintf(c.out, "%s goes to every host; keep %s here and secret\n",
-				filepath.Join(args[0], pki.CAFile), filepath.Join(args[0], pki.CAKeyFile))
-			return err
+			x, err := readCertificate(filepath.Join(args[0], pki.CAFile), time.Now())
+			if err != nil {
+				return err
+			}
+			return c.print([]certificate{x}, func() error {
+				_, err := fmt.Fprintf(c.out, "%s goes to every host; keep %s here and secret\n", x.File, filepath.Join(args[0], pki.CAKeyFile))
+				return err
+			})
 		},
 	}
 	cmd.Flags().StringVar(&name, "name", "glance-dtn CA", "name of the authority")
-	cmd.Flags().DurationVar(&life, "life", pki.CALife, "how long it is valid")
+	cmd.Flags().Var(&life, "life", "how long it is valid, as in 365d or 12h")
 	return cmd
+}
+
+// lifetime is a flag: days, as in 365d, or a time.Duration.
+type lifetime time.Duration
+
+const day = 24 * time.Hour
+
+func (l *lifetime) Type() string { return "duration" }
+
+func (l *lifetime) String() string {
+	if d := time.Duration(*l); d%day != 0 {
+		return d.String()
+	}
+	return fmt.Sprintf("%dd", time.Duration(*l)/day)
+}
+
+func (l *lifetime) Set(s string) error {
+	d, err := time.ParseDuration(s)
+	if days, ok := strings.CutSuffix(s, "d"); ok {
+		var n uint64
+		n, err = strconv.ParseUint(days, 10, 16)
+		d = time.Duration(n) * day
+	}
+	if err != nil {
+		return errors.New("it is a time such as 365d or 12h")
+	}
+	*l = lifetime(d)
+	return nil
 }
 
 func (c *cli) pkiIssue() *cobra.Command {
 	var id pki.Identity
 	var hosts []string
-	var life time.Duration
+	life := lifetime(pki.LeafLife)
 	var out string
 	cmd := &cobra.Command{
 		Use:   "issue DIR --site SITE --role ROLE --host NAME",
@@ -74,7 +109,7 @@ name and address under which others reach that host.`,
 			if out == "" {
 				out = filepath.Join(args[0], id.Site)
 			}
-			file, err := pki.Issue(args[0], id, hosts, life, out)
+			file, err := pki.Issue(args[0], id, hosts, time.Duration(life), out)
 			if err != nil {
 				return err
 			}
@@ -85,7 +120,7 @@ name and address under which others reach that host.`,
 	f.StringVar(&id.Site, "site", "", "site the certificate speaks for")
 	f.StringVar(&id.Role, "role", "", "agent, dtn or operator")
 	f.StringArrayVar(&hosts, "host", nil, "DNS name or address of the host (repeatable)")
-	f.DurationVar(&life, "life", pki.LeafLife, "how long it is valid; never longer than the authority")
+	f.Var(&life, "life", "how long it is valid, as in 90d or 12h; never longer than the authority")
 	f.StringVar(&out, "out", "", "directory to write to (default DIR/SITE)")
 	required(cmd, "site")
 	required(cmd, "role")
