@@ -44,6 +44,10 @@ func wayOf(r *mover.Relay) *routing.Way {
 // segmentsOf is what was seen of paths as segments of ways. A path carries what it brought
 // of late at best, over as many connections as there were. What another site tells that
 // makes no sense is left out, and odd says why: nothing else is to suffer from it.
+//
+// That rate arrived in spite of the loss. What TCP had to send again counts what it has lost
+// in bursts, too, to its own slow start and in queues that it has filled, and slows down for
+// once: of a loss with which so much cannot have arrived only so much is taken for chance.
 func segmentsOf(hops []mover.Hop) (all []routing.Segment, odd []string) {
 	for _, h := range hops {
 		s := routing.Segment{From: h.From, To: h.Site, Streams: h.Connections, Path: tuning.Path{
@@ -52,6 +56,9 @@ func segmentsOf(hops []mover.Hop) (all []routing.Segment, odd []string) {
 		if err := s.Validate(); err != nil {
 			odd = append(odd, strings.ReplaceAll(err.Error(), "\n", "; "))
 			continue
+		}
+		for s.Loss > 0 && float64(max(1, s.Streams))*s.LossWindow() < s.BDP() {
+			s.Loss /= 2
 		}
 		all = append(all, s)
 	}

@@ -8,6 +8,7 @@ import (
 
 	"github.com/glance-dtn/glance-dtn/agent"
 	"github.com/glance-dtn/glance-dtn/mover"
+	"github.com/glance-dtn/glance-dtn/tuning"
 	"github.com/glance-dtn/glance-dtn/tuning/routing"
 )
 
@@ -50,24 +51,40 @@ func TestWhatIsChosenFromWhatWasSeen(t *testing.T) {
 	}
 }
 
+// TestALossOfItsOwnMakingIsNoReasonToLeaveAPath: TCP fills queues, and loses what they
+// cannot hold.
+func TestALossOfItsOwnMakingIsNoReasonToLeaveAPath(t *testing.T) {
+	hops := []mover.Hop{seenHop("A", "B", 9e8), seenHop("A", "R", 6e8), seenHop("R", "B", 6e8)}
+	hops[0].Loss, hops[0].MinRTT, hops[0].Connections = 1e-4, 50*time.Millisecond, 8
+	if r, err := chooseWay(agent.Journey{From: "A", To: "B", Size: 8 << 30, Hops: hops}); err != nil || r.Relay != (mover.Relay{}) {
+		t.Errorf("%+v, %v; want the direct way", r, err)
+	}
+}
+
 // TestWhatWasSeenIsPredictedAgain: the loss on a path slowed down what was seen there, too,
-// and counts little beside that.
+// and counts little beside that. Where it cannot have, it counts as little.
 func TestWhatWasSeenIsPredictedAgain(t *testing.T) {
 	const size = 8 << 30
 	for _, loss := range []float64{0, 1e-5, 1e-4, 1e-3, 1e-2} {
 		for _, streams := range []int{1, 4, 16} {
 			h := seenHop("A", "B", 1e9)
 			h.Loss, h.Connections, h.MinRTT = loss, streams, 50*time.Millisecond
-			segments, _ := segmentsOf([]mover.Hop{h})
-			d, err := routing.Plan(segments, routing.Question{From: "A", To: "B", Size: size})
+			by := routing.Segment{From: "A", To: "B", Streams: streams, Path: tuning.Path{Bandwidth: h.Recent, RTT: h.MinRTT, Loss: loss, Congestion: h.Congestion}}
+			q := routing.Question{From: "A", To: "B", Size: size}
+			d, err := routing.Plan([]routing.Segment{by}, q)
 			if err != nil {
 				t.Fatal(err)
 			}
-			h.Recent = d.Ways[0].Rate
-			segments, _ = segmentsOf([]mover.Hop{h})
-			again, err := routing.Plan(segments, routing.Question{From: "A", To: "B", Size: size})
-			if got := again.Ways[0].Rate / d.Ways[0].Rate; err != nil || got < 0.75 || got > 1 {
-				t.Errorf("loss %g, %d connections: of what was seen %.2f is predicted, %v", loss, streams, got, err)
+			for _, seen := range []float64{d.Ways[0].Rate, h.Recent} {
+				h.Recent = seen
+				segments, _ := segmentsOf([]mover.Hop{h})
+				again, err := routing.Plan(segments, q)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if got := again.Ways[0].Rate / seen; got < 0.75 || got > 1 {
+					t.Errorf("loss %g, %d connections: of the %g that was seen %.2f is predicted", loss, streams, seen, got)
+				}
 			}
 		}
 	}
