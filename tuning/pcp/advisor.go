@@ -148,7 +148,8 @@ func typical(rows []tuning.Observation) []tuning.Observation {
 }
 
 // rounded makes conditions equal that are the same as far as measuring tells: to a
-// quarter of an octave, 19 %.
+// quarter of an octave, 19 %. Loss, which is none of the factors and another one in each
+// transfer, is left out.
 func rounded(c tuning.Condition) tuning.Condition {
 	quarter := func(v float64) float64 { return math.Exp2(math.Round(4*math.Log2(v)) / 4) }
 	c.Size = int64(math.Ceil(quarter(float64(c.Size))))
@@ -156,6 +157,7 @@ func rounded(c tuning.Condition) tuning.Condition {
 	c.Bandwidth = quarter(c.Bandwidth)
 	c.RTT = time.Duration(math.Ceil(quarter(float64(c.RTT))))
 	c.Buffer = int64(math.Ceil(quarter(float64(c.Buffer))))
+	c.Loss = 0
 	return c
 }
 

@@ -77,10 +77,11 @@ func groups(rows []tuning.Observation, most int) (of []int, n int) {
 	return of, n
 }
 
-// similar returns what paths have in common that are the same as far as measuring tells.
-func similar(p tuning.Path) [3]int {
+// similar returns what paths have in common that are the same as far as measuring tells. A
+// buffer is the hosts', or what the loss of the day leaves of it.
+func similar(p tuning.Path) [2]int {
 	half := func(v float64) int { return int(math.Round(2 * math.Log2(v))) }
-	return [3]int{half(p.Bandwidth), half(p.RTT.Seconds()), half(float64(p.Buffer))}
+	return [2]int{half(p.Bandwidth), half(p.RTT.Seconds())}
 }
 
 // holdOut parts history into as many as most parts; none if it cannot be parted.

@@ -17,6 +17,8 @@ func TestTodaysPCPStaysUnlessAnotherPays(t *testing.T) {
 	elsewhere.RTT = time.Second
 	like := given
 	like.Size *= 2
+	lossy := given
+	lossy.Loss = 1e-3
 	for _, c := range []struct {
 		about   string
 		history []tuning.Observation
@@ -30,6 +32,7 @@ func TestTodaysPCPStaysUnlessAnotherPays(t *testing.T) {
 		{"hardly more", []tuning.Observation{observed(given, today, 5e8), observed(given, other, 5.4e8)}, given, false, tuning.Nearest, "history has 2 rows"},
 		{"in another condition than today's", []tuning.Observation{observed(elsewhere, today, 5e8), observed(given, other, 9e8)}, given, false, tuning.Nearest, ""},
 		{"in one like it", []tuning.Observation{observed(like, today, 5e8), observed(like, other, 9e8)}, given, true, tuning.Nearest, ""},
+		{"at another loss", []tuning.Observation{observed(given, today, 5e8), observed(lossy, other, 9e8)}, given, true, tuning.Nearest, ""},
 		{"only far from it", []tuning.Observation{observed(elsewhere, today, 5e8), observed(elsewhere, other, 9e8)}, given, false, tuning.Heuristic, ""},
 	} {
 		got, pays, err := NewImprover(c.history, mover.PCP{}, today).Improve(c.given, today)

@@ -214,6 +214,24 @@ func TestAMatchLooksAtFewRows(t *testing.T) {
 	}
 }
 
+// TestRowsOfOnePathAreHeldOutTogether: what loss leaves of the buffer makes no other path.
+func TestRowsOfOnePathAreHeldOutTogether(t *testing.T) {
+	var rows []tuning.Observation
+	for i := range 40 {
+		c := condition(1e9, 1, 1e9, time.Duration(1+i%4)*20*time.Millisecond, 1<<20<<(i%7))
+		rows = append(rows, observed(c, mover.PCP{Pipelining: 1, Concurrency: 1, Parallelism: 1 + i}, 1e9))
+	}
+	of, n := groups(rows, 8)
+	if n != 4 {
+		t.Errorf("%d groups of 4 paths", n)
+	}
+	for i := range rows {
+		if of[i] != of[i%4] {
+			t.Errorf("row %d is in group %d, and another one of its path in %d", i, of[i], of[i%4])
+		}
+	}
+}
+
 // TestFittedWeightsAreBetter holds out conditions where only two factors matter, and
 // their logarithms.
 func TestFittedWeightsAreBetter(t *testing.T) {
