@@ -160,7 +160,7 @@ has left, too, as the next sweep does.`,
 	f.StringVar(&t.csv, "csv", "", "write every measurement to `FILE`")
 	f.StringVar(&t.svg, "svg", "", "draw the curves to `FILE`")
 	f.BoolVar(&t.apply, "apply", false, "mount DIR with the advice")
-	f.BoolVar(&t.async, "accept-async", false, "with --apply on the DTN: export DIR async if that was measured faster; the advice says what it risks. With --apply --client async: have a sync mount async")
+	f.BoolVar(&t.async, "accept-async", false, "with --apply on the DTN: export DIR async if that is surely faster; the advice says what it risks. With --apply --client async: have a sync mount async")
 	f.BoolVar(&t.force, "force", false, "with --apply and --undo: unmount lazily what is in use; with --undo: forget files that cannot be removed")
 	f.BoolVar(&t.undo, "undo", false, "put back what --apply has changed, and what an interrupted sweep has left")
 	f.BoolVar(&t.dryRun, "dry-run", false, "say what --apply or --undo would change, and change nothing")

@@ -226,8 +226,7 @@ func (t nfsTarget) now(a nfssweep.Advice) nfs.Options {
 // wishes are what the advice asks of the target.
 func (t nfsTarget) wishes(f *nfsTuning, a nfssweep.Advice) []host.Wish {
 	if t.export != nil {
-		const worth = 0.05 // as much as a knee may lose
-		if f.async && a.AsyncGain > worth {
+		if f.async && a.AsyncGain > 0 {
 			return []host.Wish{{Export: t.dir, Options: nfs.Options{"async"}}}
 		}
 		return nil

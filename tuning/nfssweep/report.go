@@ -121,7 +121,8 @@ type Advice struct {
 	Version  string `json:"vers,omitempty"`
 	NConnect int    `json:"nconnect,omitempty"`
 	// AsyncGain is by what share writes are faster where the server is async than where
-	// it is sync, each at its knee, or the only size; 0 where not both are known and sure.
+	// it is sync, each at its knee, or the only size; 0 where not both are known and sure,
+	// or async is not surely more than 5 % faster.
 	AsyncGain float64 `json:"async_gain,omitempty"`
 	// Sure says that all of it has the confidence that Curve.Knee wants.
 	Sure bool `json:"sure"`
@@ -184,9 +185,13 @@ func (r Report) Advise(server, client Mode) Advice {
 	}
 	sync, async := r.writes(Sync, client, mount), r.writes(Async, client, mount)
 	switch {
-	case sync > 0 && async > 0:
-		a.AsyncGain = async/sync - 1
-		a.Says = append(a.Says, fmt.Sprintf("Writes have %s where the server is async and %s where it is sync, but %s.", MBs(async), MBs(sync), risk))
+	case len(sync.Rates) > 0 && len(async.Rates) > 0:
+		a.AsyncGain = gain(sync, async)
+		but := "but"
+		if a.AsyncGain == 0 {
+			but = "which may well be within 5 % of that, and"
+		}
+		a.Says = append(a.Says, fmt.Sprintf("Writes have %s where the server is async and %s where it is sync, %s %s.", MBs(async.Median), MBs(sync.Median), but, risk))
 	case slices.ContainsFunc(r.Curves, func(c Curve) bool { return c.Server == Async }):
 		a.Says = append(a.Says, strings.ToUpper(risk[:1])+risk[1:]+".")
 	}
@@ -242,17 +247,14 @@ func bestMount(curves []Curve) (mount Corner, sure bool, says string) {
 			i, all = len(all), append(all, score{Corner: m})
 		}
 		knee, _ := c.At(c.Knee)
-		var logs []float64
-		for _, r := range knee.Rates {
-			logs = append(logs, math.Log(r))
+		rates := logs(knee.Rates)
+		at := mean(rates)
+		for _, r := range rates {
+			squares += (r - at) * (r - at)
 		}
-		at := mean(logs)
-		for _, l := range logs {
-			squares += (l - at) * (l - at)
-		}
-		free += len(logs) - 1
+		free += len(rates) - 1
 		all[i].log += at
-		all[i].variance += 1 / float64(len(logs))
+		all[i].variance += 1 / float64(len(rates))
 		all[i].n++
 	}
 	if len(all) == 1 {
@@ -290,16 +292,27 @@ func bestMount(curves []Curve) (mount Corner, sure bool, says string) {
 	return all[i].Corner, true, fmt.Sprintf("%s: %s is the lowest that is surely within 5 %% of the best.", figures, all[i].Name())
 }
 
-// writes is the median rate of writes at the knee, with a server in that mode; 0 if
+// writes is the point of writes at the knee, with a server in that mode; without rates if
 // none was measured or the knee, of several sizes, is not sure.
-func (r Report) writes(server, client Mode, mount Corner) float64 {
+func (r Report) writes(server, client Mode, mount Corner) Point {
 	for _, c := range r.Curves {
 		if c.Op == Write && (c.Sure || len(c.Points) == 1) && c.Data == r.Curves[0].Data && c.Server == server && c.Client == client && c.Version == mount.Version && c.NConnect == mount.NConnect {
 			p, _ := c.At(c.Knee)
-			return p.Median
+			return p
 		}
 	}
-	return 0
+	return Point{}
+}
+
+// gain is by what share the rates of b are higher than those of a, in the geometric mean; 0
+// where a may well be within 5 % of b, or nothing was measured twice.
+func gain(a, b Point) float64 {
+	e := estimate{points: []level{{rates: logs(a.Rates)}, {rates: logs(b.Rates)}}}
+	e.judge()
+	if len(a.Rates)+len(b.Rates) <= 2 || e.points[0].sure > 1-confidence {
+		return 0
+	}
+	return math.Exp(mean(e.points[1].rates)-mean(e.points[0].rates)) - 1
 }
 
 // WriteCSV writes the observations in the order of time, with a header: rates in bits

@@ -55,6 +55,25 @@ func TestAdviceIsForTheModesInForce(t *testing.T) {
 			t.Errorf("the advice says\n%s\nwant %q in it", said, want)
 		}
 	}
+	for name, c := range map[string]struct {
+		sync, async []float64
+		gains       bool
+	}{
+		"measured once":  {[]float64{87}, []float64{106}, false},
+		"within 5 %":     {[]float64{100, 100.1}, []float64{104, 104.1}, false},
+		"noise":          {[]float64{80, 100, 95}, []float64{90, 120, 101}, false},
+		"twice, faster":  {[]float64{87, 88}, []float64{106, 107}, true},
+		"once and twice": {[]float64{87}, []float64{106, 107}, true},
+	} {
+		var seen []Observation
+		for mode, rates := range map[Mode][]float64{Sync: c.sync, Async: c.async} {
+			seen = append(seen, observed(Corner{Op: Write, Server: mode, Client: Async, Data: Random}, map[int64][]float64{8192: rates})...)
+		}
+		a := Analyse(Space{}, seen).Advise(Sync, Async)
+		if said := strings.Join(a.Says, " "); (a.AsyncGain > 0.05) != c.gains || a.AsyncGain < 0 || strings.Contains(said, "may well be within 5 %") == c.gains || !strings.Contains(said, risk) {
+			t.Errorf("%s: async gains %v, %q", name, a.AsyncGain, said)
+		}
+	}
 	noisy := twoServers()
 	for i := range noisy {
 		noisy[i].Rate *= 1 + float64(i%3)

@@ -247,6 +247,15 @@ func median(values []float64) float64 {
 	return (values[(n-1)/2] + values[n/2]) / 2
 }
 
+// logs are the natural logarithms of the values.
+func logs(values []float64) []float64 {
+	all := make([]float64, len(values))
+	for i, v := range values {
+		all[i] = math.Log(v)
+	}
+	return all
+}
+
 func mean(values []float64) float64 {
 	var sum float64
 	for _, v := range values {
