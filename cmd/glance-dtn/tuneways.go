@@ -299,7 +299,7 @@ func (t *nfsTuning) byProbe(ctx context.Context, _ *host.Host, target nfsTarget,
 		}
 	}
 	first := p.probes[counts[0]]
-	info, err := first.Info(ctx)
+	info, err := first.Info(ctx, 1)
 	if err != nil {
 		return err
 	}

@@ -138,7 +138,7 @@ func TestUnknownAndSecondReplies(t *testing.T) {
 	})
 	f.listen()
 	p := f.dial()
-	if _, err := p.Info(t.Context()); err != nil {
+	if _, err := p.Info(t.Context(), infoCalls); err != nil {
 		t.Error(err)
 	}
 	want(t, p.conns[0].c.failed(), false)
@@ -152,10 +152,10 @@ func TestServerThatCuts(t *testing.T) {
 		c.nc.Close()
 		return nil
 	})
-	_, err := p.Info(t.Context())
+	_, err := p.Info(t.Context(), infoCalls)
 	wantError(t, err, ErrLost, "FSINFO")
 	f.answer(nfsFsinfo, nil)
-	if _, err := p.Info(t.Context()); err != nil {
+	if _, err := p.Info(t.Context(), infoCalls); err != nil {
 		t.Errorf("after a cut connection: %v", err)
 	}
 }
@@ -231,7 +231,7 @@ func TestReplyTooLong(t *testing.T) {
 		})
 		var before, after runtime.MemStats
 		runtime.ReadMemStats(&before)
-		_, err := p.Info(t.Context())
+		_, err := p.Info(t.Context(), infoCalls)
 		runtime.ReadMemStats(&after)
 		wantError(t, err, ErrProtocol, "FSSTAT", "65536 are the most")
 		if got := after.TotalAlloc - before.TotalAlloc; got > 8<<20 {

@@ -230,7 +230,7 @@ func TestGanesha(t *testing.T) {
 		},
 		"each write is made stable": func(t *testing.T) {
 			p := g.dial("/commit")
-			info, err := p.Info(t.Context())
+			info, err := p.Info(t.Context(), infoCalls)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -273,13 +273,13 @@ func TestGanesha(t *testing.T) {
 			if err := g.cmd.Process.Signal(syscall.SIGSTOP); err != nil {
 				t.Fatal(err)
 			}
-			_, err := p.Info(t.Context())
+			_, err := p.Info(t.Context(), infoCalls)
 			if e := g.cmd.Process.Signal(syscall.SIGCONT); e != nil {
 				t.Fatal(e)
 			}
 			wantError(t, err, context.DeadlineExceeded, "no answer in 5")
 			c.timeout = 30 * time.Second
-			if _, err := p.Info(t.Context()); err != nil || p.conns[0].c != c {
+			if _, err := p.Info(t.Context(), infoCalls); err != nil || p.conns[0].c != c {
 				t.Errorf("after it went on: %v", err)
 			}
 		},

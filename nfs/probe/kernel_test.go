@@ -118,7 +118,7 @@ func (k kernel) limitsAndSpace(t *testing.T) {
 	p := k.dial(t)
 	var info Info
 	k.calls(t, map[int]int{procNull: infoCalls, procFsinfo: infoCalls, procFsstat: 1}, func() {
-		if info, err = p.Info(t.Context()); err != nil {
+		if info, err = p.Info(t.Context(), infoCalls); err != nil {
 			t.Fatal(err)
 		}
 	})

@@ -339,18 +339,16 @@ type Info struct {
 	FSInfo Latency // of FSINFO: and its file system layer
 }
 
-const infoCalls = 31 // enough for a p90
-
-// Info asks for limits and space, and times 31 calls of NULL and of FSINFO, one
-// after the other.
-func (p *Probe) Info(ctx context.Context) (Info, error) {
+// Info asks for limits and space, and times so many calls of NULL and of FSINFO, one
+// after the other and 1 of each at least; 31 are enough for a P90.
+func (p *Probe) Info(ctx context.Context, calls int) (Info, error) {
 	c, err := p.conn(ctx, 0)
 	if err != nil {
 		return Info{}, err
 	}
 	var info nfs.FSInfo
 	var null, fsinfo []time.Duration
-	for range infoCalls {
+	for range max(calls, 1) {
 		err := timed(&null, func() error { return c.null(ctx) })
 		if err != nil {
 			return Info{}, err

@@ -16,6 +16,8 @@ import (
 	"github.com/vmware/go-nfs-client/nfs/rpc"
 )
 
+const infoCalls = 31
+
 func TestInfoIsWhatTheServerSays(t *testing.T) {
 	f := newFake(t)
 	f.limits = nfs.FSInfo{
@@ -23,7 +25,13 @@ func TestInfoIsWhatTheServerSays(t *testing.T) {
 		Size: math.MaxUint64, TimeDelta: nfs.NFS3Time{Seconds: 1, Nseconds: 5},
 	}
 	f.listen()
-	got, err := f.dial().Info(t.Context())
+	p := f.dial()
+	for calls, want := range map[int]int{-1: 1, 0: 1, 1: 1, 2: 2} {
+		if got, err := p.Info(t.Context(), calls); err != nil || got.Null.N != want || got.FSInfo.N != want {
+			t.Errorf("%d calls: %+v, %v", calls, got, err)
+		}
+	}
+	got, err := p.Info(t.Context(), infoCalls)
 	if err != nil {
 		t.Fatal(err)
 	}

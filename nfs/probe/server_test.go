@@ -15,7 +15,7 @@ import (
 func measure(t *testing.T, p *Probe) (Info, SyncReport) {
 	t.Helper()
 	ctx := t.Context()
-	info, err := p.Info(ctx)
+	info, err := p.Info(ctx, infoCalls)
 	if err != nil {
 		t.Fatal(err)
 	}
