@@ -36,7 +36,7 @@ type memory struct {
 	history *history.History
 	most    mover.PCP // that is advised; zero: nothing is
 	log     *slog.Logger
-	buffer  int64 // the largest TCP buffer of this host
+	wmem    string // the file of the kernel that bounds this host's TCP buffers, tcp_wmem
 
 	fresh   atomic.Int64  // outcomes that were added since the last fit; more, where some were forgotten
 	news    chan struct{} // holds one when some were
@@ -51,7 +51,7 @@ func openMemory(state *os.Root, t config.Tuning, log *slog.Logger) (*memory, err
 	if err != nil {
 		return nil, fmt.Errorf("history of transfers: %w", err)
 	}
-	m := &memory{history: h, log: log, buffer: largestBuffer("/proc/sys/net/ipv4/tcp_wmem"), news: make(chan struct{}, 1)}
+	m := &memory{history: h, log: log, wmem: "/proc/sys/net/ipv4/tcp_wmem", news: make(chan struct{}, 1)}
 	if t.Advise {
 		m.most = mover.PCP{Pipelining: mover.MaxPipelining, Concurrency: 1, Parallelism: t.Parallelism}
 	}
@@ -180,7 +180,7 @@ func (m *memory) renewed(outcomes int) {
 
 func (m *memory) condition(c dtn.Condition) tuning.Condition {
 	return tuning.Condition{
-		Path: tuning.Path{Bandwidth: c.Bandwidth, RTT: c.RTT, Buffer: m.buffer, Loss: min(c.Loss, 1), Congestion: c.Congestion},
+		Path: tuning.Path{Bandwidth: c.Bandwidth, RTT: c.RTT, Buffer: largestBuffer(m.wmem), Loss: min(c.Loss, 1), Congestion: c.Congestion},
 		Load: tuning.Load{Files: c.Files, Size: c.Size},
 	}
 }

@@ -209,10 +209,12 @@ func TestLearningIsNeverMuchWorseThanTheDefault(t *testing.T) {
 	for _, noise := range []float64{0.05, 0.25} {
 		random := rand.New(rand.NewPCG(7, 7))
 		m := newMemory(t, roottest.Open(t, t.TempDir()), config.Tuning{Advise: true, Parallelism: 16})
-		m.buffer = 64 << 20
+		const buffer = 64 << 20
+		m.wmem = filepath.Join(t.TempDir(), "tcp_wmem")
+		write(t, m.wmem, fmt.Sprintln(4096, 16384, buffer))
 		achieved := func(c dtn.Condition, p mover.PCP) float64 {
 			rtt := c.RTT.Seconds()
-			window := min(float64(m.buffer)/2, m.condition(c).LossWindow(), float64(p.Pipelining)*mover.BlockSize)
+			window := min(float64(buffer)/2, m.condition(c).LossWindow(), float64(p.Pipelining)*mover.BlockSize)
 			one := min(8*window/(rtt+0.0005), 5e9) // a core
 			rate := min(c.Bandwidth, float64(p.Parallelism)*one) * (1 - 0.002*float64(p.Parallelism))
 			bits := 8 * float64(c.Size) * float64(c.Files)
@@ -297,7 +299,7 @@ func TestHistoryGoesOutAndIn(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if want := "A/2,2027-01-15T08:00:02Z,stream,1e+09,50000000," + fmt.Sprint(m.buffer) + ",0.001,cubic,2,1000000000,23,4,11,20000000000,1750000000,7,network\n"; !strings.Contains(string(csv), want) {
+	if want := "A/2,2027-01-15T08:00:02Z,stream,1e+09,50000000," + fmt.Sprint(largestBuffer(m.wmem)) + ",0.001,cubic,2,1000000000,23,4,11,20000000000,1750000000,7,network\n"; !strings.Contains(string(csv), want) {
 		t.Errorf("the CSV has no line %q:\n%s", want, csv)
 	}
 	for i, want := range []mover.Imported{{Outcomes: 2, New: 2}, {Outcomes: 2}} {
@@ -315,14 +317,17 @@ func TestHistoryGoesOutAndIn(t *testing.T) {
 	}
 }
 
+// TestTheLargestBufferIsTheKernels has it change while the DTN runs, as by tune tcp --apply.
 func TestTheLargestBufferIsTheKernels(t *testing.T) {
-	file := filepath.Join(t.TempDir(), "tcp_wmem")
-	if got := largestBuffer(file); got != 4<<20 {
+	m := memory{wmem: filepath.Join(t.TempDir(), "tcp_wmem")}
+	if got := m.condition(dtn.Condition{}).Buffer; got != 4<<20 {
 		t.Errorf("of no kernel: %d", got)
 	}
-	write(t, file, "4096\t16384\t67108864\n")
-	if got := largestBuffer(file); got != 64<<20 {
-		t.Errorf("%d, want the third value", got)
+	for text, want := range map[string]int64{"4096\t16384\t67108864\n": 64 << 20, "4096\t16384\t134217728\n": 128 << 20} {
+		write(t, m.wmem, text)
+		if got := m.condition(dtn.Condition{}).Buffer; got != want {
+			t.Errorf("%d, want the third value of %q", got, text)
+		}
 	}
 }
 
