@@ -27,7 +27,8 @@ func (e Entry) String() string {
 	return fmt.Sprintf("%s %s %s %s %d %d", escape(e.Source, mountSpecial), escape(e.Point, mountSpecial), escape(e.Type, mountSpecial), options, e.Freq, e.Pass)
 }
 
-// ParseFstab reads fstab(5) or /proc/mounts. Comments and empty lines have no entry.
+// ParseFstab reads fstab(5) or /proc/mounts, as mount(8) does: options may be missing, and
+// what follows the sixth field does not count. Comments and empty lines have no entry.
 func ParseFstab(r io.Reader) ([]Entry, error) {
 	var entries []Entry
 	err := eachLine(r, func(line string) error {
@@ -46,17 +47,23 @@ func ParseFstab(r io.Reader) ([]Entry, error) {
 }
 
 func parseEntry(f []string) (Entry, error) {
-	if len(f) < 4 || len(f) > 6 {
-		return Entry{}, fmt.Errorf("want source, mount point, type, options and at most two numbers, got %q", f)
+	if len(f) < 3 {
+		return Entry{}, fmt.Errorf("want source, mount point, type, options and two numbers, or the first three of them at least, got %q", f)
 	}
-	e := Entry{Source: unescape(f[0]), Point: unescape(f[1]), Type: unescape(f[2]), Options: parseField(f[3])}
+	e := Entry{Source: unescape(f[0]), Point: unescape(f[1]), Type: unescape(f[2])}
+	if len(f) > 3 {
+		e.Options = parseField(f[3])
+	}
 	if !strings.HasPrefix(e.Point, "/") && e.Point != "none" && e.Point != "swap" {
 		return Entry{}, fmt.Errorf("mount point %q is not an absolute path", e.Point)
 	}
 	if slices.Equal(e.Options, Options{"defaults"}) {
 		e.Options = nil
 	}
-	for i, to := range []*int{&e.Freq, &e.Pass}[:len(f)-4] {
+	for i, to := range []*int{&e.Freq, &e.Pass} {
+		if len(f) <= 4+i {
+			break
+		}
 		n, err := strconv.Atoi(f[4+i])
 		if err != nil {
 			return Entry{}, fmt.Errorf("field %d, %q, is not a number", 5+i, f[4+i])

@@ -21,11 +21,15 @@ func TestParseFstab(t *testing.T) {
 		"\tUUID=x / ext4 errors=remount-ro\t0 1\n" +
 		"h:/srv/a\\040b  /mnt/a\\040b nfs vers=4.2,_netdev,nofail,x-systemd.requires=a.mount 0\n" +
 		"[::1]:/e /mnt/e nfs defaults\n" +
+		"UUID=y /data xfs\n" +
+		"UUID=z /more xfs ro 0 2 # new disk\n" +
 		"/swap none swap sw 0 0"
 	want := []Entry{
 		{"UUID=x", "/", "ext4", Options{"errors=remount-ro"}, 0, 1},
 		{"h:/srv/a b", "/mnt/a b", "nfs", Options{"vers=4.2", "_netdev", "nofail", "x-systemd.requires=a.mount"}, 0, 0},
 		{"[::1]:/e", "/mnt/e", "nfs", nil, 0, 0},
+		{"UUID=y", "/data", "xfs", nil, 0, 0},
+		{"UUID=z", "/more", "xfs", Options{"ro"}, 0, 2},
 		{"/swap", "none", "swap", Options{"sw"}, 0, 0},
 	}
 	got, err := ParseFstab(strings.NewReader(text))
@@ -39,12 +43,12 @@ func TestParseFstab(t *testing.T) {
 
 func TestParseFstabSaysWhatIsWrongAndWhere(t *testing.T) {
 	for text, want := range map[string]string{
-		"a /b nfs":          "line 1: want source",
-		"a /b nfs rw 0 0 0": "line 1: want source",
-		"\na b nfs rw":      `line 2: mount point "b" is not an absolute path`,
-		" /x tmpfs rw 0 0":  `mount point "tmpfs" is not an absolute path`,
-		"a /b nfs rw x":     `field 5, "x", is not a number`,
-		"a /b nfs rw 0 0x":  `field 6, "0x", is not a number`,
+		"a /b":             "line 1: want source",
+		"\na b nfs rw":     `line 2: mount point "b" is not an absolute path`,
+		" /x tmpfs rw 0 0": `mount point "tmpfs" is not an absolute path`,
+		"a /b nfs rw x":    `field 5, "x", is not a number`,
+		"a /b nfs rw 0 0x": `field 6, "0x", is not a number`,
+		"a /b nfs rw # c":  `field 5, "#", is not a number`,
 	} {
 		if _, err := ParseFstab(strings.NewReader(text)); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%q: got error %v, want one with %q", text, err, want)
@@ -54,7 +58,7 @@ func TestParseFstabSaysWhatIsWrongAndWhere(t *testing.T) {
 
 func FuzzFstab(f *testing.F) {
 	f.Add(read(f, "mounts"))
-	f.Add("# c\nh:/a\\040b /m nfs \"a,b\",c\\054d,e\\042 0\n\\043x none swap def\\141ults")
+	f.Add("# c\nh:/a\\040b /m nfs \"a,b\",c\\054d,e\\042 0\na /b xfs\na /b xfs , 0 0 # c\n\\043x none swap def\\141ults")
 	f.Fuzz(func(t *testing.T, text string) {
 		entries, err := ParseFstab(strings.NewReader(text))
 		if err != nil {

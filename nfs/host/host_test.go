@@ -364,6 +364,28 @@ func TestALineOfFstabThatSystemdDoesNotKnow(t *testing.T) {
 	}
 }
 
+// TestAFaultOfFstabStopsOnlyWhatNeedsIt: a unit of systemd, an export and a remount do not.
+func TestAFaultOfFstabStopsOnlyWhatNeedsIt(t *testing.T) {
+	for _, host := range hosts {
+		h, f := newFake(t)
+		host.setUp(f)
+		f.put(fstabFile, "LABEL=x data xfs\n")
+		plan(t, h, toAsync, toSync)
+		s, err := h.Read(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = Plan(s, toLarge)
+		if f.units[UnitName(point)] == "" {
+			if err == nil || !strings.Contains(err.Error(), fstabFile+": fstab: line 1") {
+				t.Errorf("%s: %v", host.name, err)
+			}
+		} else if err != nil {
+			t.Errorf("%s: %v", host.name, err)
+		}
+	}
+}
+
 // TestWhatOthersWroteStays: a file of our own that was edited is no more ours to
 // replace or to remove.
 func TestWhatOthersWroteStays(t *testing.T) {

@@ -247,6 +247,8 @@ func lastingMount(s State, c *Change) (err error) {
 		c.File, c.Lasts = path.Join(unitDir, unit+".d", dropIn), true
 		c.Text, err = mountDropIn(c.To, unseen(known.Options))
 		c.Says += fmt.Sprintf(" %s keeps it.", c.File)
+	case s.FstabFault != nil && known.Path == "" && c.Kind == KindMount:
+		return s.FstabFault
 	case s.Systemd && known.Path == "" && c.Kind == KindMount && at >= 0:
 		// Our own unit would stand before the one that systemd is about to make.
 		return fmt.Errorf("systemd does not know yet what %s says of it: run systemctl daemon-reload, then plan again", fstabFile)

@@ -22,7 +22,10 @@ import (
 // State is what a host does with NFS at one moment.
 type State struct {
 	Mounts []nfs.Mount // all mounts of this process's namespace
-	Fstab  []nfs.Entry // of /etc/fstab
+	// Fstab has the lines of /etc/fstab. It is empty where FstabFault says why they
+	// could not be read.
+	Fstab      []nfs.Entry
+	FstabFault error
 
 	// Exports is the server's table: the options in effect, in the order of
 	// exportfs -s, one client each. It is empty where no server is installed, and
@@ -79,9 +82,7 @@ func (h *Host) Read(ctx context.Context) (State, error) {
 	if s.Mounts, err = h.mounts(); err != nil {
 		return State{}, err
 	}
-	if s.Fstab, err = parseFile(h.path(fstabFile), nfs.ParseFstab); err != nil {
-		return State{}, err
-	}
+	s.Fstab, s.FstabFault = parseFile(h.path(fstabFile), nfs.ParseFstab)
 	if s.Exports, err = h.exports(ctx); err == nil {
 		s.Files, err = h.exportsFiles()
 	}
