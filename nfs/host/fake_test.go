@@ -165,6 +165,8 @@ func (f *fake) run(ctx context.Context, name string, args ...string) (string, er
 	}
 	line := name + " " + strings.Join(args, " ")
 	switch {
+	case name == "systemctl" && len(args) > 1 && strings.HasPrefix(args[len(args)-1], "-") && args[len(args)-2] != "--":
+		return "", fmt.Errorf("%s: invalid option", line)
 	case line == "exportfs -s":
 		if f.table == nil {
 			return "", exec.ErrNotFound

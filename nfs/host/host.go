@@ -374,7 +374,7 @@ func (h *Host) reload(ctx context.Context, name string) error {
 func (h *Host) start(ctx context.Context, point string) error {
 	unit := UnitName(point)
 	for range 5 {
-		if _, err := h.sys.run(ctx, "systemctl", "start", unit); err != nil {
+		if _, err := h.sys.run(ctx, "systemctl", "start", "--", unit); err != nil {
 			return fmt.Errorf("%w (journalctl -u '%s' has more)", err, unit)
 		}
 		if mounts, err := h.mounts(); err != nil || len(stack(mounts, point)) > 0 {
@@ -394,10 +394,10 @@ func (h *Host) start(ctx context.Context, point string) error {
 // would put its mount above whatever is mounted meanwhile.
 func (h *Host) giveUp(ctx context.Context, point string) error {
 	unit := UnitName(point)
-	out, err := h.sys.run(ctx, "systemctl", "show", "--property=ActiveState", "--value", unit)
+	out, err := h.sys.run(ctx, "systemctl", "show", "--property=ActiveState", "--value", "--", unit)
 	if err == nil && strings.TrimSpace(out) == "activating" {
 		// Services that require the mount are not to be stopped with it.
-		_, err = h.sys.run(ctx, "systemctl", "stop", "--job-mode=ignore-dependencies", unit)
+		_, err = h.sys.run(ctx, "systemctl", "stop", "--job-mode=ignore-dependencies", "--", unit)
 	}
 	return err
 }

@@ -386,6 +386,19 @@ func TestAFaultOfFstabStopsOnlyWhatNeedsIt(t *testing.T) {
 	}
 }
 
+// TestAnNFSRootIsNoOption: its unit is called -.mount.
+func TestAnNFSRootIsNoOption(t *testing.T) {
+	h, f := newFake(t)
+	f.withSystemd("")
+	f.mounts[0].Type, f.mounts[0].Source = "nfs", "boot.example.org:/root"
+	f.show()
+	plan(t, h, toLarge)
+	f.hanging = nfs.Options{}
+	if err := errors.Join(h.start(t.Context(), "/"), h.giveUp(t.Context(), "/")); err != nil || f.hanging != nil {
+		t.Error(err)
+	}
+}
+
 // TestWhatOthersWroteStays: a file of our own that was edited is no more ours to
 // replace or to remove.
 func TestWhatOthersWroteStays(t *testing.T) {

@@ -234,7 +234,7 @@ func versionOrder(a, b string) int {
 
 func (h *Host) unit(ctx context.Context, point string) (Unit, error) {
 	name := UnitName(point)
-	out, err := h.sys.run(ctx, "systemctl", "show", "--property=FragmentPath,DropInPaths,UnitFileState", name)
+	out, err := h.sys.run(ctx, "systemctl", "show", "--property=FragmentPath,DropInPaths,UnitFileState", "--", name) // that of / begins with a dash
 	if err != nil {
 		return Unit{}, fmt.Errorf("ask systemd for the unit of %s: %w", point, err)
 	}
