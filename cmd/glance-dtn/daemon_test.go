@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -21,6 +22,7 @@ import (
 	"github.com/glance-dtn/glance-dtn/agent/api"
 	"github.com/glance-dtn/glance-dtn/agent/config"
 	"github.com/glance-dtn/glance-dtn/internal/pki"
+	"github.com/glance-dtn/glance-dtn/mover"
 )
 
 // daemonTime bounds what a daemon under test may take for one thing.
@@ -198,6 +200,21 @@ address: dtn-a.example.org:7444
 state: state
 metrics: 127.0.0.1:0
 `
+
+// TestTheTableOfExportsNamesTheExportWithoutLinks: dtn.yaml may name it with some.
+func TestTheTableOfExportsNamesTheExportWithoutLinks(t *testing.T) {
+	dir := t.TempDir()
+	export, link, table := filepath.Join(dir, "export"), filepath.Join(dir, "link"), filepath.Join(dir, "etab")
+	if err := errors.Join(os.Mkdir(export, 0o755), os.Symlink(export, link)); err != nil {
+		t.Fatal(err)
+	}
+	write(t, table, export+"\t*(rw,async)\n")
+	for _, name := range []string{export, link, link + "/"} {
+		if got := acknowledges(table, name, slog.New(slog.DiscardHandler))(); got != mover.AckAsync {
+			t.Errorf("%s is %q", name, got)
+		}
+	}
+}
 
 func TestDTNServesReloadsAndStops(t *testing.T) {
 	dir := t.TempDir()

@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"net/http"
 	"os"
+	"path/filepath"
 	"runtime/debug"
 	"time"
 
@@ -128,7 +129,7 @@ func runDTN(ctx context.Context, conf config.DTN, file string, log *slog.Logger)
 		Mark:    func() (bool, error) { return guard.Keep(export, marker) },
 		Engines: engines, Arrivals: land.arrivals, Export: export, State: transfers,
 		Transfers: conf.Transfers, Small: dtn.DefaultSmall, Reserve: int64(conf.Reserve), Spare: land.spare, Keep: dtn.DefaultKeep,
-		Ack:       acknowledges(conf.Export, log),
+		Ack:       acknowledges(etab, conf.Export, log),
 		Callbacks: land.callbacks, Standing: land.standing, Relay: land.relay,
 		Correct:  correction(conf.Tuning),
 		History:  memory,
@@ -311,10 +312,14 @@ func relayOf(conf config.DTN, export *os.Root, ring *pki.Keyring, e *stream.Engi
 const etab = "/var/lib/nfs/etab"
 
 // acknowledges tells how the kernel's NFS server of this machine, if it is that one,
-// acknowledges what is written to the export.
-func acknowledges(export string, log *slog.Logger) func() mover.Ack {
+// acknowledges what is written to the export: by its table of exports, whose paths have
+// no symbolic links.
+func acknowledges(table, export string, log *slog.Logger) func() mover.Ack {
+	if real, err := filepath.EvalSymlinks(export); err == nil {
+		export = real
+	}
 	return func() mover.Ack {
-		f, err := os.Open(etab)
+		f, err := os.Open(table)
 		if errors.Is(err, fs.ErrNotExist) {
 			return mover.AckUnknown
 		}
@@ -329,7 +334,7 @@ func acknowledges(export string, log *slog.Logger) func() mover.Ack {
 		}
 		switch {
 		case err != nil:
-			log.Debug("whether the export is sync or async is not known", "file", etab, "err", err)
+			log.Debug("whether the export is sync or async is not known", "file", table, "err", err)
 		case known && sync:
 			return mover.AckSync
 		case known:

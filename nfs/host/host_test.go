@@ -633,6 +633,13 @@ func TestPlan(t *testing.T) {
 	wantSays(toAsync, false, "", exportsDir+"/00-first.exports exports it too", "write async there")
 	f.put(exportsFile, export+" ctrl(rw,sync,no_root_squash)\n") // perhaps the same host
 	wantSays(toAsync, false, "", exportsFile+" exports it too")
+	if err := errors.Join(os.Remove(h.path(exportsDir+"/00-first.exports")), os.MkdirAll(h.path(export), 0o755), os.Symlink(h.path("/export"), h.path("/srv"))); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{export + "/", "/export//glance", "/srv/glance", "/srv/glance/"} {
+		f.put(exportsFile, name+" ctrl(rw,sync,no_root_squash)\n")
+		wantSays(toAsync, false, "", exportsFile+" exports it too")
+	}
 
 	f.mounts = append(f.mounts, nfs.Mount{ID: 50, Parent: 1, Device: f.mounts[1].Device, Root: "/", Point: "/mnt/too", Type: "nfs", Source: source, Super: f.mounts[1].Super})
 	f.show()

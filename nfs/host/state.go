@@ -51,7 +51,7 @@ type State struct {
 // ExportsFile is a file that exportfs(8) reads.
 type ExportsFile struct {
 	Name    string
-	Exports []nfs.Export
+	Exports []nfs.Export // with the paths that the table has of them
 }
 
 // Unit is what systemd has of a mount unit; the zero value for a mount that was made
@@ -84,7 +84,7 @@ func (h *Host) Read(ctx context.Context) (State, error) {
 	}
 	s.Fstab, s.FstabFault = parseFile(h.path(fstabFile), nfs.ParseFstab)
 	if s.Exports, err = h.exports(ctx); err == nil {
-		s.Files, err = h.exportsFiles()
+		s.Files, err = h.exportsFiles(s.Mounts)
 	}
 	if err != nil {
 		s.Exports, s.Files, s.ExportsFault = nil, nil, err
@@ -181,7 +181,7 @@ func (h *Host) exports(ctx context.Context) ([]nfs.Export, error) {
 	return table, nil
 }
 
-func (h *Host) exportsFiles() ([]ExportsFile, error) {
+func (h *Host) exportsFiles(mounts []nfs.Mount) ([]ExportsFile, error) {
 	names := []string{exportsFile}
 	entries, err := os.ReadDir(h.path(exportsDir))
 	slices.SortFunc(entries, func(a, b fs.DirEntry) int { return versionOrder(a.Name(), b.Name()) })
@@ -199,9 +199,25 @@ func (h *Host) exportsFiles() ([]ExportsFile, error) {
 		if err != nil {
 			return nil, err
 		}
+		for i, e := range exports {
+			exports[i].Path = h.inTable(e.Path, mounts)
+		}
 		files = append(files, ExportsFile{name, exports})
 	}
 	return files, nil
+}
+
+// inTable returns the path that exportfs(8) gives a directory in its table: without the
+// symbolic links that a file may name it by. What lies on an NFS mount is not looked at.
+func (h *Host) inTable(name string, mounts []nfs.Mount) string {
+	name = path.Clean(name)
+	if m, found := nfs.Covering(mounts, name); found && nfs.IsNFS(m.Type) {
+		return name
+	}
+	if real, err := filepath.EvalSymlinks(h.path(name)); err == nil {
+		return path.Join("/", strings.TrimPrefix(real, h.root))
+	}
+	return name
 }
 
 // versionOrder compares as strverscmp(3) does, by which exportfs(8) sorts: numbers by
