@@ -100,7 +100,7 @@ func (h *Host) Apply(ctx context.Context, changes []Change, o Options) ([]Result
 	if err == nil {
 		return results, nil
 	}
-	_, back := h.putBack(context.WithoutCancel(ctx), before, o.Force)
+	_, back := h.putBack(context.WithoutCancel(ctx), before, o.Force, false)
 	if back == nil {
 		back = h.keep(kept)
 	}
@@ -112,11 +112,12 @@ func (h *Host) Apply(ctx context.Context, changes []Change, o Options) ([]Result
 
 // Undo puts back what was there before the first Apply since the last Undo, and
 // returns in sentences what it did; nothing where there is nothing to undo. It may
-// be repeated after an error. What others have done to an export since stays: other
-// options than those that were changed, and its end. Where somebody else has written
-// to a file of our own it fails and does nothing. A busy mount is a *BusyError unless
-// force is set; see Options.Force. Where ctx is cancelled while a mount is replaced,
-// it first mounts what was there, for which a server that is away has 3 minutes.
+// be repeated after an error. What others have done since stays: to an export, other
+// options than those that were changed, and its end; and what they have mounted in the
+// place of a mount. Where somebody else has written to a file of our own it fails and
+// does nothing. A busy mount is a *BusyError unless force is set; see Options.Force.
+// Where ctx is cancelled while a mount is replaced, it first mounts what was there, for
+// which a server that is away has 3 minutes.
 func (h *Host) Undo(ctx context.Context, force bool) ([]string, error) {
 	if kept, err := h.kept(); err != nil || len(kept) == 0 {
 		return nil, err
@@ -133,7 +134,7 @@ func (h *Host) Undo(ctx context.Context, force bool) ([]string, error) {
 	if err := h.untouched(kept); err != nil {
 		return nil, err
 	}
-	did, err := h.putBack(ctx, kept, force)
+	did, err := h.putBack(ctx, kept, force, true)
 	if err == nil {
 		err = h.keep(nil)
 	}

@@ -774,19 +774,62 @@ func TestWhatIsGrantedIsTold(t *testing.T) {
 	}
 }
 
-func TestUndoOfWhatIsSomethingElseNow(t *testing.T) {
+// TestWhatOthersHaveMountedStays: the server of what was there first may be gone.
+func TestWhatOthersHaveMountedStays(t *testing.T) {
+	const other = "dtn-b.example.org:/export/glance"
+	replace := func(f *fake) {
+		i := f.top(point)
+		f.mounts = slices.Delete(f.mounts, i, i+1)
+		f.mount(other, point, nfs.ParseOptions(mount0))
+		f.starts = other
+	}
+	leave := "Leave " + other + ", which somebody else has mounted at " + point + "."
+	for _, host := range hosts {
+		for _, again := range []bool{false, true} {
+			h, f := newFake(t)
+			host.setUp(f)
+			for _, w := range []Wish{toSync, toLarge} {
+				if _, err := h.Apply(t.Context(), plan(t, h, w), Options{}); err != nil {
+					t.Fatalf("%s: %v", host.name, err)
+				}
+			}
+			replace(f)
+			want := leave
+			if again {
+				if _, err := h.Apply(t.Context(), plan(t, h, toLarge), Options{}); err != nil {
+					t.Fatalf("%s: again: %v", host.name, err)
+				}
+				want = "Have " + other + " mounted at " + point + " with "
+				if says, err := h.Undoable(); err != nil || len(says) != 1 || !strings.HasPrefix(says[0], want) {
+					t.Errorf("%s: what can be undone: %q, %v", host.name, says, err)
+				}
+			}
+			did, err := h.Undo(t.Context(), false)
+			if err != nil || len(did) != 1 || !strings.HasPrefix(did[0], want) {
+				t.Errorf("%s: undone: %q, %v; want %q", host.name, did, err, want)
+			}
+			_, fresh := newFake(t)
+			host.setUp(fresh)
+			replace(fresh)
+			wantSame(t, f.snapshot(), fresh.snapshot())
+			if says, err := h.Undoable(); err != nil || len(says) > 0 {
+				t.Errorf("%s: still to be undone: %q, %v", host.name, says, err)
+			}
+		}
+	}
+
 	h, f := newFake(t)
-	if _, err := h.Apply(t.Context(), plan(t, h, toLarge), Options{}); err != nil {
-		t.Fatal(err)
+	_, err := h.Apply(t.Context(), plan(t, h, toLarge), Options{Accept: func(context.Context) error { replace(f); return errors.New("slower") }})
+	if err == nil || !strings.Contains(err.Error(), other) || !strings.Contains(err.Error(), "undo it again") {
+		t.Errorf("what cannot be put back: %v", err)
 	}
-	f.mounts[1].Source = "elsewhere:/export"
-	f.show()
-	if _, err := h.Undo(t.Context(), true); err == nil || !strings.Contains(err.Error(), "elsewhere:/export") {
-		t.Errorf("the error is %v", err)
+	if did, err := h.Undo(t.Context(), false); err != nil || !slices.Equal(did, []string{leave}) {
+		t.Errorf("undone: %q, %v", did, err)
 	}
-	if says, err := h.Undoable(); err != nil || len(says) != 1 {
-		t.Errorf("the record has %q, %v; want it kept", says, err)
-	}
+}
+
+func TestADamagedRecordIsTold(t *testing.T) {
+	h, f := newFake(t)
 	f.put("/var/lib/glance-dtn/undo.json", `[{"kind":`)
 	if _, err := h.Undo(t.Context(), false); err == nil || !strings.Contains(err.Error(), "by hand") {
 		t.Errorf("a damaged record: %v", err)

@@ -75,25 +75,26 @@ func (h *Host) save(now State, c Change) (saved, error) {
 	return s, nil
 }
 
-// merge adds what was there before further changes. What was there first stays; of a
-// target that is changed again a file may be new, and what that was is added.
+// merge adds what was there before further changes. What was there first stays, but for
+// the mount of another source, which somebody has put into its place since; of a target
+// that is changed again a file may be new, and what that was is added.
 func merge(kept, further []saved) []saved {
 	all := slices.Clone(kept)
 	for _, s := range further {
 		first := slices.IndexFunc(all, func(o saved) bool { return o.key() == s.key() })
 		if first >= 0 {
 			s.Set = slices.Concat(all[first].Set, without(s.Set, all[first].Set))
+			if s.Source == all[first].Source {
+				s.Options = all[first].Options
+			}
 			for i, o := range all {
 				if o.key() == s.key() {
-					all[i].Set = s.Set
+					all[i].Source, all[i].Options, all[i].Set = s.Source, s.Options, s.Set
 				}
 			}
 		}
 		if first >= 0 && (s.File == "" || slices.ContainsFunc(all, func(o saved) bool { return o.key() == s.key() && o.File == s.File })) {
 			continue
-		}
-		if first >= 0 {
-			s.Source, s.Options = all[first].Source, all[first].Options
 		}
 		all = append(all, s)
 	}
@@ -150,13 +151,14 @@ func (h *Host) untouched(all []saved) error {
 }
 
 // putBack restores all of them, the last change first, and says what it did. One
-// that fails does not keep the others from being restored.
-func (h *Host) putBack(ctx context.Context, all []saved, force bool) ([]string, error) {
+// that fails does not keep the others from being restored. What somebody else has
+// mounted meanwhile is left where it is, or else an error.
+func (h *Host) putBack(ctx context.Context, all []saved, force, leave bool) ([]string, error) {
 	var did []string
 	var faults []error
 	for _, s := range slices.Backward(all) {
-		d, err := h.restore(ctx, s, force)
-		did = append(did, d...)
+		d, err := h.restore(ctx, s, force, leave)
+		did = append(did, without(d, did)...) // one target may have two files
 		if err != nil {
 			faults = append(faults, fmt.Errorf("put back the %s: %w", s.key(), err))
 		}
@@ -164,7 +166,7 @@ func (h *Host) putBack(ctx context.Context, all []saved, force bool) ([]string, 
 	return did, errors.Join(faults...)
 }
 
-func (h *Host) restore(ctx context.Context, s saved, force bool) (did []string, err error) {
+func (h *Host) restore(ctx context.Context, s saved, force, leave bool) (did []string, err error) {
 	if s.File != "" {
 		err = h.restoreFile(ctx, s)
 	}
@@ -172,7 +174,7 @@ func (h *Host) restore(ctx context.Context, s saved, force bool) (did []string, 
 	if s.Kind == KindExport {
 		did, againErr = h.restoreExport(ctx, s)
 	} else {
-		did, againErr = h.restoreMount(ctx, s, force)
+		did, againErr = h.restoreMount(ctx, s, force, leave)
 	}
 	return did, errors.Join(err, againErr)
 }
@@ -235,7 +237,7 @@ func without(a, b nfs.Options) nfs.Options {
 	return slices.DeleteFunc(slices.Clone(a), func(option string) bool { return slices.Contains(b, option) })
 }
 
-func (h *Host) restoreMount(ctx context.Context, s saved, force bool) (did []string, err error) {
+func (h *Host) restoreMount(ctx context.Context, s saved, force, leave bool) (did []string, err error) {
 	for range 10 {
 		mounts, err := h.mounts()
 		if err != nil {
@@ -259,8 +261,11 @@ func (h *Host) restoreMount(ctx context.Context, s saved, force bool) (did []str
 		}
 		top := there[len(there)-1]
 		now := top.Again()
+		other := top.Source != s.Source || !nfs.IsNFS(top.Type)
 		switch {
-		case top.Source != s.Source || !nfs.IsNFS(top.Type):
+		case other && leave:
+			return append(did, fmt.Sprintf("Leave %s, which somebody else has mounted at %s.", top.Source, s.Target)), nil
+		case other:
 			return did, fmt.Errorf("%s of type %s is mounted at %s now: unmount it, then undo again", top.Source, top.Type, s.Target)
 		case len(there) == 1 && slices.Equal(now, s.Options):
 			return did, nil
