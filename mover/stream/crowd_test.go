@@ -1,6 +1,7 @@
 package stream
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -319,4 +320,32 @@ func TestAPlaceIsFreeWhenTheReceiverKnows(t *testing.T) {
 	if n := taken(); n != 0 {
 		t.Errorf("%d places are taken by nothing", n)
 	}
+}
+
+// TestPassagesThatWereClosedAreCounted opens and closes files faster than a relay's disk lets
+// their passages end.
+func TestPassagesThatWereClosedAreCounted(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRelayPipeRig(t, mover.StoreForward)
+		r.startRelay(t, "")
+		r.relay.opts.linkFiles = 1
+		l := newIncoming(t.Context(), r.relay, nil, "a link", "A", mover.Private)
+		o := r.announced(t, r.stage(t, "image", 2*mover.BlockSize))
+		r.relay.relay.mu.Lock()
+		for id := range uint32(3) {
+			if err := cmp.Or(l.open(id+1, o), l.close(id+1, false)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		r.relay.relay.mu.Unlock()
+		if h, a := said(t, l); h.file != 3 || a.Wait == 0 || !strings.Contains(a.Error, errCrowded.Error()) {
+			t.Errorf("of file %d it says %+v, want the third to wait", h.file, a)
+		}
+		synctest.Wait()
+		if n := l.running.Load(); n != 0 {
+			t.Errorf("%d passages run after their end", n)
+		}
+		r.stopR()
+		r.stop()
+	})
 }

@@ -8,6 +8,7 @@ import (
 	"io"
 	"maps"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/glance-dtn/glance-dtn/mover"
@@ -22,6 +23,7 @@ type incoming struct {
 	protection mover.Protection
 	control    *tls.Conn
 	say        speech
+	running    atomic.Int32 // passages that are not over, those among them that the sender has closed
 
 	mu       sync.Mutex // guards what follows
 	changed  sync.Cond

@@ -88,12 +88,22 @@ func (p *passage) abandon(drop bool, why error) {
 	p.cancel(why)
 }
 
+// drops reports whether what came of the passage is worthless.
+func (p *passage) drops() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.drop
+}
+
 // run passes the file on, tells the sender the end, and returns when all is over.
 func (p *passage) run() {
 	defer close(p.done)
 	var life sync.WaitGroup
 	life.Go(p.showLife)
-	p.relay.begin(p)
+	if !p.relay.begin(p) {
+		life.Wait()
+		return
+	}
 	err := p.pass()
 	unread := errors.Is(err, errSource)
 	if unread { // this DTN's copy, which the sender need not know of
@@ -111,10 +121,7 @@ func (p *passage) run() {
 	if p.arrival != nil {
 		at = p.arrival.finished(err)
 	}
-	p.mu.Lock()
-	drop := p.drop
-	p.mu.Unlock()
-	if endErr := p.relay.end(p, err, err == nil || drop || unread || mover.CodeOf(err) == mover.CodeContent); endErr != nil {
+	if endErr := p.relay.end(p, err, err == nil || p.drops() || unread || mover.CodeOf(err) == mover.CodeContent); endErr != nil {
 		log.Warn("what is no more needed of a file on its way cannot be removed", "err", endErr)
 	}
 	if err == nil {
@@ -448,6 +455,9 @@ func (a *arrival) widen(room, step uint32) {
 // pass begins a passage of a file that was opened.
 func (l *incoming) pass(file uint32, o opening) {
 	p, err := l.receiver.relay.admit(l.site, o)
+	if err == nil && int(l.running.Load()) >= 2*l.receiver.opts.linkFiles {
+		err = errCrowded
+	}
 	if !l.admitted(file, err) {
 		return
 	}
@@ -460,7 +470,11 @@ func (l *incoming) pass(file uint32, o opening) {
 	l.passages[file] = p
 	l.mu.Unlock()
 	l.note(file, nil)
-	l.receiver.work.Go(p.run)
+	l.running.Add(1)
+	l.receiver.work.Go(func() {
+		defer l.running.Add(-1)
+		p.run()
+	})
 }
 
 // enter lets the file of a passage in, unless the sender has gone meanwhile.

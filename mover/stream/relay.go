@@ -182,8 +182,9 @@ func (y *relay) permits(from string, t mover.Ticket) error {
 }
 
 // begin makes p the only passage of its file: another one is of a link that the sender
-// has given up.
-func (y *relay) begin(p *passage) {
+// has given up. It returns false if p ends before that one has: what there is of the file
+// is that one's still, and worthless if p says so.
+func (y *relay) begin(p *passage) bool {
 	for {
 		y.mu.Lock()
 		old := y.passes[p.file.Name]
@@ -193,10 +194,17 @@ func (y *relay) begin(p *passage) {
 		}
 		y.mu.Unlock()
 		if old == nil {
-			return
+			return true
 		}
 		old.cancel(errOver)
-		<-old.done
+		select {
+		case <-old.done:
+		case <-p.ctx.Done():
+			if p.drops() {
+				old.abandon(true, errOver)
+			}
+			return false
+		}
 	}
 }
 

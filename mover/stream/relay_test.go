@@ -623,20 +623,68 @@ func TestAWindowHoldsWhatPassesThrough(t *testing.T) {
 	pacer := pace.New(mover.Receive, mover.Limits{{Site: "A", Send: mover.Unlimited, Receive: 0}})
 	r.relay.opts.Pacer = pacer
 	l := newIncoming(t.Context(), r.relay, nil, "a link of before", "A", mover.Private)
-	o := opening{Ticket: r.request(t, f).Destination.Ticket, Size: f.Size, Digest: f.Digest, Relay: mover.StoreForward}
-	if err := l.open(1, o); err != nil {
+	if err := l.open(1, r.announced(t, f)); err != nil {
 		t.Fatal(err)
 	}
+	if _, a := said(t, l); a.Wait == 0 || !strings.Contains(a.Error, "a limit lets nothing go from site A") {
+		t.Errorf("it answers %+v", a)
+	}
+}
+
+// announced is how f is announced to the relay.
+func (r *relayRig) announced(t *testing.T, f mover.File) opening {
+	t.Helper()
+	return opening{Ticket: r.request(t, f).Destination.Ticket, Size: f.Size, Digest: f.Digest, Relay: r.via.Mode}
+}
+
+// said is the answer that a sender is told first.
+func said(t *testing.T, l *incoming) (header, answer) {
+	t.Helper()
 	l.say.mu.Lock()
-	said := bytes.NewReader(l.say.text)
-	l.say.mu.Unlock()
-	h, err := readHeader(said)
+	defer l.say.mu.Unlock()
+	text := bytes.NewReader(l.say.text)
+	h, err := readHeader(text)
 	if err != nil || h.kind != kindAnswer {
 		t.Fatalf("it answers %+v, %v", h, err)
 	}
-	if a, err := readAnswer(said, h.length); err != nil || a.Wait == 0 || !strings.Contains(a.Error, "a limit lets nothing go from site A") {
-		t.Errorf("it answers %+v, %v", a, err)
+	a, err := readAnswer(text, h.length)
+	if err != nil {
+		t.Fatal(err)
 	}
+	return h, a
+}
+
+// TestAPassageThatIsClosedWaitsForNoOther closes a file whose passage waits for the one
+// before to end.
+func TestAPassageThatIsClosedWaitsForNoOther(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRelayPipeRig(t, mover.StoreForward)
+		r.startRelay(t, "")
+		y, before := r.relay.relay, &passage{cancel: func(error) {}, done: make(chan struct{})}
+		y.passes["inbox/B~A~image"] = before
+		l := newIncoming(t.Context(), r.relay, nil, "a link", "A", mover.Private)
+		if err := l.open(1, r.announced(t, r.stage(t, "image", 2*mover.BlockSize))); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		if n := l.running.Load(); n != 1 {
+			t.Errorf("%d passages run while the one before does, want 1", n)
+		}
+		if err := l.close(1, true); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		if n := l.running.Load(); n != 0 {
+			t.Errorf("%d passages wait for the one before, want none", n)
+		}
+		if !before.drops() {
+			t.Error("what is worthless stays")
+		}
+		delete(y.passes, "inbox/B~A~image")
+		close(before.done)
+		r.stopR()
+		r.stop()
+	})
 }
 
 // TestASenderSeesTheRelaysHalf has the way on be slower than the way to the relay.
