@@ -11,7 +11,6 @@ import (
 	"io/fs"
 	"log/slog"
 	"net"
-	"net/netip"
 	"os"
 	"path"
 	"slices"
@@ -69,7 +68,7 @@ type ReceiverOptions struct {
 	Files     int           // that arrive at once, two open files each; 0: DefaultFiles
 	Conns     int           // connections with a certificate at once; 0: DefaultConns
 	PerSite   int           // of these from one site; 0: DefaultPerSite
-	Strangers int           // connections at once that have not shown one yet; 0: DefaultStrangers
+	Strangers int           // connections at once that have not shown one yet, of which old ones give way; 0: DefaultStrangers
 	PerPlace  int           // of these from one IPv4 address or IPv6 network; 0: DefaultPerPlace
 	Handshake time.Duration // for TLS and the hello; 0: DefaultHandshake
 	Idle      time.Duration // a connection may rest, or take for a block; 0: DefaultIdle
@@ -332,7 +331,7 @@ func (r *Receiver) Serve(ctx context.Context, l net.Listener) error {
 	defer r.work.Wait()
 	defer cancel()
 	r.tend(ours)
-	strangers := &gate[netip.Prefix]{all: r.opts.Strangers, each: r.opts.PerPlace}
+	strangers := &strangers{all: r.opts.Strangers, each: r.opts.PerPlace}
 	known := &gate[string]{all: r.opts.Conns, each: r.opts.PerSite}
 	for {
 		nc, err := l.Accept()
@@ -347,18 +346,19 @@ func (r *Receiver) Serve(ctx context.Context, l net.Listener) error {
 		if err != nil {
 			return fmt.Errorf("accept on %v: %w", l.Addr(), err)
 		}
-		place := origin(nc.RemoteAddr())
-		if !strangers.enter(place) {
-			r.log.Warn("too many connections without a certificate", "peer", nc.RemoteAddr().String(), "limit", r.opts.Strangers, "from_one_place", r.opts.PerPlace)
-			_ = nc.Close()
-			continue
+		if out := strangers.enter(nc, origin(nc.RemoteAddr())); out != nil {
+			r.log.Warn("too many connections without a certificate", "peer", out.RemoteAddr().String(), "limit", r.opts.Strangers, "from_one_place", r.opts.PerPlace)
+			_ = out.Close()
+			if out == nc {
+				continue
+			}
 		}
 		r.work.Go(func() {
 			defer nc.Close()
 			stop := context.AfterFunc(ours, func() { _ = nc.Close() })
 			defer stop()
 			c, err := r.shake(ours, nc)
-			strangers.leave(place)
+			strangers.leave(nc)
 			if err != nil {
 				r.log.Warn("connection refused", "peer", nc.RemoteAddr().String(), "err", err)
 				return

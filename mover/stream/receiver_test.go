@@ -7,6 +7,7 @@ import (
 	"crypto/tls"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"net"
@@ -385,8 +386,8 @@ func TestLimitsOfAListener(t *testing.T) {
 				t.Errorf("%s: closed after %v, want %v", name, d, want)
 			}
 		}
-		first, second := dial(), dial()
-		closed("one too many", dial(), 0)
+		oldest, first, second := dial(), dial(), dial()
+		closed("one too many", oldest, 0)
 		closed("no handshake", first, DefaultHandshake)
 		closed("no handshake", second, 0)
 
@@ -422,7 +423,8 @@ func (l away) Accept() (net.Conn, error) {
 	return awayConn{c, net.TCPAddrFromAddrPort(netip.MustParseAddrPort(<-l.from))}, nil
 }
 
-// TestIdleStrangersKeepNobodyOut holds many connections open that say nothing.
+// TestIdleStrangersKeepNobodyOut holds as many connections open that say nothing as there may
+// be, from one place and then from several.
 func TestIdleStrangersKeepNobodyOut(t *testing.T) {
 	r := newRig(t)
 	r.stop()
@@ -463,6 +465,11 @@ func TestIdleStrangersKeepNobodyOut(t *testing.T) {
 	_ = last.SetReadDeadline(time.Now().Add(time.Minute))
 	if _, err := last.Read(make([]byte, 1)); errors.Is(err, os.ErrDeadlineExceeded) {
 		t.Error("one place opens as many connections as it likes")
+	}
+	for i := range DefaultStrangers/DefaultPerPlace - 1 {
+		for range DefaultPerPlace {
+			dial(fmt.Sprintf("192.0.2.%d:4444", 67+i))
+		}
 	}
 	req := r.request(t, r.stage(t, "image", mover.BlockSize))
 	req.PCP.Parallelism = 1
@@ -508,6 +515,28 @@ func TestASiteKeepsNoOtherOut(t *testing.T) {
 	write(t, other, hello{Version: version, Link: "c", Protection: mover.Private}.bytes())
 	if _, a := hear(t, other); a.err() != nil {
 		t.Error(a.err())
+	}
+}
+
+// TestTheOldestStrangerOfTheFullestPlaceGoes fills the room for strangers, and goes on.
+func TestTheOldestStrangerOfTheFullestPlaceGoes(t *testing.T) {
+	g := &strangers{all: 4, each: 2}
+	conns := map[string]net.Conn{}
+	for _, c := range []struct{ name, out string }{
+		{"a1", ""}, {"b1", ""}, {"b2", ""}, {"b3", "b3"}, {"c1", ""},
+		{"c2", "b1"}, {"d1", "c1"}, {"e1", "a1"}, {"f1", "b2"}, {"f2", "f1"},
+	} {
+		place := netip.PrefixFrom(netip.AddrFrom4([4]byte{c.name[0]}), 32)
+		conns[c.name], _ = net.Pipe()
+		if out := g.enter(conns[c.name], place); out != conns[c.out] {
+			t.Errorf("%s enters: it is not %q that goes", c.name, c.out)
+		}
+	}
+	for _, c := range conns {
+		g.leave(c)
+	}
+	if len(g.inside) != 0 {
+		t.Errorf("%d are inside when all have left", len(g.inside))
 	}
 }
 

@@ -1,0 +1,57 @@
+package stream
+
+import (
+	"net"
+	"net/netip"
+	"slices"
+	"sync"
+)
+
+// strangers bounds the connections that have shown no certificate yet, in all and from one
+// place. Who comes when there are too many in all takes the place of an old one: those who
+// shake hands are strangers for two round trips, and those who say nothing keep nobody out.
+type strangers struct {
+	all, each int
+
+	mu     sync.Mutex // guards what follows
+	inside []stranger // the oldest is the first
+}
+
+type stranger struct {
+	conn net.Conn
+	from netip.Prefix
+}
+
+// enter lets a connection in, which leaves again, and returns the one that has to go: none
+// where there is room, c itself where there are too many from its place, or else the oldest
+// from the place that has most.
+func (g *strangers) enter(c net.Conn, from netip.Prefix) (out net.Conn) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	count := map[netip.Prefix]int{from: 1}
+	for _, s := range g.inside {
+		count[s.from]++
+	}
+	if count[from] > g.each {
+		return c
+	}
+	if len(g.inside) >= g.all {
+		most := 0
+		for i, s := range g.inside {
+			if count[s.from] > count[g.inside[most].from] {
+				most = i
+			}
+		}
+		out = g.inside[most].conn
+		g.inside = slices.Delete(g.inside, most, most+1)
+	}
+	g.inside = append(g.inside, stranger{c, from})
+	return out
+}
+
+// leave takes a connection out, if it still is inside.
+func (g *strangers) leave(c net.Conn) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.inside = slices.DeleteFunc(g.inside, func(s stranger) bool { return s.conn == c })
+}
