@@ -60,12 +60,17 @@ func clientConfig(conf *tls.Config, host string) *tls.Config {
 	return conf
 }
 
-// dtnOf returns the site of the DTN at the other end, from its verified certificate.
-func dtnOf(s tls.ConnectionState) (site string, err error) {
+// identityOf returns who is at the other end, from its verified certificate.
+func identityOf(s tls.ConnectionState) (pki.Identity, error) {
 	if s.Version < tls.VersionTLS13 || len(s.VerifiedChains) == 0 {
-		return "", errors.New("the peer showed no certificate that was verified over TLS 1.3")
+		return pki.Identity{}, errors.New("the peer showed no certificate that was verified over TLS 1.3")
 	}
-	id, err := pki.IdentityOf(s.PeerCertificates[0])
+	return pki.IdentityOf(s.PeerCertificates[0])
+}
+
+// dtnOf returns the site of the DTN at the other end.
+func dtnOf(s tls.ConnectionState) (site string, err error) {
+	id, err := identityOf(s)
 	if err != nil {
 		return "", err
 	}

@@ -363,12 +363,12 @@ func (r *Receiver) Serve(ctx context.Context, l net.Listener) error {
 				r.log.Warn("connection refused", "peer", nc.RemoteAddr().String(), "err", err)
 				return
 			}
-			site, _ := dtnOf(c.ConnectionState()) // who is no DTN is told so in handle
-			if !known.enter(site) {
-				r.log.Warn("too many connections", "site", site, "limit", r.opts.Conns, "from_one_site", r.opts.PerSite)
+			id, _ := identityOf(c.ConnectionState()) // who is no DTN is told so in handle, and counts as its site's
+			if !known.enter(id.Site) {
+				r.log.Warn("too many connections", "site", id.Site, "limit", r.opts.Conns, "from_one_site", r.opts.PerSite)
 				return
 			}
-			defer known.leave(site)
+			defer known.leave(id.Site)
 			r.handle(ours, c)
 		})
 	}

@@ -506,10 +506,12 @@ func TestASiteKeepsNoOtherOut(t *testing.T) {
 	r.start(t, "127.0.0.1:0")
 	r.greet(t, "a", false)
 	r.greet(t, "a", true)
-	third := r.connect(t, r.issue(t, "A", pki.DTN))
-	_, _ = third.Write(hello{Version: version, Link: "b", Protection: mover.Private}.bytes()) // it is closed already, perhaps
-	if h, err := readHeader(third); err == nil {
-		t.Errorf("a third connection of one site is welcome: %+v", h)
+	for _, role := range []string{pki.DTN, pki.Agent} {
+		third := r.connect(t, r.issue(t, "A", role))
+		_, _ = third.Write(hello{Version: version, Link: "b", Protection: mover.Private}.bytes()) // it is closed already, perhaps
+		if h, err := readHeader(third); err == nil {
+			t.Errorf("a third connection of one site, its %s's, is answered: %+v", role, h)
+		}
 	}
 	other := r.connect(t, r.issue(t, "C", pki.DTN))
 	write(t, other, hello{Version: version, Link: "c", Protection: mover.Private}.bytes())
