@@ -43,7 +43,7 @@ type arrival struct {
 	spawn         func(func())                    // starts a goroutine that the Receiver waits for
 	complete      func(context.Context, *arrival) // is called when all is proven, with mu held
 	news          *news                           // is told when status has changed
-	places        chan struct{}                   // of the files that are followed; nil: there is no end of them
+	places        *gate[string]                   // of the files that are followed, by site; nil: there is no end of them
 	inbox         *folder                         // of a small one
 	blocks        uint32
 	small         bool   // see small.go
@@ -62,6 +62,7 @@ type arrival struct {
 	holder    seat              // on the link that brings it; the zero seat: none does
 	finishing bool              // complete runs
 	followed  bool              // the goroutine runs; data and journal are open
+	site      string            // whose place it takes
 	data      *os.File          // the part
 	journal   *os.File          // its proven blocks
 	claims    bitmap            // noted before a restart, not proven again yet
@@ -226,7 +227,7 @@ func (a *arrival) enter(s seat) (done bool, err error) {
 	a.lastErr = ""
 	defer a.news.tell()
 	if a.small && a.data == nil || !a.small && !a.followed {
-		if err := a.occupy(); err != nil {
+		if err := a.occupy(s.link.site); err != nil {
 			return false, noSpace(err)
 		}
 		if !a.small {

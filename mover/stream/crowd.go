@@ -58,15 +58,13 @@ func (l *link) room(ctx context.Context) error {
 	return nil
 }
 
-// occupy opens the arrival's files, if there is a place for it. The caller holds mu.
-func (a *arrival) occupy() error {
-	if a.places != nil {
-		select {
-		case a.places <- struct{}{}:
-		default:
-			return crowded(errCrowded)
-		}
+// occupy opens the arrival's files, if there is a place for it and for what is of a site. The
+// caller holds mu.
+func (a *arrival) occupy(site string) error {
+	if a.places != nil && !a.places.enter(site) {
+		return crowded(errCrowded)
 	}
+	a.site = site
 	open := a.open
 	if a.small {
 		open = a.openSmall
@@ -80,7 +78,7 @@ func (a *arrival) occupy() error {
 
 func (a *arrival) unoccupy() {
 	if a.places != nil {
-		<-a.places
+		a.places.leave(a.site)
 	}
 }
 

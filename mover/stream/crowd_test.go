@@ -142,11 +142,12 @@ func TestManyFilesOverOneLink(t *testing.T) {
 	}
 }
 
-// TestOneArrivalMoreThanThereIsRoomForWaits fills a receiver's places, and frees one.
+// TestOneArrivalMoreThanThereIsRoomForWaits fills those of a receiver's places that are for
+// one site, and frees one. Another site has its own.
 func TestOneArrivalMoreThanThereIsRoomForWaits(t *testing.T) {
 	r := newRig(t)
 	r.stop()
-	r.opts.Files = 2
+	r.opts.Files = 4
 	r.start(t, "127.0.0.1:0")
 	var first *sender
 	for _, base := range []string{"a", "b"} {
@@ -163,6 +164,17 @@ func TestOneArrivalMoreThanThereIsRoomForWaits(t *testing.T) {
 	w := waits(err)
 	if w == nil || !strings.Contains(w.Reason, "as many files arrive as may at once") || time.Until(w.Until) > crowdedTime {
 		t.Fatalf("the third: %v, %+v", err, w)
+	}
+	file := r.stage(t, "d", 1)
+	in := file
+	in.Name = "inbox/d"
+	token, err := r.rig.Sign(mover.Ticket{ID: "d", Site: "B", From: "C", File: in, Expires: time.Now().Add(time.Hour)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	other := mover.Request{Source: file, Destination: mover.Destination{Address: r.rig.Address, Ticket: token}}
+	if err := r.engine(t, r.rig.Source, r.issue(t, "C", pki.DTN)).Move(t.Context(), other, func(mover.Progress) {}); err != nil {
+		t.Errorf("another site's: %v", err)
 	}
 	a := r.recv().lookup("inbox/a")
 	first.close()

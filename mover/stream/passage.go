@@ -360,7 +360,7 @@ func (a *arrival) pass(p *passage) error {
 		return errGone
 	}
 	if !a.followed {
-		if err := a.occupy(); err != nil {
+		if err := a.occupy(p.seat.link.site); err != nil {
 			return noSpace(err)
 		}
 		a.followed = true

@@ -65,7 +65,7 @@ type ReceiverOptions struct {
 	// Pacer keeps what is received within the DTN's limits; nil: there are none.
 	Pacer *pace.Pacer
 
-	Files     int           // that arrive at once, two open files each; 0: DefaultFiles
+	Files     int           // that arrive at once, two open files each, at most half of them from one site; 0: DefaultFiles
 	Conns     int           // connections with a certificate at once; 0: DefaultConns
 	PerSite   int           // of these from one site; 0: DefaultPerSite
 	Strangers int           // connections at once that have not shown one yet, of which old ones give way; 0: DefaultStrangers
@@ -89,7 +89,7 @@ type Receiver struct {
 	news          news           // of what Arrivals tells
 	relay         *relay         // nil: it is none
 	probes        probes
-	places        chan struct{} // taken by files that arrive
+	places        *gate[string] // of files that arrive, by the site that brings them
 	ledger        *durable.Log  // of tickets and arrivals
 	landing       *durable.Group[*arrival]
 	bases         *bases.Box
@@ -123,7 +123,7 @@ func NewReceiver(export, state *os.Root, o ReceiverOptions) (*Receiver, error) {
 	}
 	r := &Receiver{
 		export: export, state: state, opts: o, log: cmp.Or(o.Log, slog.New(slog.DiscardHandler)),
-		places:   make(chan struct{}, o.Files),
+		places:   &gate[string]{all: o.Files, each: (o.Files + 1) / 2},
 		arrivals: map[string]*arrival{}, tickets: map[string]use{}, links: map[string]*incoming{},
 	}
 	r.landing = durable.NewGroup(r.landAll)

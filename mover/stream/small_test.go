@@ -74,7 +74,7 @@ func TestAnExpiredTicketIsForgotten(t *testing.T) {
 	a := r.recv().newArrival(record{File: mover.File{Name: mover.Inbox + "/image", Size: 1}})
 	a.tickets = []string{"expired"}
 	a.mu.Lock()
-	err := a.occupy()
+	err := a.occupy("A")
 	a.mu.Unlock()
 	if err := cmp.Or(err, r.recv().land([]*arrival{a}), a.data.Close()); err != nil {
 		t.Fatal(err)
@@ -250,7 +250,7 @@ func TestALandingWaitsForNoFailedFile(t *testing.T) {
 	}
 	a := recv.newArrival(record{File: mover.File{Name: mover.Inbox + "/image", Size: 1}})
 	a.mu.Lock()
-	err = a.occupy()
+	err = a.occupy("A")
 	a.mu.Unlock()
 	if err := cmp.Or(err, a.data.Close()); err != nil { // it cannot be synced
 		t.Fatal(err)
@@ -561,7 +561,7 @@ func TestATicketThatComesTooLateForALandingIsDurable(t *testing.T) {
 		t.Errorf("%d tickets are durable, want the late one", n)
 	}
 	a.mu.Lock()
-	err := a.occupy()
+	err := a.occupy("A")
 	a.mu.Unlock()
 	if err == nil {
 		err = recv.land([]*arrival{a})
