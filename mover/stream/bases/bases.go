@@ -72,6 +72,8 @@ type base struct {
 	name    string
 	size    int64
 	indexed bool
+	file    *os.File // open while loans take from it
+	users   int      // those loans
 }
 
 // Open reads what is in the box on export, to which the key in state belongs. With nothing
@@ -449,11 +451,14 @@ func (l *Loan) Close() {
 		return
 	}
 	l.closed = true
-	for _, f := range l.files {
-		_ = f.Close() // it was only read
-	}
 	l.from.mu.Lock()
 	defer l.from.mu.Unlock()
+	for b := range l.files {
+		if b.users--; b.users == 0 {
+			_ = b.file.Close() // it was only read
+			b.file = nil
+		}
+	}
 	l.from.lent--
 	l.from.renew()
 }
@@ -538,7 +543,7 @@ func (l *Loan) parts(off, n int64) ([]delta.Span, []piece, error) {
 	return l.spans.Missing(off, n), slices.Clone(l.pieces[first:max(first, last)]), nil
 }
 
-// open opens a base, which was perhaps removed.
+// open opens a base, which was perhaps removed, or joins the loans that have it open.
 func (l *Loan) open(b *base) (*os.File, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -548,13 +553,17 @@ func (l *Loan) open(b *base) (*os.File, error) {
 	if l.closed {
 		return nil, errors.New("the loan is over")
 	}
-	f, err := l.from.export.Open(b.name)
-	if err != nil {
-		return nil, err
-	}
-	l.files[b] = f
 	l.from.mu.Lock()
 	defer l.from.mu.Unlock()
+	if b.file == nil {
+		f, err := l.from.export.Open(b.name)
+		if err != nil {
+			return nil, err
+		}
+		b.file = f
+	}
+	b.users++
+	l.files[b] = b.file
 	l.from.use(b)
-	return f, nil
+	return b.file, nil
 }

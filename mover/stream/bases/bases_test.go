@@ -384,6 +384,36 @@ func FuzzFill(f *testing.F) {
 	})
 }
 
+// TestLoansShareWhatIsOpen has two files be made of one base, which is removed meanwhile.
+func TestLoansShareWhatIsOpen(t *testing.T) {
+	s, old := newShelf(t), noise(1, size)
+	s.open(t, Options{Keep: size, Free: func() (int64, error) { return 0, nil }})
+	s.take(t, old)
+	s.index(t)
+	f, block := s.all[0], make([]byte, size)
+	loans := []*Loan{s.Lend(size), s.Lend(size)}
+	for i, l := range loans {
+		if err := errors.Join(l.Tell(chunks(t, old), func(uint32) {}), l.Fill(block, 0, 0)); err != nil {
+			t.Fatal(err)
+		}
+		if l.files[f] != loans[0].files[f] || f.users != i+1 {
+			t.Errorf("%d loans have opened the base, and %d use what is open", i+1, f.users)
+		}
+	}
+	if err := s.MakeRoom(1); err != nil || len(s.names(t)) > 0 {
+		t.Fatalf("%v are there still, %v", s.names(t), err)
+	}
+	for _, l := range loans {
+		if err := l.Fill(block, 0, 0); err != nil || !bytes.Equal(block, old) {
+			t.Errorf("the block is another: %v", err)
+		}
+		l.Close()
+	}
+	if f.file != nil {
+		t.Error("the base is open after the last loan")
+	}
+}
+
 // TestIndexesAreReadWhileOthersGoOn has the disk take its time with an index.
 func TestIndexesAreReadWhileOthersGoOn(t *testing.T) {
 	s := newShelf(t)
