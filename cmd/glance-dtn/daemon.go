@@ -20,7 +20,9 @@ import (
 
 // Soft limits of the heap: the collector works harder instead of letting the
 // resident size pass 120 MiB (agent, its etcd included) or 80 MiB (DTN). What is
-// mapped or in the kernel comes on top. GOMEMLIMIT overrides them.
+// mapped or in the kernel comes on top, and so do the blocks that a DTN has in hand where
+// very many connections bring some: MemoryMax of its unit is for these. GOMEMLIMIT
+// overrides them.
 const (
 	agentMemory = 90 << 20
 	dtnMemory   = 60 << 20

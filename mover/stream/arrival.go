@@ -461,8 +461,9 @@ func (a *arrival) follow() {
 		}
 		n := blockLen(a.File.Size, i)
 		var err error
-		if block == nil {
-			block = frames.Get().(*frame)
+		kept := block != nil
+		if !kept {
+			block = borrow()
 			err = a.pace.disk(writing, func() error {
 				_, err := a.data.ReadAt(block[:n], blockStart(i))
 				return err
@@ -474,7 +475,11 @@ func (a *arrival) follow() {
 		} else {
 			a.digest(i, b, err)
 		}
-		frames.Put(block)
+		if kept {
+			frames.Put(block)
+		} else {
+			giveBack(block)
+		}
 	}
 }
 

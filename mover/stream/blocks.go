@@ -23,8 +23,24 @@ type frame [mover.BlockSize + proofSize]byte
 var frames = sync.Pool{New: func() any { return new(frame) }}
 
 // hot bounds the frames that are kept for hashes, whatever files were begun and not gone
-// on with: 128 MiB. A hash reads back what was not kept.
-var hot = make(chan struct{}, 128)
+// on with: 96 MiB. A hash reads back what was not kept.
+var hot = make(chan struct{}, 96)
+
+// borrowed bounds the frames that are taken for no longer than the processor and the disks
+// need, to unpack a block or to read one back: 32 MiB. Who has one waits neither for another
+// one nor for a peer, so there is one soon.
+var borrowed = make(chan struct{}, 32)
+
+func borrow() *frame {
+	borrowed <- struct{}{}
+	return frames.Get().(*frame)
+}
+
+// giveBack gives back a frame for one that was borrowed.
+func giveBack(f *frame) {
+	frames.Put(f)
+	<-borrowed
+}
 
 // blocks is the receiving end of a lane.
 type blocks struct {
@@ -33,8 +49,8 @@ type blocks struct {
 	in    *gather // below it
 	cut   func()  // ends the lane
 	proof *proof
-	frame *frame
-	tube  *tube // made when it is first needed
+	frame *frame // taken when it is first needed
+	tube  *tube  // made when it is first needed
 	toll  *pace.Toll
 }
 
@@ -46,7 +62,7 @@ func (l *incoming) lane(c *tls.Conn) (err error) {
 	}
 	in := c.NetConn().(*gather) // as each connection is
 	in.taking = true
-	b := &blocks{link: l, conn: c, in: in, cut: func() { cut(c) }, proof: p, frame: frames.Get().(*frame)}
+	b := &blocks{link: l, conn: c, in: in, cut: func() { cut(c) }, proof: p}
 	if l.protection != mover.Private {
 		b.conn = in
 	}
@@ -61,7 +77,9 @@ func (l *incoming) lane(c *tls.Conn) (err error) {
 }
 
 func (b *blocks) close() error {
-	frames.Put(b.frame)
+	if b.frame != nil {
+		frames.Put(b.frame)
+	}
 	if b.tube != nil {
 		return b.tube.Close()
 	}
@@ -174,6 +192,9 @@ func (b *blocks) direct(a *arrival, h header) (*net.TCPConn, bool) {
 // holds. Without w it throws it away.
 func (b *blocks) read(h header, w *part) (whole bool, err error) {
 	b.proof.begin(h)
+	if b.frame == nil {
+		b.frame = frames.Get().(*frame)
+	}
 	if h.kind == kindHole {
 		return b.hole(h, w)
 	}

@@ -277,11 +277,10 @@ func (l *lane) sendWhole(h header, m []byte) error {
 	return l.flush()
 }
 
-// unpack is read for a packed block.
+// unpack is read for a packed block. It comes into the lane's frame, and is unpacked into
+// another one, which is the lane's from then on.
 func (b *blocks) unpack(h header, w *part) (whole bool, err error) {
-	packed := frames.Get().(*frame)
-	defer frames.Put(packed)
-	n := int(h.length)
+	packed, n := b.frame, int(h.length)
 	for at := 0; at < n; at += pieceSize {
 		end := min(at+pieceSize, n)
 		last := 0
@@ -296,11 +295,13 @@ func (b *blocks) unpack(h header, w *part) (whole bool, err error) {
 	if !b.proof.check(packed[n : n+b.proof.size()]) {
 		return false, nil
 	}
+	b.frame = borrow()
 	plain := b.frame[:blockLen(w.a.File.Size, h.index)]
 	literal, sum, err := unpack(plain, packed[:n])
 	if err == nil && literal < len(plain) {
 		err = b.link.lends(h.file).Fill(plain, blockStart(h.index), literal)
 	}
+	giveBack(packed)
 	if err != nil {
 		return false, nil
 	}

@@ -13,8 +13,8 @@ import (
 
 // What is open at once is bounded: at the sender a source for each move, maxFiles on a
 // link, MaxParallelism lanes of it with their buffers; at the receiver Conns connections
-// with a frame each, Files arrivals with two open files each, and the frames in hot. What
-// is beyond waits.
+// with a frame each, the frames in hot and those that are borrowed, Files arrivals with two
+// open files each, and each base from which something is taken, once. What is beyond waits.
 
 // crowdedTime is how soon what found too much open is tried again.
 const crowdedTime = 5 * time.Second

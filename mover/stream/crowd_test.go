@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -24,14 +25,51 @@ import (
 // TestMemoryIsBounded adds up what a receiver may hold of files at most: the DTN's
 // service has 512 MiB.
 func TestMemoryIsBounded(t *testing.T) {
-	lanes, hashes := DefaultConns*len(frame{}), cap(hot)*len(frame{})
-	if most := lanes + hashes; most > 400<<20 {
-		t.Errorf("%d MiB for lanes and %d MiB for hashes", lanes>>20, hashes>>20)
+	lanes, hashes, others := DefaultConns*len(frame{}), cap(hot)*len(frame{}), cap(borrowed)*len(frame{})
+	if most := lanes + hashes + others; most > 400<<20 {
+		t.Errorf("%d MiB for lanes, %d MiB for hashes and %d MiB that are borrowed", lanes>>20, hashes>>20, others>>20)
 	}
 	sender := 2 * (headerSize + pieceSize + proofSize) // a piece, and what is gathered of it
 	if most := mover.MaxParallelism * sender; most > 16<<20 {
 		t.Errorf("%d MiB for one link at the sender", most>>20)
 	}
+}
+
+// TestALaneHoldsAFrameFromItsFirstBlockOn has lanes without a block, and then with a packed
+// one that does not come to its end.
+func TestALaneHoldsAFrameFromItsFirstBlockOn(t *testing.T) {
+	const lanes = 4
+	image := text(lanes * mover.BlockSize)
+	var packed [][]byte // outside the bubble, as it makes the encoder
+	for block := range slices.Chunk(image, mover.BlockSize) {
+		packed = append(packed, whole(block))
+	}
+	synctest.Test(t, func(t *testing.T) {
+		var taken atomic.Int32
+		frames = sync.Pool{New: func() any { taken.Add(1); return new(frame) }}
+		defer func() { frames = sync.Pool{New: func() any { return new(frame) }} }()
+		r := newPipeRig(t)
+		r.start(t, "")
+		s, _ := r.open(t, r.request(t, r.put(t, "image", image)), "s")
+		all := []net.Conn{s.lane}
+		for range lanes - 1 {
+			c, _ := r.greet(t, "s", true)
+			all = append(all, c)
+		}
+		synctest.Wait()
+		if n := taken.Load(); n > 0 {
+			t.Errorf("lanes without a block hold %d frames", n)
+		}
+		for i, c := range all {
+			b := s.packed(uint32(i), packed[i])
+			write(t, c, b[:len(b)-1])
+		}
+		synctest.Wait()
+		if n := taken.Load(); n > lanes {
+			t.Errorf("%d lanes hold %d frames", lanes, n)
+		}
+		r.stop()
+	})
 }
 
 // TestADiskThatIsSlowHoldsTheSenderBack has the receiver's disk take nothing for a while:

@@ -174,10 +174,12 @@ func (a *arrival) checkSmall() error {
 	}
 	a.mu.Unlock()
 	if block == nil {
-		block = frames.Get().(*frame)
+		block = borrow()
+		defer giveBack(block)
 		_, err = a.data.ReadAt(block[:a.File.Size], 0)
+	} else {
+		defer frames.Put(block)
 	}
-	defer frames.Put(block)
 	if err != nil {
 		return fmt.Errorf("read it back: %w", err)
 	}
