@@ -324,6 +324,9 @@ func (a *arrival) open() (err error) {
 	if err != nil {
 		return errors.Join(err, a.data.Close())
 	}
+	if err := cutTorn(a.journal); err != nil {
+		return errors.Join(err, a.data.Close(), a.journal.Close())
+	}
 	return nil
 }
 
@@ -374,7 +377,7 @@ func (a *arrival) note(i uint32, sum *digest.Block) error {
 	}
 	if record != nil {
 		if _, err := a.journal.Write(journalRecord(i, *record)); err != nil {
-			return err
+			return errors.Join(err, cutTorn(a.journal))
 		}
 	}
 	if a.hash == nil && !a.relayed {

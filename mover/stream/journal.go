@@ -72,11 +72,20 @@ var boot = sync.OnceValue(func() *digest.Block {
 	return new(digest.Block(id))
 })
 
+// cutTorn cuts off a torn record, which would shift those that are appended after it: a power
+// failure leaves one, and a full disk.
+func cutTorn(journal *os.File) error {
+	info, err := journal.Stat()
+	if err != nil || info.Size()%recordSize == 0 {
+		return err
+	}
+	return journal.Truncate(info.Size() - info.Size()%recordSize)
+}
+
 // readJournal calls claim with what the journal of name holds of a file with n
-// blocks, later records of a block after earlier ones. It cuts off a torn record,
-// which would shift those that are appended after it.
+// blocks, later records of a block after earlier ones, but for a torn one.
 func readJournal(state *os.Root, name string, n uint32, claim func(i uint32, sum digest.Block)) error {
-	f, err := state.OpenFile(blocksName(name), os.O_RDWR, 0)
+	f, err := state.Open(blocksName(name))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
@@ -84,24 +93,19 @@ func readJournal(state *os.Root, name string, n uint32, claim func(i uint32, sum
 		return err
 	}
 	defer f.Close()
-	whole, err := parseJournal(f, n, claim)
-	if err != nil {
-		return err
-	}
-	return f.Truncate(whole)
+	return parseJournal(f, n, claim)
 }
 
-// parseJournal is readJournal of an open journal. It returns the length of the
-// records that are not torn.
-func parseJournal(r io.Reader, n uint32, claim func(i uint32, sum digest.Block)) (whole int64, err error) {
+// parseJournal is readJournal of an open journal.
+func parseJournal(r io.Reader, n uint32, claim func(i uint32, sum digest.Block)) error {
 	var b [recordSize]byte
-	for records := bufio.NewReader(r); ; whole += recordSize {
+	for records := bufio.NewReader(r); ; {
 		_, err := io.ReadFull(records, b[:])
 		if err == io.EOF || err == io.ErrUnexpectedEOF {
-			return whole, nil
+			return nil
 		}
 		if err != nil {
-			return 0, err
+			return err
 		}
 		if i := binary.BigEndian.Uint32(b[:]); i < n {
 			claim(i, digest.Block(b[4:]))

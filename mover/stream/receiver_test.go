@@ -13,6 +13,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"runtime"
 	"slices"
@@ -691,6 +692,67 @@ func TestPowerCut(t *testing.T) {
 	}
 	if _, err := os.Lstat(journal); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("the journal is left behind: %v", err)
+	}
+}
+
+// TestATornRecordShiftsNoOthers has a journal end within a record when its file comes again,
+// and, of a disk that is full, while it comes.
+func TestATornRecordShiftsNoOthers(t *testing.T) {
+	r := newRig(t)
+	req := r.request(t, r.stage(t, "image", 5*mover.BlockSize))
+	s, _ := r.open(t, req, "s")
+	s.send(s.block(0))
+	s.close()
+	a, journal := r.recv().lookup("inbox/image"), filepath.Join(r.state, "arrivals/image.blocks")
+	a.mu.Lock()
+	for a.followed {
+		a.changed.Wait()
+	}
+	a.mu.Unlock()
+	if err := os.Truncate(journal, 2*recordSize-3); err != nil {
+		t.Fatal(err)
+	}
+	s, _ = r.open(t, req, "t")
+	s.send(s.block(1))
+	a.status() // orders what follows after the opening
+	restore := lowerSize(t, 3*recordSize-3)
+	err := a.note(2, new(digest.Block))
+	restore()
+	if !errors.Is(err, syscall.EFBIG) {
+		t.Errorf("on a full disk a block is noted: %v", err)
+	}
+	s.send(s.block(3))
+	r.restart(t)
+	a = r.recv().lookup("inbox/image")
+	for i, want := range []bool{true, true, false, true, false} {
+		sum := digest.OfBlock(s.block(uint32(i))[headerSize:][:mover.BlockSize])
+		if got := a.claims.has(uint32(i)) && a.sums[i] == sum; got != want {
+			t.Errorf("block %d is claimed: %v, want %v", i, got, want)
+		}
+	}
+	if a.claimed != 3 {
+		t.Errorf("%d blocks are claimed, want 3", a.claimed)
+	}
+}
+
+// lowerSize lets this process make no file longer than n, until the function that it returns
+// is called.
+func lowerSize(t *testing.T, n uint64) (restore func()) {
+	t.Helper()
+	told := make(chan os.Signal, 1)
+	signal.Notify(told, syscall.SIGXFSZ) // which would end it
+	var was syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_FSIZE, &was); err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Setrlimit(syscall.RLIMIT_FSIZE, &syscall.Rlimit{Cur: n, Max: was.Max}); err != nil {
+		t.Fatal(err)
+	}
+	return func() {
+		if err := syscall.Setrlimit(syscall.RLIMIT_FSIZE, &was); err != nil {
+			t.Fatal(err)
+		}
+		signal.Stop(told)
 	}
 }
 

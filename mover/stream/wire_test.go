@@ -134,20 +134,21 @@ func TestAnswerToTheLongestFileFits(t *testing.T) {
 	}
 }
 
-// FuzzJournal holds that whatever is found in a journal claims only blocks of the
-// file, and that what remains of it is whole records.
+// FuzzJournal holds that whatever is found in a journal claims only blocks of the file, and
+// nothing by a torn record.
 func FuzzJournal(f *testing.F) {
 	one := journalRecord(3, digest.Block{7})
 	f.Add(one, uint32(4))
 	f.Add(append(one, one[:20]...), uint32(3))
 	f.Fuzz(func(t *testing.T, b []byte, n uint32) {
-		whole, err := parseJournal(bytes.NewReader(b), n, func(i uint32, _ digest.Block) {
-			if i >= n {
+		claims := 0
+		err := parseJournal(bytes.NewReader(b), n, func(i uint32, _ digest.Block) {
+			if claims++; i >= n {
 				t.Errorf("block %d of %d", i, n)
 			}
 		})
-		if want := int64(len(b) - len(b)%recordSize); err != nil || whole != want {
-			t.Errorf("%d bytes, %v; want %d", whole, err, want)
+		if most := len(b) / recordSize; err != nil || claims > most {
+			t.Errorf("%d claims, %v; want %d at most", claims, err, most)
 		}
 	})
 }
