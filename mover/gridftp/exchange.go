@@ -1,7 +1,6 @@
 package gridftp
 
 import (
-	"cmp"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
@@ -53,7 +52,7 @@ func (a answer) err() error {
 	if a.State != answerRefused {
 		return nil
 	}
-	return mover.Coded(cmp.Or(a.Code, mover.CodeOther), errors.New(a.Error))
+	return mover.Coded(a.Code.Known(), errors.New(mover.Told(a.Error)))
 }
 
 // Names in the export, of a file in the inbox.

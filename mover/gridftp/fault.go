@@ -18,7 +18,7 @@ type fault struct {
 }
 
 func (f *fault) Error() string {
-	said := cmp.Or(strings.Join(f.words, ": "), f.exit.Error())
+	said := mover.Told(cmp.Or(strings.Join(f.words, ": "), f.exit.Error()))
 	if f.url == "" {
 		return "globus-url-copy: " + said
 	}
@@ -119,12 +119,12 @@ func (f *fault) lastSaid() string {
 	return ""
 }
 
-// uncoded returns a line without the codes of FTP that it begins with.
+// uncoded returns a line, as it may be told, without the codes of FTP that it begins with.
 func uncoded(line string) string {
 	for len(line) >= 4 && strings.Trim(line[:3], "0123456789") == "" && (line[3] == '-' || line[3] == ' ') {
 		line = line[4:]
 	}
-	return strings.TrimSpace(line)
+	return mover.Told(strings.TrimSpace(line))
 }
 
 // missing turns the fault of a file that is not there into fs.ErrNotExist.

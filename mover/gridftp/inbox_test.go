@@ -228,6 +228,14 @@ func TestWhatLiesThereIsToldByItsBlocks(t *testing.T) {
 	s.says("s1", answerRefused, "")
 }
 
+// TestARefusalIsNotTakenAsItComes holds what a receiver cannot do with one.
+func TestARefusalIsNotTakenAsItComes(t *testing.T) {
+	err := answer{State: answerRefused, Code: "made up", Error: strings.Repeat("no\n", 1<<20)}.err()
+	if mover.CodeOf(err) != mover.CodeOther || len(err.Error()) > 1<<10 || strings.Contains(err.Error(), "\n") {
+		t.Errorf("got code %s and %d bytes: %.20q", mover.CodeOf(err), len(err.Error()), err)
+	}
+}
+
 func TestDropSpendsTheTicketAlsoOverARestart(t *testing.T) {
 	s := newSite(t)
 	f := s.arrives("s1", "t1", "content")

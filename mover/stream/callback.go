@@ -116,7 +116,7 @@ func (cs *Callbacks) host(ctx context.Context, c *tls.Conn, site string, log *sl
 	cs.news.tell()
 	log.Info("a DTN stands by", "site", site, "peer", c.RemoteAddr().String())
 	err := p.run(ctx, func(_ context.Context, k call) {
-		cs.settle(k.Name, site, reply{err: fmt.Errorf("the DTN of site %s was asked to connect and did not: %s", site, k.Error)})
+		cs.settle(k.Name, site, reply{err: fmt.Errorf("the DTN of site %s was asked to connect and did not: %s", site, mover.Told(k.Error))})
 	})
 	cs.mu.Lock()
 	if cs.sites[site] == p {

@@ -181,23 +181,28 @@ type answer struct {
 	passed passed // a message of its own
 }
 
+// Bounds of the Wait that a peer tells: neither is it asked without a pause, nor left alone for days.
+const minWait, maxWait = time.Second, time.Hour
+
 // err is the failure that the answer tells of.
 func (a answer) err() error {
 	if a.Code == "" {
 		return nil
 	}
+	code, text := a.Code.Known(), mover.Told(a.Error)
 	if a.Wait > 0 {
-		return mover.Coded(a.Code, &mover.Wait{Until: time.Now().Add(a.Wait), Reason: "the destination: " + a.Error})
+		until := time.Now().Add(min(max(a.Wait, minWait), maxWait))
+		return mover.Coded(code, &mover.Wait{Until: until, Reason: "the destination: " + text})
 	}
-	return mover.Coded(a.Code, errors.New(a.Error))
+	return mover.Coded(code, errors.New(text))
 }
 
 // refusal is the answer that tells of err.
 func refusal(err error) answer {
 	err = crowded(err)
-	a := answer{Code: mover.CodeOf(err), Error: err.Error()}
+	a := answer{Code: mover.CodeOf(err), Error: mover.Told(err.Error())} // a relay repeats what it was told
 	if w := waits(err); w != nil {
-		a.Wait = max(time.Until(w.Until), time.Second)
+		a.Wait = max(time.Until(w.Until), minWait)
 	}
 	return a
 }

@@ -4,8 +4,12 @@ import (
 	"bytes"
 	"encoding/binary"
 	"encoding/json"
+	"errors"
+	"math"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/glance-dtn/glance-dtn/internal/digest"
 	"github.com/glance-dtn/glance-dtn/mover"
@@ -132,6 +136,29 @@ func TestAnswerToTheLongestFileFits(t *testing.T) {
 	if err := json.Unmarshal(b[headerSize:], &a); err != nil || !a.Have.has(maxBlocks-1) {
 		t.Errorf("the last block is missing: %v", err)
 	}
+}
+
+// TestARefusalIsNotTakenAsItComes holds what a peer cannot do with one.
+func TestARefusalIsNotTakenAsItComes(t *testing.T) {
+	long := strings.Repeat("no\n", 1<<20)
+	err := answer{Code: "made up", Error: long}.err()
+	if mover.CodeOf(err) != mover.CodeOther || len(err.Error()) > 1<<10 || strings.Contains(err.Error(), "\n") {
+		t.Errorf("got code %s and %d bytes: %.20q", mover.CodeOf(err), len(err.Error()), err)
+	}
+	if err := (answer{Code: mover.CodeSpace, Error: "no space"}).err(); mover.CodeOf(err) != mover.CodeSpace || err.Error() != "no space" {
+		t.Errorf("got code %s and %v", mover.CodeOf(err), err)
+	}
+	if a := refusal(errors.New(long)); len(a.Error) > 1<<10 {
+		t.Errorf("%d bytes are passed on", len(a.Error))
+	}
+	synctest.Test(t, func(t *testing.T) {
+		for wait, want := range map[time.Duration]time.Duration{1: time.Second, time.Minute: time.Minute, math.MaxInt64: time.Hour} {
+			w := waits(answer{Code: mover.CodeOther, Error: long, Wait: wait}.err())
+			if w == nil || time.Until(w.Until) != want || len(w.Reason) > 2<<10 {
+				t.Errorf("a wait of %v: %.100v, want %v", wait, w, want)
+			}
+		}
+	})
 }
 
 // FuzzJournal holds that whatever is found in a journal claims only blocks of the file, and
