@@ -63,6 +63,7 @@ type Inbox struct {
 	arrivals map[string]*arrival
 	tickets  map[string]use // by id
 	proving  map[string]bool
+	surveys  map[survey]bool // that are under way
 	changed  chan struct{}
 }
 
@@ -102,7 +103,7 @@ func NewInbox(export, state *os.Root, o InboxOptions) (*Inbox, error) {
 	o.Every = cmp.Or(o.Every, DefaultEvery)
 	b := &Inbox{
 		export: export, state: state, opts: o, log: cmp.Or(o.Log, slog.New(slog.DiscardHandler)),
-		arrivals: map[string]*arrival{}, tickets: map[string]use{}, proving: map[string]bool{}, changed: make(chan struct{}),
+		arrivals: map[string]*arrival{}, tickets: map[string]use{}, proving: map[string]bool{}, surveys: map[survey]bool{}, changed: make(chan struct{}),
 	}
 	if err := b.load(); err != nil {
 		return nil, fmt.Errorf("read the state of the GridFTP inbox: %w", err)

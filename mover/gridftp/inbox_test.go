@@ -228,6 +228,72 @@ func TestWhatLiesThereIsToldByItsBlocks(t *testing.T) {
 	s.says("s1", answerRefused, "")
 }
 
+// held is a context that holds up who asks it, until it is let go.
+type held struct {
+	context.Context
+	asked chan struct{}
+	letGo chan struct{}
+}
+
+func (c held) Err() error {
+	c.asked <- struct{}{}
+	<-c.letGo
+	return nil
+}
+
+// TestAnOfferThatIsRepeatedIsSurveyedOnce holds while the survey is under way; after it
+// another offer is answered anew.
+func TestAnOfferThatIsRepeatedIsSurveyedOnce(t *testing.T) {
+	s := newSite(t)
+	f := fileOf("content")
+	s.offers("s1", "t1", f)
+	s.looks()
+	s.writes(partName(f.Name), "cont")
+	for range 2 {
+		if err := os.Remove(filepath.Join(s.server, answerName("s1"))); err != nil {
+			t.Fatal(err)
+		}
+		c := held{t.Context(), make(chan struct{}, 100), make(chan struct{})}
+		var work sync.WaitGroup
+		for range 3 {
+			s.offers("s1", "t1", f)
+			if err := s.look(c, &work); err != nil {
+				t.Error(err)
+			}
+			s.has(offerName(f.Name), false)
+		}
+		close(c.letGo)
+		work.Wait()
+		if n := len(c.asked); n != 2 { // behind the only block, and at the end
+			t.Errorf("a survey asks %d times whether to go on, want 2: is there more than one?", n)
+		}
+		if a := s.says("s1", answerOpen, ""); len(a.Sums) != 1 {
+			t.Errorf("told %v", a.Sums)
+		}
+	}
+}
+
+// TestNoAnswerOutlivesItsArrival drops one while it is surveyed.
+func TestNoAnswerOutlivesItsArrival(t *testing.T) {
+	s := newSite(t)
+	f := fileOf("content")
+	s.offers("s1", "t1", f)
+	s.looks()
+	s.writes(partName(f.Name), "cont")
+	s.offers("s1", "t1", f)
+	c := held{t.Context(), make(chan struct{}, 100), make(chan struct{})}
+	var work sync.WaitGroup
+	if err := s.look(c, &work); err != nil {
+		t.Error(err)
+	}
+	if err := s.Drop(f.Name); err != nil {
+		t.Error(err)
+	}
+	close(c.letGo)
+	work.Wait()
+	s.says("s1", answerRefused, mover.CodeTicket)
+}
+
 // TestARefusalIsNotTakenAsItComes holds what a receiver cannot do with one.
 func TestARefusalIsNotTakenAsItComes(t *testing.T) {
 	err := answer{State: answerRefused, Code: "made up", Error: strings.Repeat("no\n", 1<<20)}.err()

@@ -64,10 +64,32 @@ func (b *Inbox) takeOffer(ctx context.Context, work *sync.WaitGroup, name string
 		return err
 	}
 	if a.State == answerOpen && have > 0 {
-		work.Go(func() { b.survey(ctx, b.lookup(name), o.Session) })
+		b.begin(ctx, work, survey{b.lookup(name), o.Session})
 		return nil
 	}
 	return b.answer(o.Session, a)
+}
+
+// survey is a look at what lies there of an arrival, for the sender of a session.
+type survey struct {
+	arrival *arrival
+	session string
+}
+
+// begin begins a survey, unless it is under way: a sender may put its offer again and again.
+func (b *Inbox) begin(ctx context.Context, work *sync.WaitGroup, s survey) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.surveys[s] {
+		return
+	}
+	b.surveys[s] = true
+	work.Go(func() {
+		b.survey(ctx, s.arrival, s.session)
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		delete(b.surveys, s)
+	})
 }
 
 // survey tells a sender what lies there of an arrival. What cannot be read comes again.
