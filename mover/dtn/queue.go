@@ -11,7 +11,7 @@ import (
 	"github.com/glance-dtn/glance-dtn/mover"
 )
 
-// holdTime is how long an address is held at most before one transfer tries it again:
+// holdTime is how long a route is held at most before one transfer tries it again:
 // what holds it may have changed at the other end.
 const holdTime = 5 * time.Minute
 
@@ -19,7 +19,7 @@ const holdTime = 5 * time.Minute
 const preemptEvery = time.Second
 
 // firstPatience is for how long a transfer that could not move, although it had a place,
-// pushes out only those that go where it goes. It doubles with each such run, up to holdTime.
+// pushes out only those whose route meets its own. It doubles with each such run, up to holdTime.
 const firstPatience = 10 * time.Second
 
 // errYields is the cause of the end of a run that gives way: it goes on later, and what has
@@ -29,7 +29,17 @@ var errYields = errors.New("it gives way to a transfer with a higher priority")
 // turn is what a queued transfer waits for when nothing else is in its way.
 const turn = "its turn"
 
-// hold is why nothing goes to an address for a while.
+// route is where the connections of a transfer go, to a relay if there is one, and where its
+// file goes. What a relay says of one destination does not hold for others, nor for other
+// ways to that one.
+type route struct{ hop, address string }
+
+func routeOf(r mover.Request) route { return route{courseOf(r).address, r.Destination.Address} }
+
+// meets reports whether what goes by one of the two may be in the way of the other's.
+func (a route) meets(b route) bool { return a.hop == b.hop || a.address == b.address }
+
+// hold is why nothing goes by a route for a while.
 type hold struct {
 	until  time.Time
 	reason string
@@ -100,7 +110,7 @@ func (t *table) best(small bool, now time.Time) (first *transfer, wake time.Time
 		case !t.held(tr, now):
 			return t.joining(tr, now), wake
 		default:
-			if until := t.holds[tr.Request.Destination.Address].until; wake.IsZero() || until.Before(wake) {
+			if until := t.holds[routeOf(tr.Request)].until; wake.IsZero() || until.Before(wake) {
 				wake = until
 			}
 		}
@@ -108,10 +118,9 @@ func (t *table) best(small bool, now time.Time) (first *transfer, wake time.Time
 	return nil, wake
 }
 
-// held reports whether nothing may move to a transfer's destination now. The caller holds
-// changing.
+// held reports whether nothing may move by a transfer's route now. The caller holds changing.
 func (t *table) held(tr *transfer, now time.Time) bool {
-	return now.Before(t.holds[tr.Request.Destination.Address].until)
+	return now.Before(t.holds[routeOf(tr.Request)].until)
 }
 
 // requeue puts a transfer that has run back into the queue: it goes on later with what is
@@ -125,8 +134,8 @@ func (t *table) requeue(tr *transfer, why string) {
 	t.log.Info("transfer waits", "transfer", tr.Status.ID, "file", tr.Request.Source.Name, "bytes", tr.Status.Moved, "for", why)
 }
 
-// await puts a transfer back that cannot move now, and holds its address. The caller
-// holds changing.
+// await puts a transfer back that cannot move now, and holds its route. The caller holds
+// changing.
 func (t *table) await(tr *transfer, w *mover.Wait) {
 	now := time.Now()
 	until := w.Until
@@ -134,12 +143,12 @@ func (t *table) await(tr *transfer, w *mover.Wait) {
 		until = last
 	}
 	t.mu.Lock()
-	for address, h := range t.holds {
+	for by, h := range t.holds {
 		if !now.Before(h.until) {
-			delete(t.holds, address)
+			delete(t.holds, by)
 		}
 	}
-	t.holds[tr.Request.Destination.Address] = hold{until, w.Reason}
+	t.holds[routeOf(tr.Request)] = hold{until, w.Reason}
 	tr.patience = min(max(2*tr.patience, firstPatience), holdTime)
 	tr.patient = until.Add(tr.patience)
 	t.mu.Unlock()
@@ -152,7 +161,7 @@ func waits(err error) *mover.Wait {
 	return w
 }
 
-// release holds no address any more.
+// release holds no route any more.
 func (t *table) release() {
 	t.changing.Lock()
 	defer t.changing.Unlock()
@@ -173,7 +182,7 @@ func (t *table) waiting(tr *transfer) string {
 	if tr.Status.State != mover.Queued {
 		return ""
 	}
-	if h, ok := t.holds[tr.Request.Destination.Address]; ok && time.Now().Before(h.until) {
+	if h, ok := t.holds[routeOf(tr.Request)]; ok && time.Now().Before(h.until) {
 		return h.reason
 	}
 	return cmp.Or(tr.Status.Waiting, turn)
@@ -233,8 +242,8 @@ func (t *table) preempt(places int) (changed <-chan struct{}, wake <-chan time.T
 
 // pressing returns the best queued transfer for which one of those that run, the lowest
 // first, has to give way, and that one; or none, and when, if that is known, there may be
-// one. A transfer whose last run could not move has only those in its way for a while that
-// go to the same address: the places of others it would leave unused. The caller holds
+// one. A transfer whose last run could not move has only those in its way for a while whose
+// route meets its own: the places of others it would leave unused. The caller holds
 // changing, and mu.
 func (t *table) pressing(running []*transfer, now time.Time) (higher, lower *transfer, wake time.Time) {
 	later := func(at time.Time) {
@@ -243,16 +252,16 @@ func (t *table) pressing(running []*transfer, now time.Time) (higher, lower *tra
 		}
 	}
 	for _, tr := range t.large.all {
-		rank, address := tr.priority().Rank(), tr.Request.Destination.Address
+		rank, by := tr.priority().Rank(), routeOf(tr.Request)
 		if running[0].priority().Rank() >= rank {
 			break // as are all that follow
 		}
 		if t.held(tr, now) {
-			later(t.holds[address].until)
+			later(t.holds[by].until)
 			continue
 		}
 		for _, r := range running {
-			if r.priority().Rank() < rank && (!now.Before(tr.patient) || r.Request.Destination.Address == address) {
+			if r.priority().Rank() < rank && (!now.Before(tr.patient) || routeOf(r.Request).meets(by)) {
 				return tr, r, wake
 			}
 		}

@@ -364,6 +364,41 @@ func TestWhatMayNotMoveNowTakesNoPlace(t *testing.T) {
 	})
 }
 
+// TestOtherWaysToADestinationStayOpen has a relay say that nothing may go to one site.
+func TestOtherWaysToADestinationStayOpen(t *testing.T) {
+	bubble(t, func(t *testing.T, r *rig) {
+		const b, c = "b.example.org:1", "c.example.org:1"
+		via := func(relay, address, key string) mover.Request {
+			req := to(address, request(key))
+			req.Destination.Via = mover.Relay{Site: relay, Address: relay + ".example.org:1", Mode: mover.CutThrough}
+			return req
+		}
+		shut := func(context.Context, func(mover.Progress)) error {
+			return &mover.Wait{Until: time.Now().Add(time.Hour), Reason: "nothing until noon"}
+		}
+		r.engine.scripts["first"], r.engine.scripts["second"] = shut, shut
+		s := r.server(t)
+		stop := run(t, s)
+		defer stop()
+		first := submit(t, s, via("R", b, "first"))
+		synctest.Wait()
+		second := submit(t, s, via("R", b, "second"))
+		open := []mover.TransferID{submit(t, s, to(b, request("straight"))), submit(t, s, via("S", b, "another")), submit(t, s, via("R", c, "elsewhere"))}
+		synctest.Wait()
+		for _, id := range []mover.TransferID{first, second} {
+			if st := wantState(t, s, id, mover.Queued); st.Waiting != "nothing until noon" {
+				t.Errorf("%s waits for %q", st.Key, st.Waiting)
+			}
+		}
+		for _, id := range open {
+			wantState(t, s, id, mover.Done)
+		}
+		if got, want := r.engine.started(), []string{"first", "straight", "another", "elsewhere"}; len(got) != len(want) || slices.Contains(got, "second") {
+			t.Errorf("ran %v, want %v", got, want)
+		}
+	})
+}
+
 func TestNewLimitsAreTriedAtOnce(t *testing.T) {
 	bubble(t, func(t *testing.T, r *rig) {
 		r.engine.scripts["k"] = func(context.Context, func(mover.Progress)) error {

@@ -92,10 +92,10 @@ type table struct {
 	open    int           // transfers that have not ended
 	idle    chan struct{} // closed and replaced when the last of them ends
 
-	// queues are those of the small transfers and of the others, and holds the addresses
-	// to which nothing goes for a while. They change as states do.
+	// queues are those of the small transfers and of the others, and holds the routes
+	// by which nothing goes for a while. They change as states do.
 	small, large queue
-	holds        map[string]hold
+	holds        map[route]hold
 }
 
 // transferID follows from the key, so that one key is one transfer.
@@ -107,7 +107,7 @@ func transferID(key string) mover.TransferID {
 // openTable loads what dir holds. A record that cannot be read is left out
 // with a warning: its agent submits the transfer again.
 func openTable(dir *os.Root, l limits, log *slog.Logger) (*table, error) {
-	t := &table{limits: l, log: log, byID: map[mover.TransferID]*transfer{}, latest: list.New(), changed: make(chan struct{}), idle: make(chan struct{}), small: newQueue(), large: newQueue(), holds: map[string]hold{}}
+	t := &table{limits: l, log: log, byID: map[mover.TransferID]*transfer{}, latest: list.New(), changed: make(chan struct{}), idle: make(chan struct{}), small: newQueue(), large: newQueue(), holds: map[route]hold{}}
 	t.submits, t.ends = durable.NewGroup(t.submitAll), durable.NewGroup(t.endAll)
 	var err error
 	t.records, err = durable.OpenLog(dir, recordsName, t.load, func(err error) {
