@@ -57,7 +57,7 @@ func runAgent(ctx context.Context, conf config.Agent, file string, log *slog.Log
 		return fmt.Errorf("control: %w", err)
 	}
 	open = append(open, control)
-	peers, err := open.open("listen", conf.Listen)
+	peers, err := open.bounded("listen", conf.Listen, log)
 	if err != nil {
 		return err
 	}
@@ -80,7 +80,7 @@ func runAgent(ctx context.Context, conf config.Agent, file string, log *slog.Log
 		parts = append(parts, c.Run)
 	}
 	if conf.Metrics != "" {
-		l, err := open.open("metrics", conf.Metrics)
+		l, err := open.bounded("metrics", conf.Metrics, log)
 		if err != nil {
 			return err
 		}

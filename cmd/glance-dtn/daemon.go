@@ -16,6 +16,8 @@ import (
 
 	"github.com/coreos/go-systemd/v22/daemon"
 	"golang.org/x/sync/errgroup"
+
+	"github.com/glance-dtn/glance-dtn/mover/stream"
 )
 
 // Soft limits of the heap: the collector works harder instead of letting the
@@ -168,6 +170,23 @@ func (l *listeners) open(key, address string) (net.Listener, error) {
 	}
 	*l = append(*l, n)
 	return n, nil
+}
+
+// How many connections an HTTP server may have open at once, in all and from one IPv4 address
+// or IPv6 network: more than an agent opens whose DTN answers slowly, and less than takes its
+// memory from what runs beside it.
+const (
+	httpConns    = 2048
+	httpPerPlace = 512
+)
+
+// bounded is open for an HTTP server, which takes any number of connections.
+func (l *listeners) bounded(key, address string, log *slog.Logger) (net.Listener, error) {
+	n, err := l.open(key, address)
+	if err != nil {
+		return nil, err
+	}
+	return stream.Bounded(n, httpConns, httpPerPlace, log), nil
 }
 
 func (l listeners) Close() {

@@ -262,6 +262,14 @@ func TestDTNServesReloadsAndStops(t *testing.T) {
 	if code, body := get(t, asAgent, "https://"+started["listen"].(string)+"/v1/capabilities"); code != 200 || !strings.Contains(body, "dtn-a.example.org:7444") {
 		t.Errorf("capabilities: %d %s", code, body)
 	}
+	other, err := pki.Files{CA: filepath.Join(dir, "ca.pem"), Cert: filepath.Join(dir, "dtn.pem"), Key: filepath.Join(dir, "dtn.key")}.Load(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	asDTN := &http.Client{Transport: other.Transport(pki.Identity{Site: "A", Role: pki.DTN})}
+	if r, err := asDTN.Get("https://" + started["listen"].(string) + "/v1/capabilities"); err == nil {
+		t.Errorf("a DTN at the API: %s, want no connection", r.Status)
+	}
 
 	write(t, conf, dtnConfig+"transfers: many\n")
 	p.signal(syscall.SIGHUP)

@@ -141,7 +141,7 @@ func runDTN(ctx context.Context, conf config.DTN, file string, log *slog.Logger)
 		return err
 	}
 
-	api, err := open.open("listen", conf.Listen)
+	api, err := open.bounded("listen", conf.Listen, log)
 	if err != nil {
 		return err
 	}
@@ -150,7 +150,7 @@ func runDTN(ctx context.Context, conf config.DTN, file string, log *slog.Logger)
 		server.Run,
 		land.run,
 		memory.Run,
-		httpServer(dtn.NewHTTPServer(ctx, server.Handler(), nil, log), tls.NewListener(api, ring.ServerTLS(nil))),
+		httpServer(dtn.NewHTTPServer(ctx, server.Handler(), nil, log), tls.NewListener(api, ring.ServerTLS(dtn.Allow(conf.Site)))),
 		reloading(log, func() error {
 			return reloadDTN(file, conf, log, func(ls mover.Limits) {
 				sent.Set(ls)
@@ -163,7 +163,7 @@ func runDTN(ctx context.Context, conf config.DTN, file string, log *slog.Logger)
 		parts = append(parts, checkGrid(conf.GridFTP, log))
 	}
 	if conf.Metrics != "" {
-		l, err := open.open("metrics", conf.Metrics)
+		l, err := open.bounded("metrics", conf.Metrics, log)
 		if err != nil {
 			return err
 		}

@@ -56,12 +56,23 @@ func toProblem(_ huma.Context, _ string, v any) (any, error) {
 	return p, nil
 }
 
-// authorise lets only this site's agent and operators through to h.
+// Allow lets only the agent and operators of the site use its DTN: for pki.Keyring.ServerTLS,
+// so that others hold no connection.
+func Allow(site string) func(pki.Identity) error {
+	return func(id pki.Identity) error {
+		if id.Site != site || id.Role != pki.Agent && id.Role != pki.Operator {
+			return fmt.Errorf("the %v may not use the DTN of site %s; its agent and operators may", id, site)
+		}
+		return nil
+	}
+}
+
+// authorise lets only those through to h whom Allow lets in.
 func authorise(site string, identify func(*http.Request) (pki.Identity, error), h http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		id, err := identify(r)
-		if err == nil && (id.Site != site || id.Role != pki.Agent && id.Role != pki.Operator) {
-			err = fmt.Errorf("the %v may not use the DTN of site %s; its agent and operators may", id, site)
+		if err == nil {
+			err = Allow(site)(id)
 		}
 		if err != nil {
 			p := problem(http.StatusForbidden, mover.CodeAuth, err.Error())

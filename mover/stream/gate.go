@@ -1,6 +1,7 @@
 package stream
 
 import (
+	"log/slog"
 	"net"
 	"net/netip"
 	"sync"
@@ -53,4 +54,43 @@ func origin(a net.Addr) netip.Prefix {
 	}
 	place, _ := ip.Prefix(bits) // bits are never too many
 	return place
+}
+
+// Bounded returns l with at most all of its connections open at once, and each of those from
+// one place. What comes beyond is closed, and log is told.
+func Bounded(l net.Listener, all, each int, log *slog.Logger) net.Listener {
+	return &bounded{l, gate[netip.Prefix]{all: all, each: each}, log}
+}
+
+type bounded struct {
+	net.Listener
+	gate gate[netip.Prefix]
+	log  *slog.Logger
+}
+
+// Accept implements net.Listener.
+func (b *bounded) Accept() (net.Conn, error) {
+	for {
+		c, err := b.Listener.Accept()
+		if err != nil {
+			return nil, err
+		}
+		place := origin(c.RemoteAddr())
+		if b.gate.enter(place) {
+			return &inside{c, sync.OnceFunc(func() { b.gate.leave(place) })}, nil
+		}
+		b.log.Warn("too many connections", "listen", b.Addr().String(), "peer", c.RemoteAddr().String(), "limit", b.gate.all, "from_one_place", b.gate.each)
+		_ = c.Close()
+	}
+}
+
+// inside is a connection that leaves its gate when it is closed.
+type inside struct {
+	net.Conn
+	leave func()
+}
+
+func (c *inside) Close() error {
+	defer c.leave()
+	return c.Conn.Close()
 }
