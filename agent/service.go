@@ -22,10 +22,18 @@ type Match struct {
 	MaxSize    int64             `json:"max_size,omitempty" doc:"bytes; 0: no limit"`
 }
 
+// CompileName compiles an expression of Match.Names, for the whole name.
+func CompileName(expr string) (*regexp.Regexp, error) {
+	if _, err := regexp.Compile(expr); err != nil { // such as a)|(b, which the brackets would mend
+		return nil, err
+	}
+	return regexp.Compile(`^(?:` + expr + `)$`)
+}
+
 // Validate reports an expression that does not compile.
 func (m Match) Validate() error {
 	for _, n := range m.Names {
-		if _, err := regexp.Compile(n); err != nil {
+		if _, err := CompileName(n); err != nil {
 			return fmt.Errorf("name %q: %w", n, err)
 		}
 	}

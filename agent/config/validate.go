@@ -5,12 +5,12 @@ import (
 	"fmt"
 	"net"
 	"net/url"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
 
+	"github.com/glance-dtn/glance-dtn/agent"
 	"github.com/glance-dtn/glance-dtn/glance"
 	"github.com/glance-dtn/glance-dtn/internal/pki"
 	"github.com/glance-dtn/glance-dtn/mover"
@@ -386,7 +386,7 @@ func (f *faults) peers(key string, to []string, peers []Peer) {
 
 func (m Match) validate(at string, f *faults) {
 	for i, n := range m.Names {
-		if _, err := regexp.Compile(n); err != nil {
+		if _, err := agent.CompileName(n); err != nil {
 			f.add(fmt.Sprintf("%snames[%d]", at, i), "%w", err)
 		}
 	}
