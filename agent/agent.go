@@ -40,7 +40,7 @@ type Options struct {
 type PeerSite struct {
 	Name    string
 	Peer    Peer
-	Jobs    int  // jobs to this site at once, over all agents of this site
+	Jobs    int  // jobs of one priority to this site at once, over all agents of this site
 	MayPull bool // the site may ask for any image of ours
 
 	Via    mover.Relay   // what files to this site go through; the zero Relay: nothing
@@ -64,7 +64,7 @@ const (
 type Settings struct {
 	Peers       []PeerSite
 	Rules       []Rule
-	DeliverJobs int    // deliveries into this site's Glance at once
+	DeliverJobs int    // deliveries into this site's Glance at once, of one site's images of one priority
 	OnDeletedID string // OnDeletedPark or OnDeletedNewID
 	Owner       string // OwnerAgent or OwnerSource
 	PCP         mover.PCP

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"errors"
+	"fmt"
 	"slices"
 	"testing"
 	"testing/synctest"
@@ -65,7 +66,8 @@ func TestAJobHasThePriorityOfItsRuleOrOfWhoPushes(t *testing.T) {
 	})
 }
 
-// TestHigherJobsAreStartedFirst has two places, and jobs that wait for them.
+// TestHigherJobsAreStartedFirst has two places of each priority, and jobs that wait for
+// those of the lowest.
 func TestHigherJobsAreStartedFirst(t *testing.T) {
 	run(t, func(t *testing.T, w *world) {
 		w.locked(func() { w.a.waits = "noon" })
@@ -88,7 +90,7 @@ func TestHigherJobsAreStartedFirst(t *testing.T) {
 		}
 		w.locked(func() { w.a.waits = "" })
 		var order []time.Time
-		for _, i := range []int{0, 4, 3, 2} {
+		for _, i := range []int{0, 3, 4, 2} {
 			j := w.a.await(ids[i], Verified)
 			at := slices.IndexFunc(j.History, func(c Change) bool { return c.State == Offered })
 			order = append(order, j.History[at].At)
@@ -96,6 +98,37 @@ func TestHigherJobsAreStartedFirst(t *testing.T) {
 		if !slices.IsSortedFunc(order, time.Time.Compare) {
 			t.Errorf("the jobs were offered at %v", order)
 		}
+	})
+}
+
+// TestAHigherJobPassesLowerOnes that have the places at both sites: their files have been
+// moved, and are uploaded.
+func TestAHigherJobPassesLowerOnes(t *testing.T) {
+	run(t, func(t *testing.T, w *world) {
+		w.locked(func() { w.b.store = time.Second })
+		push := func(name string, size int, p mover.Priority) JobID {
+			t.Helper()
+			w.a.upload(name, bytesOf(size))
+			jobs, err := w.a.agent().Push(t.Context(), name, []string{"B"}, p)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return jobs[0].ID
+		}
+		var low []JobID
+		for i := range 3 {
+			low = append(low, push(fmt.Sprint("low", i), 3_000_000+i, mover.PriorityLow))
+			time.Sleep(10 * time.Second)
+		}
+		w.a.await(low[1], Moved)
+		high := push("high", 30_000, mover.PriorityHigh)
+		w.a.await(high, Verified)
+		for i, want := range []State{Moved, Moved, Pending} {
+			if j := w.a.await(low[i], Pending, Offered, Staged, Moved, Delivered, Verified); j.State != want {
+				t.Errorf("then low job %d is %s, want %s", i, j.State, want)
+			}
+		}
+		w.a.await(low[2], Verified)
 	})
 }
 

@@ -46,17 +46,22 @@ func (a *Agent) pipeline(j Job) Step {
 }
 
 // slot returns which of the site's places a job takes in its state, and how many of
-// those there are.
+// those there are. Each priority has its own: a job keeps its place while its transfer
+// waits for one of a higher priority, whose job needs a place to submit it.
 func (a *Agent) slot(j Job) (name string, limit int) {
-	s := a.settings.Load()
 	switch {
 	case j.State == Cancelling, j.State == Expected:
 		return "light", 10000
 	case j.Kind == Receive: // by peer, so that one whose path is slow does not hold up the others
-		return "deliver/" + j.Peer, max(1, s.DeliverJobs)
+		name, limit = "deliver/"+j.Peer, a.settings.Load().DeliverJobs
+	default:
+		p, _ := a.peer(j.Peer)
+		name, limit = "send/"+j.Peer, p.Jobs
 	}
-	p, _ := a.peer(j.Peer)
-	return "send/" + j.Peer, max(1, p.Jobs)
+	if j.Priority.Rank() != 0 {
+		name = string(j.Priority) + "/" + name
+	}
+	return name, max(1, limit)
 }
 
 // errReplaced ends a step whose job was changed by somebody else.

@@ -161,7 +161,7 @@ type Peer struct {
 	// Callback keeps connections to its agent, over which that one asks this one: for a site
 	// that the other cannot connect to. There this site's url is callback. The default is false.
 	Callback bool `mapstructure:"callback"`
-	// Jobs is how many images are sent to it at once, 1 to 64. The default is 2.
+	// Jobs is how many images of one priority are sent to it at once, 1 to 64. The default is 2.
 	Jobs int `mapstructure:"jobs"`
 	// MayPull allows the site to ask for any image of this one. The default is false.
 	MayPull bool `mapstructure:"may_pull"`
@@ -247,7 +247,8 @@ type Watch struct {
 
 // Deliver is how arrived images are put into Glance.
 type Deliver struct {
-	// Jobs is how many images are uploaded to Glance at once, 1 to 64. The default is 2.
+	// Jobs is how many images of one site and priority are uploaded to Glance at once, 1 to
+	// 64. The default is 2.
 	Jobs int `mapstructure:"jobs"`
 	// OnDeletedID is what to do with an image whose id was deleted here, which Glance
 	// never gives again: park the job until a person decides, or new-id: deliver it
