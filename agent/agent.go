@@ -82,6 +82,8 @@ const (
 	pollMax     = 2 * time.Second        // of what may take long to begin
 	pollBusy    = 300 * time.Millisecond // of a leg that is running
 	pollSafe    = 5 * time.Second        // of an arrival whose changes are announced
+	fullAgain   = 2 * time.Second        // a slot that other agents have filled is asked for again
+	claimLasts  = 15 * time.Second       // so long a claim outlives its agent: after it a job that another one has is asked for again
 	tidyAfter   = time.Second            // a verified job's copies are removed: freeing a large file keeps a disk busy
 	ticketLife  = time.Hour              // a session must open within
 	lostAfter   = 30 * time.Second       // an arrival that the peer does not see is sent anew

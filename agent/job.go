@@ -9,6 +9,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
+	"fmt"
 	"iter"
 	"slices"
 	"time"
@@ -215,7 +216,8 @@ var (
 	ErrNoJob  = errors.New("no such job")
 	ErrStale  = errors.New("the job was changed meanwhile")
 	ErrLost   = errors.New("the claim on the job was lost")
-	ErrBusy   = errors.New("claimed by another worker, or its site has no free slot")
+	ErrBusy   = errors.New("the job cannot be claimed now")
+	ErrFull   = fmt.Errorf("all places of its slot are taken: %w", ErrBusy)
 )
 
 // Store keeps jobs. A nil error from a call that changes something means that the
@@ -240,10 +242,11 @@ type Store interface {
 	// misses nothing. A slow reader may miss progress and intermediate states, never
 	// the latest state of a job; it may see one twice.
 	Watch(ctx context.Context) iter.Seq2[Event, error]
-	// Claim takes the job and one of its slot's places for this worker, or
-	// returns ErrBusy. Slot is a name such as "send/B"; limit is how many claims of
-	// that slot may exist at once over all agents. The claim ends by Release or,
-	// when this process dies, by itself within seconds.
+	// Claim takes the job and one of its slot's places for this worker, or returns
+	// ErrBusy: another worker has the job, or, if it is ErrFull, the slot has no place.
+	// Slot is a name such as "send/B"; limit is how many claims of that slot may exist
+	// at once over all agents. The claim ends by Release or, when this process dies, by
+	// itself within seconds.
 	Claim(ctx context.Context, j Job, slot string, limit int) (Claim, error)
 }
 

@@ -71,9 +71,10 @@ var errReplaced = errors.New("the job was changed")
 type workers struct {
 	jobs    map[JobID]Job // not final
 	running map[JobID]*running
-	used    map[string]int      // places taken by this agent, by slot
-	held    map[JobID]time.Time // claimed elsewhere: not before
-	wanted  map[JobID]bool      // RunJobs: end when all of these are final; nil: never
+	used    map[string]int       // places taken by this agent, by slot
+	full    map[string]time.Time // slots whose places other agents have: not before
+	held    map[JobID]time.Time  // claimed elsewhere: not before
+	wanted  map[JobID]bool       // RunJobs: end when all of these are final; nil: never
 }
 
 type running struct {
@@ -83,14 +84,20 @@ type running struct {
 	cancel   context.CancelCauseFunc
 }
 
+// worked tells that work on a job has ended, and the error of its claim.
+type worked struct {
+	id  JobID
+	err error
+}
+
 // runWorkers works on every due job of the Store until ctx ends, or, when ids are
 // given, on these until all are final.
 func (a *Agent) runWorkers(ctx context.Context, ids []JobID) error {
 	ctx, stop := context.WithCancel(ctx)
 	events := make(chan Event)
 	failed := make(chan error, 1)
-	done := make(chan JobID)
-	w := &workers{jobs: map[JobID]Job{}, running: map[JobID]*running{}, used: map[string]int{}, held: map[JobID]time.Time{}}
+	done := make(chan worked)
+	w := &workers{jobs: map[JobID]Job{}, running: map[JobID]*running{}, used: map[string]int{}, full: map[string]time.Time{}, held: map[JobID]time.Time{}}
 	if ids != nil {
 		w.wanted = map[JobID]bool{}
 		for _, id := range ids {
@@ -106,7 +113,7 @@ func (a *Agent) runWorkers(ctx context.Context, ids []JobID) error {
 		defer a.tidying.Wait()
 		defer watching.Wait()
 		for len(w.running) > 0 {
-			delete(w.running, <-done)
+			delete(w.running, (<-done).id)
 		}
 		<-failed
 	}()
@@ -129,9 +136,8 @@ func (a *Agent) runWorkers(ctx context.Context, ids []JobID) error {
 			return err
 		case e := <-events:
 			a.note(ctx, w, e)
-		case id := <-done:
-			w.used[w.running[id].slot]--
-			delete(w.running, id)
+		case e := <-done:
+			w.end(e)
 		case <-a.gate.changed:
 		case <-timer.C:
 		}
@@ -225,8 +231,25 @@ func (a *Agent) note(ctx context.Context, w *workers, e Event) {
 	}
 }
 
+// end gives the job's place back. What another agent has is not asked for again and again:
+// every change of a job comes as an event, only a claim ends without one.
+func (w *workers) end(e worked) {
+	slot := w.running[e.id].slot
+	w.used[slot]--
+	delete(w.running, e.id)
+	switch now := time.Now(); {
+	case errors.Is(e.err, ErrFull): // the slot rests, not this one of its jobs
+		w.full[slot] = now.Add(fullAgain)
+		delete(w.held, e.id)
+	case errors.Is(e.err, ErrBusy):
+		w.held[e.id] = now.Add(claimLasts + rand.N(claimLasts/3))
+	default:
+		delete(w.full, slot)
+	}
+}
+
 // start starts what is due and has a place, the higher priority and then the oldest first, and returns how long until the next is due.
-func (a *Agent) start(ctx context.Context, w *workers, done chan<- JobID) time.Duration {
+func (a *Agent) start(ctx context.Context, w *workers, done chan<- worked) time.Duration {
 	now, next := time.Now(), time.Hour
 	due := make([]Job, 0, len(w.jobs))
 	for _, j := range w.jobs {
@@ -256,6 +279,10 @@ func (a *Agent) start(ctx context.Context, w *workers, done chan<- JobID) time.D
 		if w.used[slot] >= limit {
 			continue
 		}
+		if at := w.full[slot]; at.After(now) {
+			next = min(next, at.Sub(now))
+			continue
+		}
 		w.used[slot]++
 		// Whatever happens, this job is not tried again at once with what is known of it now.
 		w.held[j.ID] = now.Add(2 * time.Second)
@@ -263,34 +290,35 @@ func (a *Agent) start(ctx context.Context, w *workers, done chan<- JobID) time.D
 		jobCtx, cancel := context.WithCancelCause(ctx)
 		w.running[j.ID] = &running{slot: slot, state: j.State, priority: j.Priority, cancel: cancel}
 		go func() {
-			defer func() { cancel(nil); done <- j.ID }()
-			a.work(jobCtx, j, slot, limit)
+			err := a.work(jobCtx, j, slot, limit)
+			cancel(nil)
+			done <- worked{j.ID, err}
 		}()
 	}
 	return next
 }
 
 // work claims one job and does its steps until it is final, has to wait, or needs a
-// place of another slot.
-func (a *Agent) work(ctx context.Context, j Job, slot string, limit int) {
+// place of another slot. It returns why the job could not be claimed.
+func (a *Agent) work(ctx context.Context, j Job, slot string, limit int) error {
 	claim, err := a.Store.Claim(ctx, j, slot, limit)
 	if err != nil {
 		if !errors.Is(err, ErrBusy) && !errors.Is(err, ErrStale) && ctx.Err() == nil {
 			a.Log.Warn("job not claimed", "job", j.ID, "err", err)
 		}
-		return
+		return err
 	}
 	defer claim.Release()
 	if j.Paused && a.gate.closed(j.box()) == nil {
 		j = resumed(j)
 		if j, err = claim.Update(ctx, j); err != nil {
-			return
+			return nil
 		}
 	}
 	for {
 		next, err := a.try(claim, j)
 		if err != nil && claim.Context().Err() != nil {
-			return // lost, replaced or shut down: the store tells what is next
+			return nil // lost, replaced or shut down: the store tells what is next
 		}
 		next = a.settle(j, next, err)
 		// A leg that is done is recorded even while shutting down.
@@ -301,13 +329,13 @@ func (a *Agent) work(ctx context.Context, j Job, slot string, limit int) {
 			if !errors.Is(uerr, ErrStale) && !errors.Is(uerr, ErrLost) {
 				a.Log.Warn("job not recorded; its step will be repeated", "job", j.ID, "state", next.State, "err", uerr)
 			}
-			return
+			return nil
 		}
 		a.logChange(j, stored)
 		j = stored
 		newSlot, _ := a.slot(j)
 		if j.State.Final() || !j.NotBefore.IsZero() || newSlot != slot || ctx.Err() != nil {
-			return
+			return nil
 		}
 	}
 }

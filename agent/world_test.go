@@ -1130,8 +1130,10 @@ func (s storeOf) Claim(ctx context.Context, j Job, slot string, limit int) (Clai
 			}
 		}
 		switch {
-		case s.claims[j.ID] != nil || n >= limit:
+		case s.claims[j.ID] != nil:
 			err = ErrBusy
+		case n >= limit:
+			err = ErrFull
 		case s.jobs[j.ID].Rev != j.Rev:
 			err = ErrStale
 		default:

@@ -21,7 +21,7 @@ import (
 const progressEvery = time.Second
 
 // Claim takes the job and a place in the slot in one transaction. It returns
-// agent.ErrBusy when another worker has the job or the slot is full,
+// agent.ErrBusy when another worker has the job, agent.ErrFull when the slot is full,
 // agent.ErrStale when j.Rev is not the stored one, and agent.ErrNoJob.
 func (s *Store) Claim(ctx context.Context, j agent.Job, slot string, limit int) (agent.Claim, error) {
 	c, err := s.take(ctx, j, slot, limit)
@@ -54,31 +54,31 @@ func (s *Store) take(ctx context.Context, j agent.Job, slot string, limit int) (
 
 // vacancy returns the key of a free place in the slot, or why j cannot be claimed now.
 func (s *Store) vacancy(ctx context.Context, j agent.Job, slot string, limit int) (string, error) {
-	r, err := s.txn(ctx, nil, []clientv3.Op{
-		clientv3.OpGet(s.job(j.ID), clientv3.WithKeysOnly()),
-		clientv3.OpGet(s.claim(j.ID), clientv3.WithKeysOnly()),
-		clientv3.OpGet(s.slot(slot), clientv3.WithPrefix(), clientv3.WithKeysOnly()),
-	}, nil)
+	r, err := s.txn(ctx, // a slot has many keys: it is read only for a job that is free
+		[]clientv3.Cmp{clientv3.Compare(clientv3.CreateRevision(s.job(j.ID)), ">", 0), s.unchanged(j), absent(s.claim(j.ID))},
+		[]clientv3.Op{clientv3.OpGet(s.slot(slot), clientv3.WithPrefix(), clientv3.WithKeysOnly())},
+		[]clientv3.Op{clientv3.OpGet(s.job(j.ID), clientv3.WithKeysOnly())})
 	if err != nil {
 		return "", err
 	}
-	job, claims := r.Responses[0].GetResponseRange().Kvs, r.Responses[1].GetResponseRange().Kvs
+	found := r.Responses[0].GetResponseRange().Kvs
 	switch {
-	case len(job) == 0:
+	case r.Succeeded:
+	case len(found) == 0:
 		return "", agent.ErrNoJob
-	case job[0].ModRevision != j.Rev:
+	case found[0].ModRevision != j.Rev:
 		return "", agent.ErrStale
-	case len(claims) > 0:
+	default:
 		return "", agent.ErrBusy
 	}
 	taken := map[int]bool{}
-	for _, kv := range r.Responses[2].GetResponseRange().Kvs {
+	for _, kv := range found {
 		if n, err := strconv.Atoi(strings.TrimPrefix(string(kv.Key), s.slot(slot))); err == nil {
 			taken[n] = true
 		}
 	}
 	if len(taken) >= limit { // places beyond the limit count too: it may have been higher
-		return "", agent.ErrBusy
+		return "", agent.ErrFull
 	}
 	n := 0
 	for taken[n] {

@@ -47,7 +47,7 @@ func TestASlotHoldsItsLimitOverAllAgents(t *testing.T) {
 		}
 		other := create(t, agents[0], each)
 		_, err := agents[0].Claim(t.Context(), other, "send/B", limit-1)
-		wantErr(t, "claim after the limit was lowered", err, agent.ErrBusy)
+		wantErr(t, "claim after the limit was lowered", err, agent.ErrFull)
 		c, err := agents[0].Claim(t.Context(), other, "send/C", 1)
 		if err != nil {
 			t.Fatalf("claim in another slot: %v", err)
@@ -73,6 +73,10 @@ func TestAClaimFencesItsUpdates(t *testing.T) {
 		c := claimJob(t, s, j)
 		_, err = person.Claim(ctx, j, "send/B", 100)
 		wantErr(t, "claim a claimed job", err, agent.ErrBusy)
+		_, err = person.Claim(ctx, j, "send/B", 1)
+		if errors.Is(err, agent.ErrFull) {
+			t.Errorf("claim a claimed job whose slot is full: %v", err)
+		}
 
 		if j, err = c.Update(ctx, j.Enter(agent.Offered, oclock, "")); err != nil {
 			t.Fatal(err)
