@@ -217,6 +217,7 @@ var (
 	ErrStale  = errors.New("the job was changed meanwhile")
 	ErrLost   = errors.New("the claim on the job was lost")
 	ErrBusy   = errors.New("the job cannot be claimed now")
+	ErrRecord = errors.New("the job's record cannot be read")
 	ErrFull   = fmt.Errorf("all places of its slot are taken: %w", ErrBusy)
 )
 
@@ -225,7 +226,7 @@ var (
 type Store interface {
 	// Create stores a new job; ErrExists when its id is taken.
 	Create(ctx context.Context, j Job) error
-	// Get returns a job with its Rev; ErrNoJob.
+	// Get returns a job with its Rev; ErrNoJob, ErrRecord.
 	Get(ctx context.Context, id JobID) (Job, error)
 	// All yields every job with its Rev, in order of creation. A record that cannot
 	// be read is yielded as an error with a Job that has only its ID, and the

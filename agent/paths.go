@@ -50,15 +50,15 @@ func (a *Agent) Paths(ctx context.Context) ([]SitePath, error) {
 		return nil, err
 	}
 	sites := map[string][]string{} // by address
-	for j, err := range a.Store.All(ctx) {
-		if err != nil {
-			return nil, err
-		}
+	if err := a.eachJob(ctx, func(j Job) error {
 		p, err := a.peer(j.Peer)
 		address := cmp.Or(j.Route.Relay.Address, p.Via.Address, j.Offer.Address)
 		if err == nil && address != "" && j.Kind == Send && !slices.Contains(sites[address], j.Peer) {
 			sites[address] = append(sites[address], j.Peer)
 		}
+		return nil
+	}); err != nil {
+		return nil, err
 	}
 	all := make([]SitePath, len(seen))
 	for i, p := range seen {

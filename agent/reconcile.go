@@ -189,7 +189,7 @@ func (a *Agent) waitFor(img glance.Image) {
 
 // ensure returns the Send job for the image and site, making it where it is missing.
 // reopen, at a person's wish, begins a finished one anew, and has p, unless it is empty,
-// rule one that is there.
+// rule one that is there. One whose record cannot be read is left alone: the zero Job.
 func (a *Agent) ensure(ctx context.Context, img glance.Image, site string, p mover.Priority, reopen bool) (Job, error) {
 	now := time.Now().UTC()
 	j := Job{Priority: cmp.Or(p, a.priority(img, site)), ID: NewJobID(Send, img.ID, img.Hash, site), Kind: Send, Peer: site, Image: img, Created: now, DeliverAs: img.ID}
@@ -203,6 +203,9 @@ func (a *Agent) ensure(ctx context.Context, img glance.Image, site string, p mov
 		return j, err
 	}
 	old, err := a.Store.Get(ctx, j.ID)
+	if errors.Is(err, ErrRecord) && !reopen {
+		return Job{}, nil
+	}
 	if err != nil || !reopen {
 		return old, err
 	}
@@ -348,7 +351,7 @@ func (a *Agent) sweepRecords(ctx context.Context, local []glance.Image, offered 
 		if id == "" || img.Status != glance.Queued || wanted[img.ID] {
 			continue
 		}
-		if _, err := a.Store.Get(ctx, id); err == nil {
+		if _, err := a.Store.Get(ctx, id); err == nil || errors.Is(err, ErrRecord) {
 			continue
 		} else if !errors.Is(err, ErrNoJob) {
 			return err
@@ -443,11 +446,15 @@ func (a *Agent) sweepInbox(ctx context.Context) error {
 }
 
 // ended reports whether nobody needs a file of the outbox or inbox any more: its job,
-// whose id is its name, is over, or is not known and the file is not new.
+// whose id is its name, is over, or is not known and the file is not new. The file of a
+// job whose record cannot be read is needed.
 func (a *Agent) ended(ctx context.Context, name string, since time.Time) (bool, error) {
 	j, err := a.Store.Get(ctx, JobID(path.Base(name)))
-	if errors.Is(err, ErrNoJob) {
+	switch {
+	case errors.Is(err, ErrNoJob):
 		return time.Since(since) > sweepAge, nil
+	case errors.Is(err, ErrRecord):
+		return false, nil
 	}
 	return j.State == Verified || j.State == Cancelled, err
 }

@@ -30,11 +30,11 @@ func (a *Agent) Transfers(ctx context.Context) ([]Transfer, error) {
 		return nil, err
 	}
 	jobs := map[JobID]Job{}
-	for j, err := range a.Store.All(ctx) {
-		if err != nil {
-			return nil, err
-		}
+	if err := a.eachJob(ctx, func(j Job) error {
 		jobs[j.ID] = j
+		return nil
+	}); err != nil {
+		return nil, err
 	}
 	list := make([]Transfer, len(all))
 	for i, s := range all {

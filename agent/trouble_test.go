@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"maps"
+	"path"
 	"slices"
 	"strings"
 	"testing"
@@ -388,6 +389,46 @@ func TestFilesWithoutAJobAreSwept(t *testing.T) {
 		if len(w.a.outbox)+len(w.b.inbox) > 0 {
 			t.Errorf("left over: outbox %d, inbox %d", len(w.a.outbox), len(w.b.inbox))
 		}
+	})
+}
+
+// TestARecordThatCannotBeReadHoldsUpNothingElse is of a job that a newer agent has written.
+func TestARecordThatCannotBeReadHoldsUpNothingElse(t *testing.T) {
+	run(t, func(t *testing.T, w *world) {
+		data := bytesOf(3_000_000)
+		id := w.a.upload("newer", data)
+		newer := Job{ID: NewJobID(Send, id, sum(data), "B"), Kind: Send}.FileName()
+		w.locked(func() {
+			w.a.newer = map[JobID]bool{JobID(path.Base(newer)): true}
+			w.a.jobs[JobID(path.Base(newer))] = Job{ID: JobID(path.Base(newer))}
+			w.a.outbox[newer] = data
+			for range 10 {
+				w.a.outbox[mover.Outbox+"/"+randomID()] = data
+			}
+		})
+		s := w.a.settings
+		s.Rules = []Rule{{Name: "all", To: []string{"B"}}}
+		if err := w.a.agent().Reload(s); err != nil {
+			t.Fatal(err)
+		}
+		next := w.a.upload("next", bytesOf(900))
+		time.Sleep(time.Minute)
+		w.a.await(NewJobID(Send, next, sum(bytesOf(900)), "B"), Verified)
+		a := w.a.agent()
+		if _, err := a.reconcile(t.Context()); err != nil {
+			t.Errorf("full pass: %v", err)
+		}
+		if all, err := a.Transfers(t.Context()); err != nil || len(all) != 1 || all[0].Image != "next" {
+			t.Errorf("transfers: %+v, %v", all, err)
+		}
+		if all, err := a.Paths(t.Context()); err != nil || len(all) != 1 {
+			t.Errorf("paths: %+v, %v", all, err)
+		}
+		w.locked(func() {
+			if len(w.a.outbox) != 1 || w.a.outbox[newer] == nil {
+				t.Errorf("the outbox has %d files, want that of the job alone", len(w.a.outbox))
+			}
+		})
 	})
 }
 

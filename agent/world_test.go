@@ -78,6 +78,7 @@ type site struct {
 	bars    func(via mover.Relay) (mover.Code, error) // why a transfer by a way fails; nil: none does
 	spent   map[string]bool
 	jobs    map[JobID]Job
+	newer   map[JobID]bool // of these only a newer agent can read the record
 	claims  map[JobID]*claim
 	rev     int64
 	subs    map[chan Event]context.Context
@@ -1017,6 +1018,8 @@ func (s storeOf) Get(_ context.Context, id JobID) (j Job, err error) {
 		var ok bool
 		if j, ok = s.jobs[id]; !ok {
 			err = ErrNoJob
+		} else if s.newer[id] {
+			j, err = Job{}, ErrRecord
 		}
 	})
 	return j, post(err)
@@ -1030,14 +1033,19 @@ func (s storeOf) All(context.Context) iter.Seq2[Job, error] {
 			return
 		}
 		var all []Job
-		s.w.locked(func() { all = slices.Collect(maps.Values(s.jobs)) })
+		var newer map[JobID]bool
+		s.w.locked(func() { all, newer = slices.Collect(maps.Values(s.jobs)), maps.Clone(s.newer) })
 		if err := post(nil); err != nil {
 			yield(Job{}, err)
 			return
 		}
 		slices.SortFunc(all, func(x, y Job) int { return x.Created.Compare(y.Created) })
 		for _, j := range all {
-			if !yield(j, nil) {
+			if newer[j.ID] {
+				if !yield(Job{ID: j.ID}, ErrRecord) {
+					return
+				}
+			} else if !yield(j, nil) {
 				return
 			}
 		}

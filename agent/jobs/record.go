@@ -34,11 +34,12 @@ func encode(j agent.Job) (value, mark string, err error) {
 }
 
 // decode returns the job that value holds, with the revision at which it was
-// stored, and the mark of that write. It fails unless the job's id is id.
+// stored, and the mark of that write. It fails unless the job's id is id; every error is
+// agent.ErrRecord.
 func decode(id agent.JobID, value []byte, rev int64) (j agent.Job, mark string, err error) {
 	defer func() {
 		if err != nil {
-			err = fmt.Errorf("read the record of job %q: %w", id, err)
+			err = fmt.Errorf("%w: job %q: %w", agent.ErrRecord, id, err)
 		}
 	}()
 	var form struct {

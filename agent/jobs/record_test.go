@@ -1,6 +1,7 @@
 package jobs
 
 import (
+	"errors"
 	"reflect"
 	"strings"
 	"testing"
@@ -27,7 +28,7 @@ func TestRecordsThatThisAgentWouldSpoilAreRefused(t *testing.T) {
 		"after top-level value":      good + "{}",
 	} {
 		want, _, _ := strings.Cut(name, ",")
-		if _, _, err := decode(id, []byte(bad), 7); err == nil || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), string(id)) {
+		if _, _, err := decode(id, []byte(bad), 7); !errors.Is(err, agent.ErrRecord) || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), string(id)) {
 			t.Errorf("%s: got error %v", name, err)
 		}
 	}

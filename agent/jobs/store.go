@@ -101,7 +101,8 @@ func (s *Store) Create(ctx context.Context, j agent.Job) error {
 	return nil
 }
 
-// Get returns a job with its Rev: agent.ErrNoJob when there is none.
+// Get returns a job with its Rev: agent.ErrNoJob when there is none, agent.ErrRecord when
+// it is one that this agent cannot read.
 func (s *Store) Get(ctx context.Context, id agent.JobID) (agent.Job, error) {
 	r, err := try(ctx, s, func(ctx context.Context) (*clientv3.GetResponse, error) {
 		return s.etcd.Get(ctx, s.job(id))
