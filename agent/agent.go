@@ -181,6 +181,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	var reconciling sync.WaitGroup
 	reconciling.Go(func() { a.reconcileLoop(ctx) })
+	reconciling.Go(func() { a.followHints(ctx) })
 	reconciling.Go(func() { a.watchInbox(ctx) })
 	defer reconciling.Wait()
 	defer cancel()

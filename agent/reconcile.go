@@ -56,9 +56,38 @@ func (q *hintQueue) take(now time.Time) (due []glance.ImageID, next time.Duratio
 	return due, next
 }
 
-// reconcileLoop makes jobs: at once for hinted images, every Listing for what Glance
-// says has changed, every Reconcile for all images of all sites. It trusts none of
-// its sources to be complete but the last.
+// followHints makes the jobs of hinted images at once, whatever a full pass waits for.
+func (a *Agent) followHints(ctx context.Context) {
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for ctx.Err() == nil {
+		due, next := a.hints.take(time.Now())
+		gone := map[glance.ImageID]bool{}
+		for _, id := range due {
+			there, err := a.look(ctx, id)
+			if err != nil {
+				a.warn(ctx, "hint not followed; the next listing will", err)
+			} else if !there {
+				gone[id] = true
+			}
+		}
+		if len(gone) > 0 { // all at once: it reads every job
+			if err := a.cancelGone(ctx, func(id glance.ImageID) bool { return !gone[id] }); err != nil {
+				a.warn(ctx, "jobs of deleted images not undone; the next full pass will", err)
+			}
+		}
+		timer.Reset(next)
+		select {
+		case <-ctx.Done():
+		case <-a.hints.wake:
+		case <-timer.C:
+		}
+	}
+}
+
+// reconcileLoop makes jobs: every Listing for what Glance says has changed, every
+// Reconcile for all images of all sites. Neither hints nor listings are trusted to be
+// complete: that is a full pass.
 func (a *Agent) reconcileLoop(ctx context.Context) {
 	var newest time.Time // updated_at of the newest image seen: Glance's clock, not ours
 	var nextList, nextFull time.Time
@@ -68,11 +97,12 @@ func (a *Agent) reconcileLoop(ctx context.Context) {
 		s := a.settings.Load()
 		now := time.Now()
 		if !now.Before(nextFull) {
-			nextFull, nextList = now.Add(s.Reconcile), now.Add(s.Listing)
+			nextList = now.Add(s.Listing)
 			at, err := a.reconcile(ctx)
+			nextFull = time.Now().Add(s.Reconcile) // it may have waited for long for a site
 			if newest = later(newest, at); err != nil {
 				a.warn(ctx, "full pass incomplete", err)
-				nextFull = now.Add(min(s.Reconcile, time.Minute))
+				nextFull = time.Now().Add(min(s.Reconcile, time.Minute))
 			}
 		} else if !now.Before(nextList) {
 			nextList = now.Add(s.Listing)
@@ -81,16 +111,9 @@ func (a *Agent) reconcileLoop(ctx context.Context) {
 				a.warn(ctx, "listing of Glance failed", err)
 			}
 		}
-		due, next := a.hints.take(time.Now())
-		for _, id := range due {
-			if err := a.look(ctx, id); err != nil {
-				a.warn(ctx, "hint not followed; the next listing will", err)
-			}
-		}
-		timer.Reset(max(0, min(next, time.Until(nextList), time.Until(nextFull))))
+		timer.Reset(max(0, min(time.Until(nextList), time.Until(nextFull))))
 		select {
 		case <-ctx.Done():
-		case <-a.hints.wake:
 		case <-a.reopened:
 			nextFull = time.Time{}
 		case <-timer.C:
@@ -104,16 +127,17 @@ func (a *Agent) warn(ctx context.Context, msg string, err error) {
 	}
 }
 
-// look asks Glance about one hinted image and makes the jobs it needs.
-func (a *Agent) look(ctx context.Context, id glance.ImageID) error {
+// look asks Glance about one hinted image and makes the jobs it needs. It reports whether
+// there is such an image.
+func (a *Agent) look(ctx context.Context, id glance.ImageID) (bool, error) {
 	img, err := a.Catalog.Image(ctx, id)
 	if errors.Is(err, ErrNoImage) {
-		return a.cancelGone(ctx, func(j glance.ImageID) bool { return j != id })
+		return false, nil
 	}
 	if err != nil {
-		return err
+		return false, err
 	}
-	return a.consider(ctx, img)
+	return true, a.consider(ctx, img)
 }
 
 // listing considers what changed since the time, with some overlap: updated_at is in
@@ -245,41 +269,79 @@ func (a *Agent) reconcile(ctx context.Context) (newest time.Time, err error) {
 	if err != nil {
 		return newest, err
 	}
+	a.setFaults(ctx, local) // now: what is uploaded while sites are asked is not in it
 	byID := index(local)
 	errs := []error{a.cancelGone(ctx, func(id glance.ImageID) bool { _, ok := byID[id]; return ok })}
+	wanted := map[string][]glance.Image{} // by site
 	for _, img := range local {
 		newest = later(newest, img.UpdatedAt)
 		if img.Status != glance.Active {
 			errs = append(errs, a.consider(ctx, img))
 		}
+		if img.Properties[glance.PropJob] != "" {
+			continue
+		}
+		for _, site := range a.destinations(img) {
+			wanted[site] = append(wanted[site], img)
+		}
 	}
+	var peers []PeerSite
 	for _, p := range a.settings.Load().Peers {
-		wanted := slices.DeleteFunc(slices.Clone(local), func(i glance.Image) bool {
-			return i.Properties[glance.PropJob] != "" || !slices.Contains(a.destinations(i), p.Name)
-		})
-		if len(wanted) == 0 {
+		if len(wanted[p.Name]) > 0 {
+			peers = append(peers, p)
+		}
+	}
+	known := map[string]told{} // by site
+	for t := range inquire(ctx, peers) {
+		known[t.site] = t
+		if t.err != nil {
+			errs = append(errs, fmt.Errorf("inventory of site %s: %w", t.site, t.err))
 			continue
 		}
-		remote, err := collect(p.Peer.Inventory(ctx))
-		if err != nil {
-			errs = append(errs, fmt.Errorf("inventory of site %s: %w", p.Name, err))
-			continue
-		}
-		for _, c := range compareImages(wanted, remote, p.Name) {
+		for _, c := range compareImages(wanted[t.site], t.images, t.site) {
 			if c.Relation != Missing && c.Relation != Conflict && !c.half {
 				continue
 			}
-			if _, err := a.ensureMissing(ctx, byID[c.ID], p.Name, c.half); err != nil {
+			if _, err := a.ensureMissing(ctx, byID[c.ID], t.site, c.half); err != nil {
 				errs = append(errs, err)
 			}
 		}
 	}
-	a.setFaults(ctx, local)
-	offered := a.inventories(ctx)
+	offered := a.inventories(ctx, known)
 	errs = append(errs, a.purge(ctx, offered), a.sweepRecords(ctx, local, offered), a.sweepOutbox(ctx), a.sweepInbox(ctx))
 	err = errors.Join(errs...)
 	a.Log.Debug("full pass", "site", a.Site, "images", len(local), "seconds", time.Since(began).Seconds(), "err", err)
 	return newest, err
+}
+
+// told is what a site has told of its images, or why it has not.
+type told struct {
+	site   string
+	images []glance.Image
+	err    error
+}
+
+// inquire asks peers for their images, all at once, and yields what each has told as it
+// comes: one that does not answer holds up no other.
+func inquire(ctx context.Context, peers []PeerSite) iter.Seq[told] {
+	return func(yield func(told) bool) {
+		ctx, cancel := context.WithCancel(ctx)
+		var asking sync.WaitGroup
+		defer asking.Wait()
+		defer cancel()
+		answers := make(chan told, len(peers))
+		for _, p := range peers {
+			asking.Go(func() {
+				images, err := collect(p.Peer.Inventory(ctx))
+				answers <- told{p.Name, images, err}
+			})
+		}
+		for range peers {
+			if !yield(<-answers) {
+				return
+			}
+		}
+	}
 }
 
 // ensureMissing is ensure for an image that a peer does not have, or has half made: a job
@@ -378,29 +440,20 @@ func (a *Agent) sweepRecords(ctx context.Context, local []glance.Image, offered 
 // a site that is no peer any more has none.
 type inventory func(site string, id glance.ImageID) bool
 
-// inventories asks each peer once, when it is first needed.
-func (a *Agent) inventories(ctx context.Context) inventory {
-	type answer struct {
-		ids map[glance.ImageID]bool
-		err error
-	}
-	answers := map[string]answer{}
+// inventories asks each peer that has not told once, when it is first needed.
+func (a *Agent) inventories(ctx context.Context, known map[string]told) inventory {
+	there := map[string]map[glance.ImageID]glance.Image{} // by site
 	return func(site string, id glance.ImageID) bool {
-		told, asked := answers[site]
-		if !asked {
-			if p, err := a.peer(site); err == nil {
-				told.ids = map[glance.ImageID]bool{}
-				for img, err := range p.Peer.Inventory(ctx) {
-					if err != nil {
-						told.err = err
-						break
-					}
-					told.ids[img.ID] = true
-				}
+		if _, ok := there[site]; !ok {
+			t, asked := known[site]
+			if p, err := a.peer(site); err == nil && !asked {
+				t.images, t.err = collect(p.Peer.Inventory(ctx))
+				known[site] = t
 			}
-			answers[site] = told
+			there[site] = index(t.images)
 		}
-		return told.err != nil || told.ids[id]
+		_, has := there[site][id]
+		return has || known[site].err != nil
 	}
 }
 

@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"errors"
+	"iter"
 	"maps"
 	"path"
 	"slices"
@@ -432,6 +433,69 @@ func TestARecordThatCannotBeReadHoldsUpNothingElse(t *testing.T) {
 	})
 }
 
+// unheard is a site that is not heard, which shows after a minute.
+type unheard struct {
+	peerOf
+	asked *int
+}
+
+func (p unheard) Inventory(ctx context.Context) iter.Seq2[glance.Image, error] {
+	return func(yield func(glance.Image, error) bool) {
+		p.w.locked(func() { *p.asked++ })
+		pause(ctx, time.Minute)
+		yield(glance.Image{}, errInjected)
+	}
+}
+
+func (p unheard) Offer(context.Context, Offer) (Grant, error) { return Grant{}, errInjected }
+
+// TestSitesThatAreAwayHoldUpNothingElse: two of three, in a full pass.
+func TestSitesThatAreAwayHoldUpNothingElse(t *testing.T) {
+	run(t, func(t *testing.T, w *world) {
+		time.Sleep(time.Second) // the pass at the start is done
+		asked := 0
+		s := w.a.settings
+		s.Peers = []PeerSite{{Name: "C", Peer: unheard{peerOf{w.a}, &asked}, Jobs: 1}, {Name: "D", Peer: unheard{peerOf{w.a}, new(int)}, Jobs: 1}, s.Peers[0]}
+		s.Rules = []Rule{{Name: "all", To: []string{"B", "C", "D"}}}
+		sent := func(what string, content []byte, within time.Duration) {
+			t.Helper()
+			time.Sleep(within)
+			w.locked(func() {
+				if !slices.ContainsFunc(slices.Collect(maps.Values(w.b.images)), func(r *record) bool { return r.Status == glance.Active && string(r.data) == string(content) }) {
+					t.Errorf("%s: the image is not at B after %v", what, within)
+				}
+			})
+		}
+		w.a.upload("known", bytesOf(1000))
+		queued := w.a.upload("queued", nil)
+		w.locked(func() {
+			r := w.a.images[queued]
+			r.Status, r.UpdatedAt = glance.Queued, time.Now().Add(-2*time.Hour)
+		})
+		if err := w.a.agent().Reload(s); err != nil {
+			t.Fatal(err)
+		}
+		sent("full pass", bytesOf(1000), 10*time.Second)
+		w.a.agent().mu.Lock()
+		if f := w.a.agent().faults; len(f) != 1 || f[0].ID != queued {
+			t.Errorf("faults %+v, want that of image %s", f, queued)
+		}
+		w.a.agent().mu.Unlock()
+
+		w.a.agent().Hint(glance.Hint{ID: w.a.upload("hinted", bytesOf(2000))})
+		sent("hint", bytesOf(2000), 10*time.Second)
+
+		time.Sleep(45 * time.Second) // that pass is over
+		w.a.upload("listed", bytesOf(3000))
+		sent("listing", bytesOf(3000), s.Listing+10*time.Second)
+		w.locked(func() {
+			if asked != 1 {
+				t.Errorf("the site was asked %d times in a pass and half a minute, want once", asked)
+			}
+		})
+	})
+}
+
 func TestPulledJobIsSeenByWhoPulled(t *testing.T) {
 	run(t, func(t *testing.T, w *world) {
 		id := w.a.upload("x", bytesOf(1000))
@@ -548,8 +612,13 @@ func TestASilentPeerIsAskedOnceAPass(t *testing.T) {
 			return live
 		})
 		a := w.b.agent()
-		if err := a.purge(t.Context(), a.inventories(t.Context())); err != nil || asked != 1 {
+		if err := a.purge(t.Context(), a.inventories(t.Context(), map[string]told{})); err != nil || asked != 1 {
 			t.Errorf("the peer was asked %d times, %v", asked, err)
+		}
+		asked = 0
+		known := map[string]told{"A": {site: "A", err: errInjected}}
+		if err := a.purge(t.Context(), a.inventories(t.Context(), known)); err != nil || asked != 0 {
+			t.Errorf("the peer was asked %d times beyond the comparison, %v", asked, err)
 		}
 		w.inject(nil)
 		w.locked(func() {
