@@ -358,10 +358,10 @@ func (a *Agent) ensureMissing(ctx context.Context, img glance.Image, site string
 	return j, err
 }
 
-// cancelGone undoes the Send jobs in flight whose image is not here any more.
+// cancelGone undoes the Send jobs, in flight or parked, whose image is not here any more.
 func (a *Agent) cancelGone(ctx context.Context, here func(glance.ImageID) bool) error {
 	return a.eachJob(ctx, func(j Job) error {
-		if j.Kind != Send || j.State.Final() || j.State == Cancelling || here(j.Image.ID) {
+		if j.Kind != Send || j.State.Final() && j.State != Parked || j.State == Cancelling || here(j.Image.ID) {
 			return nil
 		}
 		if _, err := a.Catalog.Image(ctx, j.Image.ID); !errors.Is(err, ErrNoImage) {

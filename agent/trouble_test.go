@@ -393,6 +393,49 @@ func TestFilesWithoutAJobAreSwept(t *testing.T) {
 	})
 }
 
+// TestParkedJobsAreUndoneWithTheirImages, which were deleted together: the jobs are read once.
+func TestParkedJobsAreUndoneWithTheirImages(t *testing.T) {
+	run(t, func(t *testing.T, w *world) {
+		w.locked(func() { w.b.refuseUpload = failure.Permanently(errors.New("never")) })
+		var images []glance.ImageID
+		var ids []JobID
+		for i := range 3 {
+			images = append(images, w.a.upload("x", bytesOf(50_000+i)))
+			jobs, err := w.a.agent().Push(t.Context(), string(images[i]), []string{"B"}, "")
+			if err != nil {
+				t.Fatal(err)
+			}
+			ids = append(ids, jobs[0].ID)
+			w.a.await(ids[i], Parked)
+		}
+		at := time.Now().Add(time.Second)
+		w.locked(func() {
+			if len(w.a.outbox) != 3 || len(w.b.inbox) != 3 {
+				t.Errorf("parked with %d files in the outbox and %d in the inbox, want 3 and 3", len(w.a.outbox), len(w.b.inbox))
+			}
+			for _, id := range images {
+				w.a.remove(id)
+			}
+			w.a.counts["store.All"] = 0
+		})
+		for _, id := range images {
+			w.a.agent().hints.add(id, at)
+		}
+		for i, id := range ids {
+			w.a.await(id, Cancelled)
+			w.b.await(NewJobID(Receive, images[i], sum(bytesOf(50_000+i)), "A"), Cancelled)
+		}
+		w.locked(func() {
+			if n := w.a.counts["store.All"]; n != 1 {
+				t.Errorf("the jobs were read %d times, want once", n)
+			}
+			if len(w.a.outbox)+len(w.b.inbox) > 0 {
+				t.Errorf("left over: outbox %d, inbox %d", len(w.a.outbox), len(w.b.inbox))
+			}
+		})
+	})
+}
+
 // TestARecordThatCannotBeReadHoldsUpNothingElse is of a job that a newer agent has written.
 func TestARecordThatCannotBeReadHoldsUpNothingElse(t *testing.T) {
 	run(t, func(t *testing.T, w *world) {
