@@ -7,8 +7,8 @@ import (
 	"sync"
 )
 
-// gate bounds connections, in all and from one place, so that whoever holds many open
-// keeps nobody else out.
+// gate bounds what is open, in all and from one place, so that whoever holds many keeps
+// nobody else out.
 type gate[place comparable] struct {
 	all, each int
 

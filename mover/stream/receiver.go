@@ -347,8 +347,8 @@ func (r *Receiver) Serve(ctx context.Context, l net.Listener) error {
 			return fmt.Errorf("accept on %v: %w", l.Addr(), err)
 		}
 		if out := strangers.enter(nc, origin(nc.RemoteAddr())); out != nil {
-			r.log.Warn("too many connections without a certificate", "peer", out.RemoteAddr().String(), "limit", r.opts.Strangers, "from_one_place", r.opts.PerPlace)
 			_ = out.Close()
+			r.log.Warn("too many connections without a certificate", "peer", out.RemoteAddr().String(), "limit", r.opts.Strangers, "from_one_place", r.opts.PerPlace)
 			if out == nc {
 				continue
 			}
@@ -358,7 +358,9 @@ func (r *Receiver) Serve(ctx context.Context, l net.Listener) error {
 			stop := context.AfterFunc(ours, func() { _ = nc.Close() })
 			defer stop()
 			c, err := r.shake(ours, nc)
-			strangers.leave(nc)
+			if !strangers.leave(nc) {
+				return // it was closed, and told of
+			}
 			if err != nil {
 				r.log.Warn("connection refused", "peer", nc.RemoteAddr().String(), "err", err)
 				return

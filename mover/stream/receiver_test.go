@@ -472,13 +472,25 @@ func TestIdleStrangersKeepNobodyOut(t *testing.T) {
 			dial(fmt.Sprintf("192.0.2.%d:4444", 67+i))
 		}
 	}
-	req := r.request(t, r.stage(t, "image", mover.BlockSize))
-	req.PCP.Parallelism = 1
-	from <- "192.0.2.7:5555" // to control the link
-	from <- "192.0.2.7:5556" // a lane
-	if err := r.rig.Engine.Move(t.Context(), req, func(mover.Progress) {}); err != nil {
-		t.Errorf("a move from elsewhere: %v", err)
+	move := func(name string) {
+		t.Helper()
+		req := r.request(t, r.stage(t, name, 16*mover.BlockSize))
+		req.PCP.Parallelism = 8
+		for range 3 + req.PCP.Parallelism { // one to control the link, lanes, and one that came late before
+			from <- "192.0.2.7:5555"
+		}
+		if err := r.rig.Engine.Move(t.Context(), req, func(mover.Progress) {}); err != nil {
+			t.Errorf("a move from elsewhere: %v", err)
+		}
+		for len(from) > 0 { // fewer lanes did
+			<-from
+		}
 	}
+	move("beside a few places")
+	for i := range DefaultStrangers {
+		dial(fmt.Sprintf("198.51.100.%d:4444", i))
+	}
+	move("beside many places")
 }
 
 func TestOriginOfAConnection(t *testing.T) {

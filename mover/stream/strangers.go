@@ -23,35 +23,34 @@ type stranger struct {
 }
 
 // enter lets a connection in, which leaves again, and returns the one that has to go: none
-// where there is room, c itself where there are too many from its place, or else the oldest
-// from the place that has most.
+// where there is room, c itself where there are too many from its place, or else the oldest.
 func (g *strangers) enter(c net.Conn, from netip.Prefix) (out net.Conn) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	count := map[netip.Prefix]int{from: 1}
+	here := 0
 	for _, s := range g.inside {
-		count[s.from]++
+		if s.from == from {
+			here++
+		}
 	}
-	if count[from] > g.each {
+	if here >= g.each {
 		return c
 	}
 	if len(g.inside) >= g.all {
-		most := 0
-		for i, s := range g.inside {
-			if count[s.from] > count[g.inside[most].from] {
-				most = i
-			}
-		}
-		out = g.inside[most].conn
-		g.inside = slices.Delete(g.inside, most, most+1)
+		out = g.inside[0].conn
+		g.inside = slices.Delete(g.inside, 0, 1)
 	}
 	g.inside = append(g.inside, stranger{c, from})
 	return out
 }
 
-// leave takes a connection out, if it still is inside.
-func (g *strangers) leave(c net.Conn) {
+// leave takes a connection out. It returns false when that had to go before.
+func (g *strangers) leave(c net.Conn) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.inside = slices.DeleteFunc(g.inside, func(s stranger) bool { return s.conn == c })
+	i := slices.IndexFunc(g.inside, func(s stranger) bool { return s.conn == c })
+	if i >= 0 {
+		g.inside = slices.Delete(g.inside, i, i+1)
+	}
+	return i >= 0
 }
