@@ -19,7 +19,7 @@ import (
 // crowdedTime is how soon what found too much open is tried again.
 const crowdedTime = 5 * time.Second
 
-var errCrowded = errors.New("as many files arrive as may at once")
+var errCrowded = errors.New("as many files arrive as may at once, in all or of one site")
 
 // crowded returns err, or, where it is that too much is open, that it is to be tried
 // again soon.

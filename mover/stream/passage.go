@@ -121,7 +121,7 @@ func (p *passage) run() {
 	if p.arrival != nil {
 		at = p.arrival.finished(err)
 	}
-	if endErr := p.relay.end(p, err, err == nil || p.drops() || unread || mover.CodeOf(err) == mover.CodeContent); endErr != nil {
+	if endErr := p.relay.end(p, err, err == nil || unread || mover.CodeOf(err) == mover.CodeContent); endErr != nil {
 		log.Warn("what is no more needed of a file on its way cannot be removed", "err", endErr)
 	}
 	if err == nil {
@@ -456,7 +456,7 @@ func (a *arrival) widen(room, step uint32) {
 func (l *incoming) pass(file uint32, o opening) {
 	p, err := l.receiver.relay.admit(l.site, o)
 	if err == nil && int(l.running.Load()) >= 2*l.receiver.opts.linkFiles {
-		err = errCrowded
+		err = fmt.Errorf("files that site %s has closed still end here: %w", l.site, errCrowded)
 	}
 	if !l.admitted(file, err) {
 		return

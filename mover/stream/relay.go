@@ -201,20 +201,35 @@ func (y *relay) begin(p *passage) bool {
 		case <-old.done:
 		case <-p.ctx.Done():
 			if p.drops() {
-				old.abandon(true, errOver)
+				y.giveUp(p.file.Name, old)
 			}
 			return false
 		}
 	}
 }
 
+// giveUp has what there is of a file removed: by old when it ends, or now if it has ended and
+// no other passage has begun.
+func (y *relay) giveUp(name string, old *passage) {
+	y.mu.Lock()
+	defer y.mu.Unlock()
+	switch y.passes[name] {
+	case old:
+		old.abandon(true, errOver)
+	case nil:
+		if err := y.remove(name); err != nil {
+			y.receiver.log.Warn("what is no more needed of a file on its way cannot be removed", "file", name, "err", err)
+		}
+	}
+}
+
 // end takes note that p is over, for the reason why, and removes what came of it if nobody
-// needs that.
+// needs that, p's sender included.
 func (y *relay) end(p *passage, why error, remove bool) error {
 	y.mu.Lock()
 	defer y.mu.Unlock()
 	delete(y.passes, p.file.Name)
-	if !remove {
+	if !remove && !p.drops() {
 		if y.box.lookup(p.file.Name) != nil {
 			y.rests[p.file.Name] = rest{time.Now(), why}
 		} else {

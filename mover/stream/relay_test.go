@@ -660,8 +660,13 @@ func TestAPassageThatIsClosedWaitsForNoOther(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRelayPipeRig(t, mover.StoreForward)
 		r.startRelay(t, "")
+		const name = "inbox/B~A~image"
 		y, before := r.relay.relay, &passage{cancel: func(error) {}, done: make(chan struct{})}
-		y.passes["inbox/B~A~image"] = before
+		before.file = mover.File{Name: name, Size: 2 * mover.BlockSize}
+		if _, err := y.arrival(before); err != nil {
+			t.Fatal(err)
+		}
+		y.passes[name] = before
 		l := newIncoming(t.Context(), r.relay, nil, "a link", "A", mover.Private)
 		if err := l.open(1, r.announced(t, r.stage(t, "image", 2*mover.BlockSize))); err != nil {
 			t.Fatal(err)
@@ -677,10 +682,9 @@ func TestAPassageThatIsClosedWaitsForNoOther(t *testing.T) {
 		if n := l.running.Load(); n != 0 {
 			t.Errorf("%d passages wait for the one before, want none", n)
 		}
-		if !before.drops() {
-			t.Error("what is worthless stays")
+		if err := y.end(before, errOver, false); err != nil || y.box.lookup(name) != nil {
+			t.Errorf("what is worthless stays: %v", err)
 		}
-		delete(y.passes, "inbox/B~A~image")
 		close(before.done)
 		r.stopR()
 		r.stop()
