@@ -451,16 +451,24 @@ func (l *Loan) Close() {
 		return
 	}
 	l.closed = true
-	l.from.mu.Lock()
-	defer l.from.mu.Unlock()
-	for b := range l.files {
-		if b.users--; b.users == 0 {
-			_ = b.file.Close() // it was only read
-			b.file = nil
+	for _, f := range l.from.unused(l) {
+		_ = f.Close() // it was only read; a base that was removed gives its room back here, which may take time
+	}
+}
+
+// unused ends a loan, and returns the files that nobody has open besides.
+func (b *Box) unused(l *Loan) (files []*os.File) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for f := range l.files {
+		if f.users--; f.users == 0 {
+			files = append(files, f.file)
+			f.file = nil
 		}
 	}
-	l.from.lent--
-	l.from.renew()
+	b.lent--
+	b.renew()
+	return files
 }
 
 // Tell takes the next chunks of the file, and calls has with the number of each that bases
