@@ -181,7 +181,7 @@ type answer struct {
 	passed passed // a message of its own
 }
 
-// Bounds of the Wait that a peer tells: neither is it asked without a pause, nor left alone for days.
+// Bounds of the Wait that a peer tells: it is asked with a pause, and the time can be reckoned with.
 const minWait, maxWait = time.Second, time.Hour
 
 // err is the failure that the answer tells of.

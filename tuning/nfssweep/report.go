@@ -189,7 +189,7 @@ func (r Report) Advise(server, client Mode) Advice {
 		a.AsyncGain = gain(sync, async)
 		but := "but"
 		if a.AsyncGain == 0 {
-			but = "which may well be within 5 % of that, and"
+			but = "which is not surely more than 5 % faster, and"
 		}
 		a.Says = append(a.Says, fmt.Sprintf("Writes have %s where the server is async and %s where it is sync, %s %s.", MBs(async.Median), MBs(sync.Median), but, risk))
 	case slices.ContainsFunc(r.Curves, func(c Curve) bool { return c.Server == Async }):
