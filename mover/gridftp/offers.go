@@ -64,7 +64,7 @@ func (b *Inbox) takeOffer(ctx context.Context, work *sync.WaitGroup, name string
 		return err
 	}
 	if a.State == answerOpen && have > 0 {
-		b.begin(ctx, work, survey{b.lookup(name), o.Session})
+		b.begin(ctx, work, survey{b.lookup(name), name, o.Session})
 		return nil
 	}
 	return b.answer(o.Session, a)
@@ -73,6 +73,7 @@ func (b *Inbox) takeOffer(ctx context.Context, work *sync.WaitGroup, name string
 // survey is a look at what lies there of an arrival, for the sender of a session.
 type survey struct {
 	arrival *arrival
+	name    string
 	session string
 }
 
@@ -85,7 +86,7 @@ func (b *Inbox) begin(ctx context.Context, work *sync.WaitGroup, s survey) {
 	}
 	b.surveys[s] = true
 	work.Go(func() {
-		b.survey(ctx, s.arrival, s.session)
+		b.survey(ctx, s)
 		b.mu.Lock()
 		defer b.mu.Unlock()
 		delete(b.surveys, s)
@@ -93,21 +94,21 @@ func (b *Inbox) begin(ctx context.Context, work *sync.WaitGroup, s survey) {
 }
 
 // survey tells a sender what lies there of an arrival. What cannot be read comes again.
-func (b *Inbox) survey(ctx context.Context, a *arrival, session string) {
-	sums, _, err := b.read(ctx, a, session, partName(a.File.Name), nil)
+func (b *Inbox) survey(ctx context.Context, s survey) {
+	sums, _, err := b.read(ctx, s.arrival, s.session, partName(s.name), nil)
 	if ctx.Err() != nil {
 		return
 	}
 	if err != nil {
-		b.log.Warn("what came of a file cannot be read; it comes again", "file", a.File.Name, "err", err)
+		b.log.Warn("what came of a file cannot be read; it comes again", "file", s.name, "err", err)
 	}
 	b.admin.Lock()
 	defer b.admin.Unlock()
-	if b.isGone(a, session) {
+	if b.isGone(s.arrival, s.session) {
 		return
 	}
-	if err := b.answer(session, answer{State: answerOpen, Sums: sums}); err != nil {
-		b.log.Error("a sender cannot be answered", "file", a.File.Name, "err", err)
+	if err := b.answer(s.session, answer{State: answerOpen, Sums: sums}); err != nil {
+		b.log.Error("a sender cannot be answered", "file", s.name, "err", err)
 	}
 }
 
@@ -162,7 +163,7 @@ func (b *Inbox) admit(name string, o offer) (have int64, done bool, err error) {
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	a.record = r
+	a.Session = r.Session // alone: the rest is read without mu
 	b.arrivals[name] = a
 	b.tell()
 	return have, false, nil
