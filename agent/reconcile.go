@@ -256,6 +256,9 @@ func (a *Agent) priority(img glance.Image, site string) (p mover.Priority) {
 
 // reopen begins a final Send job anew, with a new transfer key.
 func (a *Agent) reopen(ctx context.Context, j Job) (Job, error) {
+	if j.State == Verified {
+		j.Offer = Grant{} // nothing of that is to be undone
+	}
 	j = again(j, Pending, "begun anew")
 	j.Attempts, j.Mismatch, j.Stopped = 0, 0, false
 	return a.Store.Update(ctx, j)

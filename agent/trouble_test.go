@@ -695,6 +695,35 @@ func TestQuotaCountsNoRecordTwice(t *testing.T) {
 	})
 }
 
+// TestACancelOfAnImageThatWasLostThereHolds: site B has no room for it the second time, and
+// knows that its own job has brought it once.
+func TestACancelOfAnImageThatWasLostThereHolds(t *testing.T) {
+	run(t, func(t *testing.T, w *world) {
+		id := w.a.upload("x", bytesOf(50_000))
+		w.a.settings.Rules = []Rule{{Name: "all", To: []string{"B"}}}
+		if err := w.a.agent().Reload(w.a.settings); err != nil {
+			t.Fatal(err)
+		}
+		job := NewJobID(Send, id, sum(bytesOf(50_000)), "B")
+		w.a.await(job, Verified)
+		w.locked(func() {
+			w.b.remove(id)
+			w.b.refuseRoom = ErrQuota
+		})
+		w.a.await(job, Pending)
+		time.Sleep(time.Minute)
+		if _, err := w.a.agent().Cancel(t.Context(), job); err != nil {
+			t.Fatal(err)
+		}
+		for range 2 {
+			if j := w.a.await(job, Cancelled, Verified); j.State != Cancelled || !j.Stopped {
+				t.Fatalf("it is %s, stopped %v: %+v", j.State, j.Stopped, j.History)
+			}
+			time.Sleep(time.Hour) // full passes
+		}
+	})
+}
+
 // TestACancelByAPersonHolds: the sender had cancelled it first, and offers it anew later.
 func TestACancelByAPersonHolds(t *testing.T) {
 	run(t, func(t *testing.T, w *world) {
