@@ -70,6 +70,27 @@ func TestAHalfMadeImageIsSentAgain(t *testing.T) {
 	}
 }
 
+// TestAHalfMadeImageIsNotSentOn has site A get an image that another site sends it, and that is
+// active and hidden for as long.
+func TestAHalfMadeImageIsNotSentOn(t *testing.T) {
+	run(t, func(t *testing.T, w *world) {
+		id := w.a.upload("x", bytesOf(1000))
+		w.locked(func() {
+			w.a.images[id].Hidden = true
+			w.a.images[id].Properties = map[string]string{glance.PropJob: randomID()}
+		})
+		all, err := w.a.agent().Replicate(t.Context(), Match{}, []string{"B"}, "", false)
+		if err != nil || len(all) != 1 || all[0].Planned || all[0].Relation != Unready || all[0].Detail != "here: half made" {
+			t.Errorf("replicated: %+v, %v", all, err)
+		}
+		for _, image := range []string{"x", string(id)} {
+			if jobs, err := w.a.agent().Push(t.Context(), image, []string{"B"}, ""); !errors.Is(err, ErrBadState) {
+				t.Errorf("pushed as %s: %+v, %v", image, jobs, err)
+			}
+		}
+	})
+}
+
 // TestAnUploadThatBrokeOffHasItsOwnTime interrupts the uploads of a file that comes slowly,
 // each when it has run for longer than an image may be stuck: its id is not given up for that.
 func TestAnUploadThatBrokeOffHasItsOwnTime(t *testing.T) {

@@ -16,8 +16,8 @@ import (
 // Push makes, or begins anew, the jobs that send an image, named by its id or by its
 // unique name, to sites. One that is verified stays so where its site says that it has the
 // image. An empty priority is that of the rule which sends it there, or normal; another one
-// rules the job from now on, and its transfer with it. ErrNoImage, ErrAmbiguous, ErrNoPeer,
-// ErrBadState.
+// rules the job from now on, and its transfer with it. ErrNoImage, ErrAmbiguous, ErrNoPeer;
+// ErrBadState for one that is not active, or half made.
 func (a *Agent) Push(ctx context.Context, image string, to []string, p mover.Priority) ([]Job, error) {
 	if err := p.Validate(); err != nil {
 		return nil, err
@@ -36,6 +36,9 @@ func (a *Agent) Push(ctx context.Context, image string, to []string, p mover.Pri
 	}
 	if img.Status != glance.Active {
 		return nil, fmt.Errorf("image %s is %s at site %s; only an active image can be sent: %w", img.Label(), img.Status, a.Site, ErrBadState)
+	}
+	if img.Properties[glance.PropJob] != "" {
+		return nil, fmt.Errorf("image %s is half made at site %s; it can be sent on once its delivery there is done: %w", img.Label(), a.Site, ErrBadState)
 	}
 	jobs, done, errs := make([]Job, len(to)), make([]bool, len(to)), make([]error, len(to))
 	var wg sync.WaitGroup

@@ -576,6 +576,8 @@ func compareImages(local, remote []glance.Image, peer string) []Comparison {
 		}
 		diff := l.MetadataDiff(r)
 		switch {
+		case l.Properties[glance.PropJob] != "":
+			c.Relation, c.Detail = Unready, "here: half made"
 		case l.Status != glance.Active:
 			c.Relation, c.Detail = Unready, "here: "+string(l.Status)
 		case !ok:
