@@ -634,7 +634,7 @@ func (a *Agent) Delivery(ctx context.Context, from string, id JobID) (Delivery, 
 	j = a.told(j)
 	d := Delivery{ID: j.ID, State: j.State, Reason: j.Reason, ImageID: j.DeliverAs, Waited: j.Waited}
 	if j.State == Cancelling {
-		d.Reason = j.cancelReason()
+		d.Reason = joined(j.cancelReason(), j.Reason)
 	}
 	for _, leg := range j.Legs() {
 		if leg.State == Delivered {
