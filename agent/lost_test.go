@@ -145,6 +145,10 @@ func TestAnUploadThatEndsBesideItsCancelIsFinished(t *testing.T) {
 				if _, err := s.agent().Cancel(t.Context(), s.job(id).ID); err != nil {
 					t.Fatal(err)
 				}
+				time.Sleep(time.Second)
+				if d, err := w.b.agent().Delivery(t.Context(), "A", w.b.job(id).ID); err != nil || d.State != Cancelling || !strings.HasPrefix(d.Reason, "cancelled by ") || !strings.Contains(d.Reason, "still saving") {
+					t.Errorf("A is told %+v, %v; want why it is cancelled, and what is waited for", d, err)
+				}
 				w.b.await(w.b.job(id).ID, Verified)
 				if at == "B" { // A has asked before it was active, and is told when it asks again
 					w.a.await(jobs[0].ID, Parked)
@@ -190,6 +194,9 @@ func TestAnImageThatACancelledDeliveryLeftIsReported(t *testing.T) {
 		got := map[glance.ImageID]bool{}
 		for _, f := range o.Store {
 			got[f.ID] = true
+			if strings.Contains(f.Note, "delete ") || !strings.Contains(f.Note, "new-id here, then push it again") {
+				t.Errorf("image %s: %q, want its id kept", f.ID, f.Note)
+			}
 		}
 		for id, wanted := range want {
 			if got[id] != wanted {

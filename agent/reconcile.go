@@ -526,10 +526,10 @@ func (a *Agent) setFaults(ctx context.Context, local []glance.Image) {
 		switch {
 		case i.Status == glance.Queued && job == "":
 			note = "no data was ever uploaded; upload it or delete the image"
+		case job != "" && i.Status != glance.Queued: // deleting it would burn its id
+			note = "it is hidden, and its delivery does not go on; set deliver.on_deleted_id: new-id here, then push it again from its source"
 		case i.Status == glance.Saving, i.Status == glance.Importing:
 			note = "if nobody is uploading it, glance-api died during the upload; delete the image"
-		case i.Status == glance.Active && job != "":
-			note = "it is hidden, and its delivery was cancelled; send it again from its source, or delete it"
 		}
 		if age := time.Since(i.UpdatedAt); note != "" && age > stuck && (job == "" || a.abandoned(ctx, job)) {
 			faults = append(faults, StoreFault{ID: i.ID, Fault: "stuck", Note: fmt.Sprintf("%s since %s: %s", i.Status, i.UpdatedAt.UTC().Format(time.RFC3339), note)})
