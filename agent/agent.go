@@ -95,6 +95,7 @@ const (
 	silentMax   = 2 * ticketLife         // an arrival that neither advances nor is offered again is given up
 	renewAfter  = ticketLife * 5 / 6     // a transfer that waits for so long gets another ticket
 	sweepAge    = time.Hour              // an arrival without a job is removed
+	hashedFor   = time.Hour              // Glance may hash by another algorithm after it
 	receiveMax  = 1000                   // images of one peer on their way at once
 )
 
@@ -114,7 +115,7 @@ type Agent struct {
 	waitsFor  map[JobID]legWaits // what the legs wait for that workers here do
 	receiving map[JobID]string   // the Receive jobs that are not final, and their peers
 	faults    []StoreFault
-	hashing   string                        // the algorithm by which Glance has hashed the last upload; empty: none yet
+	hashing   hashing                       // of the last upload
 	asked     map[mover.Relay]asked         // the zero Relay: this site's DTN
 	asking    map[mover.Relay]chan struct{} // full while it is asked
 	trails    map[string]*trail             // by peer
@@ -168,6 +169,7 @@ func (a *Agent) Reload(s Settings) error {
 		}
 	}
 	a.settings.Store(&s)
+	a.hashedBy("")
 	select {
 	case a.reopened <- struct{}{}:
 	default:

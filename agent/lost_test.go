@@ -212,7 +212,7 @@ func TestAnotherHashAlgorithmBurnsNoID(t *testing.T) {
 	run(t, func(t *testing.T, w *world) {
 		w.locked(func() { w.b.algo = "sha256" })
 		data, more := bytesOf(50_000), bytesOf(60_000)
-		first, second := w.a.upload("first", data), w.a.upload("second", more)
+		first, second, third := w.a.upload("first", data), w.a.upload("second", more), w.a.upload("third", bytesOf(70_000))
 		push := func(id glance.ImageID) JobID {
 			t.Helper()
 			jobs, err := w.a.agent().Push(t.Context(), string(id), []string{"B"}, "")
@@ -224,16 +224,34 @@ func TestAnotherHashAlgorithmBurnsNoID(t *testing.T) {
 			}
 			return jobs[0].ID
 		}
-		one, two := push(first), push(second)
-		w.locked(func() {
-			if n := len(w.a.moves); n != 1 {
-				t.Errorf("%d files were sent, want the first alone", n)
-			}
-			w.b.algo = "" // mended
-		})
-		if push(first) != one {
-			t.Error("another job was made")
+		sent := func(want int) {
+			t.Helper()
+			w.locked(func() {
+				if n := len(w.a.moves); n != want {
+					t.Errorf("%d files were sent, want %d", n, want)
+				}
+			})
 		}
+		one, two, three := push(first), push(second), push(third)
+		sent(1)
+		if push(first) != one || push(second) != two { // a person's wish does not mend it
+			t.Error("other jobs were made")
+		}
+		sent(1)
+		time.Sleep(hashedFor)
+		for range 2 { // the first has its hash, and tells nothing new
+			push(first)
+			push(second)
+			push(third)
+		}
+		sent(2)
+		w.locked(func() { w.b.algo = "" }) // mended
+		push(third)
+		time.Sleep(hashedFor)
+		if _, err := w.a.agent().Retry(t.Context(), three); err != nil {
+			t.Fatal(err)
+		}
+		w.a.await(three, Verified)
 		w.locked(func() {
 			if r := w.b.images[first]; r == nil || r.Status != glance.Active || !r.Hidden || string(r.data) != string(data) {
 				t.Errorf("the image is %+v, want it kept, and hidden", r)
@@ -256,7 +274,7 @@ func TestAnotherHashAlgorithmBurnsNoID(t *testing.T) {
 		if r == nil || string(r.data) != string(data) || r.SourceID() != first || r.Properties[glance.PropJob] != "" {
 			t.Errorf("the first is %+v", r)
 		}
-		if r := w.b.images[second]; r == nil || string(r.data) != string(more) || len(w.b.images) != 2 {
+		if r := w.b.images[w.a.jobs[two].DeliverAs]; r == nil || string(r.data) != string(more) || len(w.b.images) != 3 {
 			t.Errorf("the second is %+v, of %d images", r, len(w.b.images))
 		}
 	})

@@ -61,7 +61,7 @@ func (a *Agent) Offer(ctx context.Context, from string, o Offer) (Grant, error) 
 	if here.present != "" && (!known || j.State.Final()) {
 		return Grant{Verdict: Have, ImageID: here.present}, nil
 	}
-	if algo := a.hashes(); algo != "" && algo != img.Hash.Algo && !o.Anew && (!known || j.State.Final()) {
+	if algo := a.hashes(); algo != "" && algo != img.Hash.Algo && (!known || j.State.Final()) {
 		return refuse("%v", a.otherAlgorithm(algo, from, img.Hash.Algo)), nil
 	}
 	file := mover.File{Name: Job{ID: id, Kind: Receive}.FileName(), Size: img.Size, Digest: img.Hash}
@@ -103,6 +103,7 @@ func (a *Agent) Offer(ctx context.Context, from string, o Offer) (Grant, error) 
 	if !bytes {
 		return g, nil
 	}
+	a.hashesAnew()
 	g.Address, g.Name = address, file.Name
 	t := mover.Ticket{ID: randomID(), Site: a.Site, From: from, File: file, Expires: time.Now().Add(ticketLife)}
 	if o.Via != "" {
@@ -329,11 +330,11 @@ func (a *Agent) deliver(ctx context.Context, j Job, report func(int64, int64)) (
 		if img, err = a.Catalog.Image(ctx, j.DeliverAs); err != nil {
 			return j, fmt.Errorf("read image %s back: %w", j.DeliverAs, err)
 		}
+		if img.Status != glance.Active {
+			return j, fmt.Errorf("image %s is %s after its upload", img.ID, img.Status)
+		}
+		a.hashedBy(img.Hash.Algo)
 	}
-	if img.Status != glance.Active {
-		return j, fmt.Errorf("image %s is %s after its upload", img.ID, img.Status)
-	}
-	a.hashedBy(img.Hash.Algo)
 	switch {
 	case img.SameContent(j.Image):
 	case img.Size == j.Image.Size && img.Hash.Algo != j.Image.Hash.Algo:
@@ -345,24 +346,44 @@ func (a *Agent) deliver(ctx context.Context, j Job, report func(int64, int64)) (
 	return j.Enter(Delivered, time.Now().UTC(), how), nil
 }
 
-// hashedBy notes by which algorithm Glance has hashed an image that was uploaded to it now.
+// hashing is by which algorithm Glance has hashed an image, and since when that counts.
+type hashing struct {
+	algo string
+	at   time.Time
+}
+
+// hashedBy notes by which algorithm Glance has hashed an image that was uploaded to it now;
+// empty: what was noted is forgotten.
 func (a *Agent) hashedBy(algo string) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.hashing = algo
+	a.hashing = hashing{algo, time.Now()}
 }
 
-// hashes returns what hashedBy noted last; empty: nothing yet.
+// hashes returns what hashedBy noted last; empty: nothing, or it counts no more.
 func (a *Agent) hashes() string {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return a.hashing
+	if time.Since(a.hashing.at) >= hashedFor {
+		return ""
+	}
+	return a.hashing.algo
 }
 
-// otherAlgorithm says that Glance here does not hash as that of a peer, by whose hashes alone
-// it could be told that both have the same image.
+// hashesAnew has what counts no more count again, until the image whose bytes come now tells
+// by which algorithm Glance hashes.
+func (a *Agent) hashesAnew() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if time.Since(a.hashing.at) >= hashedFor {
+		a.hashing.at = time.Now()
+	}
+}
+
+// otherAlgorithm says that Glance here does not hash as an image of a peer is hashed, by whose
+// hash alone it could be told that both have the same.
 func (a *Agent) otherAlgorithm(here, peer, there string) error {
-	return fmt.Errorf("Glance of site %s hashes with %s, that of site %s with %s, so nobody can tell whether they have the same image: set the same hashing_algorithm in glance-api.conf at both sites, then retry", a.Site, cmp.Or(here, "no algorithm"), peer, there)
+	return fmt.Errorf("Glance of site %s hashes with %s, and site %s has the image hashed with %s, so nobody can tell whether both have the same: set hashing_algorithm = %s in glance-api.conf of site %s, which is taken up within an hour, then retry; Glance hashes no image twice, so another setting at site %s mends only what is uploaded anew there", a.Site, cmp.Or(here, "no algorithm"), peer, there, there, a.Site, peer)
 }
 
 // hashedOtherwise is otherAlgorithm for an image that Glance here has hashed so. It is not
