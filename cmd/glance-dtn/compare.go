@@ -39,10 +39,16 @@ answers.`,
 			if err != nil {
 				return err
 			}
-			if err := c.print(rows, func() error { return c.differences(rows, all) }); err != nil {
+			if silent, told := silentSites(rows); len(silent) > 0 && len(told) == 0 && len(peers) == 0 {
+				if peers, err = c.sites(cmd.Context()); err != nil {
+					return err
+				}
+			}
+			empty := emptySites(peers, rows)
+			if err := c.print(rows, func() error { return c.differences(rows, empty, all) }); err != nil {
 				return err
 			}
-			var t tally
+			t := tally{all: empty, done: empty}
 			for _, r := range rows {
 				t.add(r.Relation != agent.Unknown, false)
 			}
@@ -56,14 +62,15 @@ answers.`,
 	return cmd
 }
 
-func (c *cli) differences(rows []agent.Comparison, all bool) error {
+// differences lists the rows; of so many sites more there are none.
+func (c *cli) differences(rows []agent.Comparison, empty int, all bool) error {
 	silent, rows := silentSites(rows)
 	for _, r := range silent {
 		name, why := ofSite(r.Peer, r.Detail)
 		fmt.Fprintf(c.out, "%s%s\n", c.paint(name, relationColour(agent.Conflict)), why)
 	}
 	switch {
-	case len(silent) > 0 && len(rows) == 0:
+	case len(silent) > 0 && len(rows)+empty == 0:
 		return nil
 	case len(silent) > 0:
 		fmt.Fprintln(c.out)

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"net"
+	"slices"
 	"strings"
 	"time"
 
@@ -37,17 +38,22 @@ const completionTime = 2 * time.Second
 func (c *cli) completeSites(cmd *cobra.Command, _ []string, prefix string) ([]string, cobra.ShellCompDirective) {
 	ctx, cancel := context.WithTimeout(cmd.Context(), completionTime)
 	defer cancel()
-	o, err := c.daemon().Overview(ctx)
+	names, err := c.sites(ctx)
 	if err != nil {
 		return nil, cobra.ShellCompDirectiveNoFileComp
 	}
+	names = slices.DeleteFunc(names, func(n string) bool { return !strings.HasPrefix(n, prefix) })
+	return names, cobra.ShellCompDirectiveNoFileComp
+}
+
+// sites names the agent's peers.
+func (c *cli) sites(ctx context.Context) ([]string, error) {
+	o, err := c.daemon().Overview(ctx)
 	var names []string
 	for _, p := range o.Peers {
-		if strings.HasPrefix(p.Name, prefix) {
-			names = append(names, p.Name)
-		}
+		names = append(names, p.Name)
 	}
-	return names, cobra.ShellCompDirectiveNoFileComp
+	return names, err
 }
 
 // completeImages offers this site's active images as the one argument: by name, or by id

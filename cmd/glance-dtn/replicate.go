@@ -55,7 +55,7 @@ agent that answers is used all the same.`,
 				if err != nil {
 					return err
 				}
-				return c.replicated(ctx, s, rows, dryRun, w)
+				return c.replicated(ctx, s, rows, emptySites(to, rows), dryRun, w)
 			})
 		},
 	}
@@ -72,14 +72,14 @@ agent that answers is used all the same.`,
 	return cmd
 }
 
-func (c *cli) replicated(ctx context.Context, s *session, rows []agent.Comparison, dryRun bool, w waiting) error {
+func (c *cli) replicated(ctx context.Context, s *session, rows []agent.Comparison, empty int, dryRun bool, w waiting) error {
 	silent, _ := silentSites(rows)
 	for _, r := range silent {
 		name, why := ofSite(r.Peer, r.Detail)
 		printError(c.err, errors.New(name+why))
 	}
 	var ids []agent.JobID
-	var t tally
+	t := tally{all: empty, done: empty}
 	for _, r := range rows {
 		if r.Planned && r.Job != "" {
 			ids = append(ids, r.Job)
@@ -94,18 +94,19 @@ func (c *cli) replicated(ctx context.Context, s *session, rows []agent.Compariso
 		}
 		return err
 	}
-	if err := c.print(rows, func() error { return c.plan(rows, dryRun) }); err != nil || dryRun && len(silent) == 0 {
+	if err := c.print(rows, func() error { return c.plan(rows, empty, dryRun) }); err != nil || dryRun && len(silent) == 0 {
 		return err
 	}
 	return withCode(t.code())
 }
 
-// plan lists what is, or would be, sent, and what stands in the way.
-func (c *cli) plan(rows []agent.Comparison, dryRun bool) error {
+// plan lists what is, or would be, sent, and what stands in the way; of so many sites more
+// there are no rows.
+func (c *cli) plan(rows []agent.Comparison, empty int, dryRun bool) error {
 	var lines []table.Row
 	planned, bytes := 0, int64(0)
 	silent, rows := silentSites(rows)
-	if len(silent) > 0 && len(rows) == 0 {
+	if len(silent) > 0 && len(rows)+empty == 0 {
 		return nil
 	}
 	for _, r := range rows {

@@ -65,6 +65,16 @@ func silentSites(rows []agent.Comparison) (silent, told []agent.Comparison) {
 	return silent, told
 }
 
+// emptySites counts the sites that have answered, and neither have nor lack any selected image.
+func emptySites(sites []string, rows []agent.Comparison) (n int) {
+	for _, s := range sites {
+		if !slices.ContainsFunc(rows, func(r agent.Comparison) bool { return r.Peer == s }) {
+			n++
+		}
+	}
+	return n
+}
+
 // namesSites refuses an empty name, as a variable that is not set leaves one.
 func namesSites(flag string, sites ...string) error {
 	if len(sites) == 0 || slices.Contains(sites, "") {
