@@ -42,7 +42,8 @@ func TestASiteThatIsAwayHoldsUpNoOther(t *testing.T) {
 		}
 		data := bytesOf(50_000)
 		id := w.a.upload("debian", data)
-		began := time.Now()
+		asked := time.Now()
+		began := asked
 		soon := func() {
 			t.Helper()
 			if took := time.Since(began); took != answerSoon {
@@ -56,7 +57,9 @@ func TestASiteThatIsAwayHoldsUpNoOther(t *testing.T) {
 		if err != nil || len(rows) != 3 || rows[0] != (Comparison{Peer: "C", Relation: Unknown, Detail: errAway.Error()}) || !rows[1].Planned || rows[2].Peer != "D" {
 			t.Fatalf("%+v, %v", rows, err)
 		}
-		w.a.await(rows[1].Job, Verified)
+		if j := w.a.await(rows[1].Job, Verified); !j.Created.Equal(asked) {
+			t.Errorf("the job to site B was made %v after site B had answered", j.Created.Sub(asked))
+		}
 		if _, err := a.Replicate(t.Context(), Match{}, []string{"B", "Z"}, "", false); !errors.Is(err, ErrNoPeer) {
 			t.Errorf("to a site that is no peer: %v", err)
 		}

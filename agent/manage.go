@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -153,13 +154,18 @@ func (a *Agent) find(ctx context.Context, image string) (glance.Image, error) {
 // Compare tells how the images here that m selects stand at the peers; all peers when none
 // is named. A peer that does not answer is Unknown, and holds up no other one.
 func (a *Agent) Compare(ctx context.Context, peers []string, m Match) ([]Comparison, error) {
-	if err := m.Validate(); err != nil {
-		return nil, err
-	}
 	if len(peers) == 0 {
 		for _, p := range a.settings.Load().Peers {
 			peers = append(peers, p.Name)
 		}
+	}
+	return a.compare(ctx, peers, m, func([]Comparison) error { return nil })
+}
+
+// compare is Compare with the peers named. It calls each with what one has told, as it comes.
+func (a *Agent) compare(ctx context.Context, peers []string, m Match, each func([]Comparison) error) ([]Comparison, error) {
+	if err := m.Validate(); err != nil {
+		return nil, err
 	}
 	sites := make([]PeerSite, len(peers))
 	for i, name := range peers {
@@ -172,31 +178,31 @@ func (a *Agent) Compare(ctx context.Context, peers []string, m Match) ([]Compari
 	if err != nil {
 		return nil, err
 	}
-	remotes, errs := make([][]glance.Image, len(peers)), make([]error, len(peers))
-	var wg sync.WaitGroup
-	for i, p := range sites {
-		wg.Go(func() { remotes[i], errs[i] = collect(p.Peer.Inventory(ctx)) })
-	}
-	wg.Wait()
-	if ctx.Err() != nil {
-		return nil, context.Cause(ctx)
-	}
-	out, here := []Comparison{}, index(local)
-	for i, name := range peers {
-		if errs[i] != nil {
-			out = append(out, Comparison{Peer: name, Relation: Unknown, Detail: errs[i].Error()})
+	here, bySite := index(local), map[string][]Comparison{}
+	for t := range inquire(ctx, sites) {
+		if t.err != nil {
+			bySite[t.site] = []Comparison{{Peer: t.site, Relation: Unknown, Detail: t.err.Error()}}
 			continue
 		}
-		there := index(remotes[i])
-		for _, c := range compareImages(local, remotes[i], name) {
+		there := index(t.images)
+		rows := slices.DeleteFunc(compareImages(local, t.images, t.site), func(c Comparison) bool {
 			img, ok := here[c.ID]
 			if !ok {
 				img = there[c.ID]
 			}
-			if m.Selects(img) {
-				out = append(out, c)
-			}
+			return !m.Selects(img)
+		})
+		if err := each(rows); err != nil {
+			return nil, err
 		}
+		bySite[t.site] = rows
+	}
+	if ctx.Err() != nil {
+		return nil, context.Cause(ctx)
+	}
+	out := []Comparison{}
+	for _, name := range peers {
+		out = append(out, bySite[name]...)
 	}
 	return out, nil
 }
@@ -210,32 +216,30 @@ func (a *Agent) Replicate(ctx context.Context, m Match, to []string, p mover.Pri
 	if len(to) == 0 {
 		return nil, fmt.Errorf("replicate: no site named: %w", ErrNoPeer)
 	}
-	all, err := a.Compare(ctx, to, m)
-	if err != nil {
-		return nil, err
-	}
-	for i, c := range all {
-		if c.Relation != Missing && !c.half {
-			continue
+	return a.compare(ctx, to, m, func(rows []Comparison) error {
+		for i, c := range rows {
+			if c.Relation != Missing && !c.half {
+				continue
+			}
+			rows[i].Planned = true
+			if dryRun {
+				continue
+			}
+			img, err := a.Catalog.Image(ctx, c.ID)
+			if errors.Is(err, ErrNoImage) {
+				continue
+			}
+			if err != nil {
+				return err
+			}
+			j, err := a.ensure(ctx, img, c.Peer, p, true)
+			if err != nil {
+				return err
+			}
+			rows[i].Job = j.ID
 		}
-		all[i].Planned = true
-		if dryRun {
-			continue
-		}
-		img, err := a.Catalog.Image(ctx, c.ID)
-		if errors.Is(err, ErrNoImage) {
-			continue
-		}
-		if err != nil {
-			return all, err
-		}
-		j, err := a.ensure(ctx, img, c.Peer, p, true)
-		if err != nil {
-			return all, err
-		}
-		all[i].Job = j.ID
-	}
-	return all, nil
+		return nil
+	})
 }
 
 // Inventory yields this site's images to a peer that compares; ErrForbidden to others.
