@@ -110,6 +110,8 @@ type Agent struct {
 	tidying  sync.WaitGroup
 	reopened chan struct{} // a Reload: reconcile now
 
+	newest atomic.Pointer[time.Time] // updated_at of the newest image seen: Glance's clock, not ours; nil: a full pass has to see all
+
 	mu        sync.Mutex
 	progress  map[JobID]Progress // of running jobs, from every agent on the Store
 	waitsFor  map[JobID]legWaits // what the legs wait for that workers here do

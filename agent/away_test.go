@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"iter"
@@ -12,13 +13,16 @@ import (
 )
 
 // away is a site that does not answer, which it takes some time to find out.
-type away struct{ Peer }
+type away struct {
+	Peer
+	takes time.Duration // 0: answerSoon
+}
 
 var errAway = errors.New("the agent at ctrl-c:7442 does not answer")
 
-func (away) Inventory(context.Context) iter.Seq2[glance.Image, error] {
+func (a away) Inventory(context.Context) iter.Seq2[glance.Image, error] {
 	return func(yield func(glance.Image, error) bool) {
-		time.Sleep(answerSoon)
+		time.Sleep(cmp.Or(a.takes, answerSoon))
 		yield(glance.Image{}, errAway)
 	}
 }
@@ -81,6 +85,27 @@ func TestASiteThatIsAwayHoldsUpNoOther(t *testing.T) {
 		soon()
 		if err != nil || len(jobs) != 2 || jobs[0].Peer != "C" || jobs[1].Peer != "D" {
 			t.Errorf("%+v, %v", jobs, err)
+		}
+	})
+}
+
+// TestAListingWaitsForNoSite uploads an image that no hint tells of while a full pass waits for
+// a site.
+func TestAListingWaitsForNoSite(t *testing.T) {
+	run(t, func(t *testing.T, w *world) {
+		s := w.a.settings
+		s.Peers = append(slices.Clone(s.Peers), PeerSite{Name: "C", Peer: away{takes: time.Minute}, Jobs: 1})
+		s.Rules = []Rule{{Name: "all", To: []string{"B", "C"}}}
+		w.a.upload("first", bytesOf(100))
+		if err := w.a.agent().Reload(s); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Second)
+		data := bytesOf(200)
+		id := w.a.upload("second", data)
+		time.Sleep(2 * s.Listing)
+		if j := w.a.job(id); j.ID == "" {
+			t.Error("there is no job for the second image yet")
 		}
 	})
 }

@@ -594,7 +594,7 @@ func TestThousandImagesAndNothingToDo(t *testing.T) {
 		w.a.boot()
 		time.Sleep(5 * time.Second)
 		w.locked(func() { w.ops = nil })
-		if _, err := w.a.agent().reconcile(t.Context()); err != nil {
+		if err := w.a.agent().reconcile(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 		w.mu.Lock()

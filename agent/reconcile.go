@@ -56,11 +56,19 @@ func (q *hintQueue) take(now time.Time) (due []glance.ImageID, next time.Duratio
 	return due, next
 }
 
-// followHints makes the jobs of hinted images at once, whatever a full pass waits for.
+// followHints makes the jobs of hinted images at once, and every Listing those of what Glance
+// says has changed, whatever a full pass waits for.
 func (a *Agent) followHints(ctx context.Context) {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
+	listed := time.Now()
 	for ctx.Err() == nil {
+		if time.Since(listed) >= a.settings.Load().Listing {
+			listed = time.Now()
+			if err := a.listing(ctx); err != nil {
+				a.warn(ctx, "listing of Glance failed", err)
+			}
+		}
 		due, next := a.hints.take(time.Now())
 		gone := map[glance.ImageID]bool{}
 		for _, id := range due {
@@ -76,7 +84,7 @@ func (a *Agent) followHints(ctx context.Context) {
 				a.warn(ctx, "jobs of deleted images not undone; the next full pass will", err)
 			}
 		}
-		timer.Reset(next)
+		timer.Reset(min(next, max(0, a.settings.Load().Listing-time.Since(listed))))
 		select {
 		case <-ctx.Done():
 		case <-a.hints.wake:
@@ -85,37 +93,22 @@ func (a *Agent) followHints(ctx context.Context) {
 	}
 }
 
-// reconcileLoop makes jobs: every Listing for what Glance says has changed, every
-// Reconcile for all images of all sites. Neither hints nor listings are trusted to be
-// complete: that is a full pass.
+// reconcileLoop makes jobs, every Reconcile, for all images of all sites: neither hints nor
+// listings are trusted to be complete.
 func (a *Agent) reconcileLoop(ctx context.Context) {
-	var newest time.Time // updated_at of the newest image seen: Glance's clock, not ours
-	var nextList, nextFull time.Time
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for ctx.Err() == nil {
-		s := a.settings.Load()
-		now := time.Now()
-		if !now.Before(nextFull) {
-			nextList = now.Add(s.Listing)
-			at, err := a.reconcile(ctx)
-			nextFull = time.Now().Add(s.Reconcile) // it may have waited for long for a site
-			if newest = later(newest, at); err != nil {
-				a.warn(ctx, "full pass incomplete", err)
-				nextFull = time.Now().Add(min(s.Reconcile, time.Minute))
-			}
-		} else if !now.Before(nextList) {
-			nextList = now.Add(s.Listing)
-			at, err := a.listing(ctx, newest)
-			if newest = later(newest, at); err != nil {
-				a.warn(ctx, "listing of Glance failed", err)
-			}
+		err := a.reconcile(ctx)
+		next := a.settings.Load().Reconcile
+		if err != nil {
+			a.warn(ctx, "full pass incomplete", err)
+			next = min(next, time.Minute)
 		}
-		timer.Reset(max(0, min(time.Until(nextList), time.Until(nextFull))))
+		timer.Reset(next)
 		select {
 		case <-ctx.Done():
 		case <-a.reopened:
-			nextFull = time.Time{}
 		case <-timer.C:
 		}
 	}
@@ -140,23 +133,28 @@ func (a *Agent) look(ctx context.Context, id glance.ImageID) (bool, error) {
 	return true, a.consider(ctx, img)
 }
 
-// listing considers what changed since the time, with some overlap: updated_at is in
-// whole seconds, and is set a moment before it can be seen. It returns the newest
-// updated_at, if there was one.
-func (a *Agent) listing(ctx context.Context, since time.Time) (newest time.Time, err error) {
+// listing considers what has changed since the newest image that was seen, once a full pass has
+// seen all, with some overlap: updated_at is in whole seconds, and is set a moment before it can be seen.
+func (a *Agent) listing(ctx context.Context) error {
+	seen := a.newest.Load()
+	if seen == nil {
+		return nil
+	}
+	newest, since := *seen, *seen
 	if !since.IsZero() {
 		since = since.Add(-5 * time.Second)
 	}
 	for img, err := range a.Catalog.Images(ctx, since) {
 		if err != nil {
-			return time.Time{}, err
+			return err
 		}
 		if err := a.consider(ctx, img); err != nil {
-			return time.Time{}, err
+			return err
 		}
 		newest = later(newest, img.UpdatedAt)
 	}
-	return newest, nil
+	a.newest.Store(&newest)
+	return nil
 }
 
 func later(x, y time.Time) time.Time {
@@ -266,16 +264,17 @@ func (a *Agent) reopen(ctx context.Context, j Job) (Job, error) {
 
 // reconcile compares this site with every site that a rule names and makes the jobs
 // that are missing; it cancels what has lost its image, and cleans up.
-func (a *Agent) reconcile(ctx context.Context) (newest time.Time, err error) {
+func (a *Agent) reconcile(ctx context.Context) error {
 	began := time.Now()
 	local, err := collect(a.Catalog.Images(ctx, time.Time{}))
 	if err != nil {
-		return newest, err
+		return err
 	}
 	a.setFaults(ctx, local) // now: what is uploaded while sites are asked is not in it
 	byID := index(local)
 	errs := []error{a.cancelGone(ctx, func(id glance.ImageID) bool { _, ok := byID[id]; return ok })}
 	wanted := map[string][]glance.Image{} // by site
+	var newest time.Time
 	for _, img := range local {
 		newest = later(newest, img.UpdatedAt)
 		if img.Status != glance.Active {
@@ -288,6 +287,7 @@ func (a *Agent) reconcile(ctx context.Context) (newest time.Time, err error) {
 			wanted[site] = append(wanted[site], img)
 		}
 	}
+	a.newest.Store(&newest)
 	var peers []PeerSite
 	for _, p := range a.settings.Load().Peers {
 		if len(wanted[p.Name]) > 0 {
@@ -314,7 +314,7 @@ func (a *Agent) reconcile(ctx context.Context) (newest time.Time, err error) {
 	errs = append(errs, a.purge(ctx, offered), a.sweepRecords(ctx, local, offered), a.sweepOutbox(ctx), a.sweepInbox(ctx))
 	err = errors.Join(errs...)
 	a.Log.Debug("full pass", "site", a.Site, "images", len(local), "seconds", time.Since(began).Seconds(), "err", err)
-	return newest, err
+	return err
 }
 
 // told is what a site has told of its images, or why it has not.
