@@ -43,7 +43,8 @@ func (m Match) Validate() error {
 // Selects reports whether m selects the image. m must be valid.
 func (m Match) Selects(i glance.Image) bool {
 	if len(m.Names) > 0 && !slices.ContainsFunc(m.Names, func(n string) bool {
-		return regexp.MustCompile(`^(?:` + n + `)$`).MatchString(i.Name)
+		re, err := CompileName(n)
+		return err == nil && re.MatchString(i.Name)
 	}) {
 		return false
 	}
