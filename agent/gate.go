@@ -231,6 +231,7 @@ func resumed(j Job) Job {
 // told returns the job as others are told of it. A leg that hangs in a call to the
 // export cannot say so itself.
 func (a *Agent) told(j Job) Job {
+	j.Site = a.Site
 	needs := j.Kind == Send && j.State == Offered || j.Kind == Receive && j.State == Arriving && j.LocalCopy == ""
 	if shut := a.gate.closed(j.box()); shut != nil && needs && j.Reason == "" {
 		j.Paused, j.Reason = true, shut.Error()

@@ -87,6 +87,7 @@ type Job struct {
 	ID    JobID        `json:"id"`
 	Kind  Kind         `json:"kind" enum:"send,receive"`
 	Peer  string       `json:"peer" doc:"the other site"`
+	Site  string       `json:"site,omitempty" doc:"this site, where its agent tells of the job"`
 	Image glance.Image `json:"image" doc:"the image as it was at its source"`
 	State State        `json:"state"`
 

@@ -1,8 +1,10 @@
 package agent
 
 import (
+	"context"
 	"errors"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -286,6 +288,17 @@ func TestAJobSaysWhatItsDeliveryWaitsFor(t *testing.T) {
 	run(t, func(t *testing.T, w *world) {
 		w.locked(func() { w.b.refuseUpload, w.b.refuseFinish = errors.New("no room"), errors.New("503") })
 		w.a.upload("debian", bytesOf(300_000))
+		var watching sync.WaitGroup
+		ctx, stop := context.WithCancel(t.Context())
+		watching.Go(func() {
+			for ev := range w.a.agent().Watch(ctx) {
+				if ev.Job != nil && ev.Job.Site != "A" {
+					t.Errorf("a job of site %q", ev.Job.Site)
+				}
+			}
+		})
+		defer watching.Wait()
+		defer stop()
 		jobs, err := w.a.agent().Push(t.Context(), "debian", []string{"B"}, "")
 		if err != nil {
 			t.Fatal(err)
@@ -297,8 +310,8 @@ func TestAJobSaysWhatItsDeliveryWaitsFor(t *testing.T) {
 			w.a.await(jobs[0].ID, c.state)
 			time.Sleep(time.Second)
 			j, err := w.a.agent().Job(t.Context(), jobs[0].ID)
-			if err != nil || j.State != c.state || j.Attempts != 0 {
-				t.Errorf("%s: the job is %s after %d failures, %v", c.state, j.State, j.Attempts, err)
+			if err != nil || j.State != c.state || j.Attempts != 0 || j.Site != "A" {
+				t.Errorf("%s: the job of site %q is %s after %d failures, %v", c.state, j.Site, j.State, j.Attempts, err)
 			}
 			if !strings.Contains(j.Reason, c.says) || strings.HasPrefix(j.Reason, "site B: ") != (c.says != "") {
 				t.Errorf("%s: the job says %q, want what site B does: %q", c.state, j.Reason, c.says)

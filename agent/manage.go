@@ -278,7 +278,19 @@ func (a *Agent) Job(ctx context.Context, id JobID) (Job, error) {
 }
 
 // Watch yields what Store.Watch does.
-func (a *Agent) Watch(ctx context.Context) iter.Seq2[Event, error] { return a.Store.Watch(ctx) }
+func (a *Agent) Watch(ctx context.Context) iter.Seq2[Event, error] {
+	return func(yield func(Event, error) bool) {
+		for ev, err := range a.Store.Watch(ctx) {
+			if ev.Job != nil {
+				j := *ev.Job
+				j.Site, ev.Job = a.Site, &j
+			}
+			if !yield(ev, err) {
+				return
+			}
+		}
+	}
+}
 
 // Cancel undoes a job at both sites. ErrNoJob, ErrBadState when it is verified.
 func (a *Agent) Cancel(ctx context.Context, id JobID) (Job, error) {

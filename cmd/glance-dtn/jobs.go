@@ -144,10 +144,10 @@ func (c *cli) oneJob(ctx context.Context, d control, id agent.JobID, watch bool)
 	if watch {
 		return c.waitFor(ctx, d, []agent.JobID{j.ID}, 0)
 	}
-	return c.print(j, func() error { return c.describe(j, here(ctx, d, j)) })
+	return c.print(j, func() error { return c.describe(j) })
 }
 
-func (c *cli) describe(j agent.Job, here string) error {
+func (c *cli) describe(j agent.Job) error {
 	fmt.Fprintf(c.out, "job    %s, %s\n", j.ID, j.Kind)
 	fmt.Fprintf(c.out, "image  %s\n", j.Image.Label())
 	fmt.Fprintf(c.out, "       %s, %s\n", size(j.Image.Size), j.Image.Hash)
@@ -160,7 +160,7 @@ func (c *cli) describe(j agent.Job, here string) error {
 		fmt.Fprintf(c.out, "       %s\n", j.Reason)
 	}
 	if j.State == agent.Parked {
-		fmt.Fprintf(c.out, "       %s\n", goOn(j, here))
+		fmt.Fprintf(c.out, "       %s\n", goOn(j))
 	}
 	if w := j.Waited; w.For >= leastWait {
 		fmt.Fprintf(c.out, "waited longest for %s, %s\n", w.Name(), span(w.For))

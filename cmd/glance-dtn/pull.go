@@ -101,7 +101,7 @@ func (p *pulled) Watch(ctx context.Context) iter.Seq2[agent.Event, error] {
 // writePullVerdicts says what became of another site's jobs, and where a person has to act.
 func writePullVerdicts(w io.Writer, jobs []agent.Job, from string) error {
 	for _, j := range jobs {
-		text := verdict(j, "")
+		text := verdict(j)
 		switch {
 		case j.State == agent.Parked:
 			text = fmt.Sprintf("%s is parked at site %s: %s\n  then, there: glance-dtn retry %s", about(j), from, j.Reason, j.ID)

@@ -46,8 +46,8 @@ func (c *cli) overview(o agent.Overview, verbose bool) error {
 		fmt.Fprintf(c.out, "\njobs: %s\n", jobs)
 	}
 	for _, p := range o.Parked {
-		j := agent.Job{Kind: agent.Receive, Peer: p.Peer, Image: glance.Image{ID: p.Image, Name: p.Name}}
-		fmt.Fprintf(c.out, "parked: %s: %s\n  %s\n", route(j), inRow(p.Reason, p.Peer, p.Image), goOn(j, o.Site))
+		j := agent.Job{Kind: agent.Receive, Peer: p.Peer, Site: o.Site, Image: glance.Image{ID: p.Image, Name: p.Name}}
+		fmt.Fprintf(c.out, "parked: %s: %s\n  %s\n", route(j), inRow(p.Reason, p.Peer, p.Image), goOn(j))
 	}
 	for _, k := range o.Checks {
 		if k.Note != "" {

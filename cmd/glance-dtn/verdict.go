@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -42,13 +43,13 @@ func began(j agent.Job) time.Time {
 	return j.Created
 }
 
-// verdict says what became of a job of the site here, and what a person has to do.
-func verdict(j agent.Job, here string) string {
+// verdict says what became of a job, and what a person has to do.
+func verdict(j agent.Job) string {
 	switch j.State {
 	case agent.Verified:
 		return verified(j)
 	case agent.Parked:
-		return fmt.Sprintf("%s is parked: %s\n  %s", about(j), j.Reason, goOn(j, here))
+		return fmt.Sprintf("%s is parked: %s\n  %s", about(j), j.Reason, goOn(j))
 	case agent.Cancelled, agent.Cancelling:
 		j.Reason = j.Note()
 	}
@@ -59,25 +60,10 @@ func verdict(j agent.Job, here string) string {
 	return text
 }
 
-// here is the name of this site where a job says how it goes on at another one.
-func here(ctx context.Context, d control, jobs ...agent.Job) string {
-	i := slices.IndexFunc(jobs, func(j agent.Job) bool { return j.Kind == agent.Receive && j.State == agent.Parked })
-	if i < 0 {
-		return ""
-	}
-	ctx, cancel := context.WithTimeout(ctx, completionTime)
-	defer cancel()
-	w, err := d.Ways(ctx, jobs[i].Peer, "", 1)
-	if err != nil || w.From == "" {
-		return "SITE"
-	}
-	return w.From
-}
-
-// goOn says how a parked job of the site here goes on once its cause is cured.
-func goOn(j agent.Job, here string) string {
+// goOn says how a parked job of this site goes on once its cause is cured.
+func goOn(j agent.Job) string {
 	if j.Kind == agent.Receive {
-		return fmt.Sprintf("then, at site %s: glance-dtn push %s --to %s", j.Peer, j.Image.ID, here)
+		return fmt.Sprintf("then, at site %s: glance-dtn push %s --to %s", j.Peer, j.Image.ID, cmp.Or(j.Site, "SITE"))
 	}
 	return "then: glance-dtn retry " + string(j.ID)
 }
@@ -164,7 +150,7 @@ func (c *cli) waitFor(ctx context.Context, from control, ids []agent.JobID, time
 		rest = "it goes on when an agent runs, or with: glance-dtn push --once; its job is "
 	}
 	return c.await(ctx, from, ids, timeout, func(jobs []agent.Job) error {
-		return writeVerdicts(c.out, jobs, here(ctx, from, jobs...), rest)
+		return writeVerdicts(c.out, jobs, rest)
 	})
 }
 
@@ -193,9 +179,9 @@ func (c *cli) await(ctx context.Context, from control, ids []agent.JobID, timeou
 var errTimeout = errors.New("not done within --timeout")
 
 // writeVerdicts adds rest, and the id, to the verdict of a job that has not ended.
-func writeVerdicts(w io.Writer, jobs []agent.Job, here, rest string) error {
+func writeVerdicts(w io.Writer, jobs []agent.Job, rest string) error {
 	for _, j := range jobs {
-		text := verdict(j, here)
+		text := verdict(j)
 		if !j.State.Final() {
 			text += "\n  " + rest + string(j.ID)
 		}

@@ -38,7 +38,7 @@ func TestVerdictSaysWhatBecameOfAJobAndWhatToDo(t *testing.T) {
 	quick.Waited = agent.Waited{Place: mover.Glance, For: 57 * time.Millisecond}
 
 	refused := here.Enter(agent.Parked, at, "")
-	refused.Reason = "no room in Glance"
+	refused.Reason, refused.Site = "no room in Glance", "A"
 
 	const name = "debian-12 (6f0c1e9a-4f0b-4a51-9a3e-7ce7c3a3d1f2)"
 	for _, c := range []struct {
@@ -60,7 +60,7 @@ func TestVerdictSaysWhatBecameOfAJobAndWhatToDo(t *testing.T) {
 		{"cancelled", cancelled, name + " → B is cancelled: cancelled by an operator at site B"},
 		{"waits", waits, name + " → B is pending: site B does not answer"},
 	} {
-		if got := verdict(c.job, "A"); got != c.want {
+		if got := verdict(c.job); got != c.want {
 			t.Errorf("%s:\ngot  %q\nwant %q", c.what, got, c.want)
 		}
 	}
