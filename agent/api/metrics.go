@@ -15,6 +15,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"github.com/glance-dtn/glance-dtn/agent"
+	"github.com/glance-dtn/glance-dtn/internal/pki"
 )
 
 // Metrics are what an agent counts of its site. Jobs are followed, not listed at
@@ -176,14 +177,14 @@ func (m *Metrics) counted() []prometheus.Collector {
 
 // MetricsServer serves /metrics; /healthz, which says that the process answers; and
 // /readyz, which lists what the agent needs, with 503 when something of it fails.
-// notAfter is when the agent's certificate expires.
-func MetricsServer(a Agent, m *Metrics, notAfter func() time.Time, log *slog.Logger) *http.Server {
+// cert is the agent's certificate.
+func MetricsServer(a Agent, m *Metrics, cert pki.Watched, log *slog.Logger) *http.Server {
 	reg := prometheus.NewRegistry()
 	reg.MustRegister(m, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "glance_dtn_agent_certificate_not_after_timestamp_seconds",
 			Help: "When the agent's certificate expires.",
-		}, func() float64 { return float64(notAfter().Unix()) }),
+		}, func() float64 { return float64(cert.NotAfter().Unix()) }),
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "glance_dtn_agent_export_up",
 			Help: "1 when the export of the site's DTN can be used here, 0 when the legs that need it wait.",
@@ -197,7 +198,7 @@ func MetricsServer(a Agent, m *Metrics, notAfter func() time.Time, log *slog.Log
 	mux.Handle("GET /metrics", promhttp.HandlerFor(reg, promhttp.HandlerOpts{}))
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("ok\n")) })
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, r *http.Request) {
-		checks := append(a.Checks(r.Context()), certificateCheck(notAfter()))
+		checks := append(a.Checks(r.Context()), certificateCheck(cert.Fault()))
 		status := http.StatusOK
 		if slices.ContainsFunc(checks, func(c agent.Check) bool { return !c.OK }) {
 			status = http.StatusServiceUnavailable
@@ -207,10 +208,10 @@ func MetricsServer(a Agent, m *Metrics, notAfter func() time.Time, log *slog.Log
 	return newServer(mux, time.Minute, log)
 }
 
-func certificateCheck(notAfter time.Time) agent.Check {
-	c := agent.Check{Name: "certificate", OK: time.Now().Before(notAfter)}
-	if !c.OK {
-		c.Error = fmt.Sprintf("expired %s; issue a new one with: glance-dtn pki issue", notAfter.Format(time.RFC3339))
+func certificateCheck(fault error) agent.Check {
+	c := agent.Check{Name: "certificate", OK: fault == nil}
+	if fault != nil {
+		c.Error = fault.Error()
 	}
 	return c
 }

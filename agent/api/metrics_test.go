@@ -43,7 +43,7 @@ func TestMetricsFollowJobs(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f, m := newFake(), NewMetrics()
 		log := slog.New(slog.DiscardHandler)
-		server := MetricsServer(f, m, func() time.Time { return epoch }, log)
+		server := MetricsServer(f, m, shown{notAfter: epoch}, log)
 		old := f.make(agent.Receive, image(1, "before"), "B")
 		f.put(old.Enter(agent.Arriving, epoch.Add(time.Hour), "").Enter(agent.Delivered, epoch.Add(2*time.Hour), ""))
 
@@ -121,7 +121,7 @@ func TestMetricsBeginAnewWhenTheStoreWasAway(t *testing.T) {
 		f.make(agent.Send, image(1, "x"), "B")
 		f.mu.Unlock()
 		time.Sleep(followAgain)
-		_, page := get(t, MetricsServer(f, m, time.Now, slog.New(slog.DiscardHandler)), "/metrics")
+		_, page := get(t, MetricsServer(f, m, shown{}, slog.New(slog.DiscardHandler)), "/metrics")
 		wantLines(t, page, `glance_dtn_agent_jobs{kind="send",state="pending"} 1`)
 		cancel()
 		wg.Wait()
@@ -132,7 +132,7 @@ func TestGlanceRequestsAndTheCertificateAreMeasured(t *testing.T) {
 	m := NewMetrics()
 	m.Glance("GET", "/v2/images/{id}", 200, 20*time.Millisecond)
 	m.Glance("GET", "/v2/images/{id}", 0, time.Second)
-	_, page := get(t, MetricsServer(newFake(), m, func() time.Time { return time.Unix(1234, 0) }, slog.New(slog.DiscardHandler)), "/metrics")
+	_, page := get(t, MetricsServer(newFake(), m, shown{notAfter: time.Unix(1234, 0)}, slog.New(slog.DiscardHandler)), "/metrics")
 	wantLines(t, page,
 		`glance_dtn_agent_glance_requests_total{code="200",method="GET",route="/v2/images/{id}"} 1`,
 		`glance_dtn_agent_glance_requests_total{code="0",method="GET",route="/v2/images/{id}"} 1`,
@@ -142,7 +142,7 @@ func TestGlanceRequestsAndTheCertificateAreMeasured(t *testing.T) {
 
 func TestWhetherTheExportCanBeUsedIsMeasured(t *testing.T) {
 	f := newFake()
-	server := MetricsServer(f, NewMetrics(), time.Now, slog.New(slog.DiscardHandler))
+	server := MetricsServer(f, NewMetrics(), shown{}, slog.New(slog.DiscardHandler))
 	for trouble, want := range map[error]string{nil: "1", errors.New("not mounted"): "0"} {
 		f.trouble = trouble
 		_, page := get(t, server, "/metrics")
@@ -150,21 +150,29 @@ func TestWhetherTheExportCanBeUsedIsMeasured(t *testing.T) {
 	}
 }
 
+// shown is what is told of a certificate.
+type shown struct {
+	notAfter time.Time
+	fault    error
+}
+
+func (w shown) NotAfter() time.Time { return w.notAfter }
+func (w shown) Fault() error        { return w.fault }
+
 func TestReadyOnlyWhenEveryCheckPasses(t *testing.T) {
 	f := newFake()
-	later := time.Now().Add(time.Hour)
 	for _, c := range []struct {
-		check    agent.Check
-		notAfter time.Time
-		status   int
-		fault    string
+		check  agent.Check
+		cert   error
+		status int
+		fault  string
 	}{
-		{agent.Check{Name: "dtn", OK: true}, later, 200, ""},
-		{agent.Check{Name: "dtn", Error: "connection refused"}, later, 503, "dtn: connection refused"},
-		{agent.Check{Name: "dtn", OK: true}, epoch, 503, "certificate: expired 2026-05-04"},
+		{agent.Check{Name: "dtn", OK: true}, nil, 200, ""},
+		{agent.Check{Name: "dtn", Error: "connection refused"}, nil, 503, "dtn: connection refused"},
+		{agent.Check{Name: "dtn", OK: true}, errors.New("expired"), 503, "certificate: expired"},
 	} {
 		f.checks = []agent.Check{{Name: "glance", OK: true}, c.check}
-		server := MetricsServer(f, NewMetrics(), func() time.Time { return c.notAfter }, slog.New(slog.DiscardHandler))
+		server := MetricsServer(f, NewMetrics(), shown{fault: c.cert}, slog.New(slog.DiscardHandler))
 		status, body := get(t, server, "/readyz")
 		var checks []agent.Check
 		noError(t, json.Unmarshal([]byte(body), &checks))

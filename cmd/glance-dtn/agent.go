@@ -85,7 +85,7 @@ func runAgent(ctx context.Context, conf config.Agent, file string, log *slog.Log
 			return err
 		}
 		started = started.With("metrics", l.Addr().String())
-		parts = append(parts, httpServer(api.MetricsServer(served, metrics, s.ring.NotAfter, log), l))
+		parts = append(parts, httpServer(api.MetricsServer(served, metrics, s.ring, log), l))
 	}
 	started.Info("agent started", "site", conf.Site, "version", versionText())
 	return serve(ctx, log, s.alive, parts...)

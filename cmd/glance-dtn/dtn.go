@@ -131,11 +131,11 @@ func runDTN(ctx context.Context, conf config.DTN, file string, log *slog.Logger)
 		Transfers: conf.Transfers, Small: dtn.DefaultSmall, Reserve: int64(conf.Reserve), Spare: land.spare, Keep: dtn.DefaultKeep,
 		Ack:       acknowledges(etab, conf.Export, log),
 		Callbacks: land.callbacks, Standing: land.standing, Relay: land.relay,
-		Correct:  correction(conf.Tuning),
-		History:  memory,
-		Limits:   sent.Limits,
-		NotAfter: ring.NotAfter,
-		Log:      log,
+		Correct:     correction(conf.Tuning),
+		History:     memory,
+		Limits:      sent.Limits,
+		Certificate: ring,
+		Log:         log,
 	})
 	if err != nil {
 		return err

@@ -25,8 +25,8 @@ type Files struct {
 }
 
 // Keyring is a daemon's certificate, key and authorities. It reads the files anew
-// when they have changed, and keeps what it has while they are broken. It may be
-// used by many goroutines at once.
+// when they have changed, and keeps what it has while they are broken or somebody
+// else's. It may be used by many goroutines at once.
 type Keyring struct {
 	files  Files
 	report func(error)
@@ -71,6 +71,26 @@ func (k *Keyring) Roots() *x509.CertPool { return k.current().roots }
 
 // NotAfter is when the certificate expires.
 func (k *Keyring) NotAfter() time.Time { return k.current().cert.Leaf.NotAfter }
+
+// Fault is why the certificate serves no more, or will not at the daemon's next start, since
+// its files have changed to what cannot be taken. It is nil where all is well.
+func (k *Keyring) Fault() error {
+	if err := unexpired(k.files.Cert, k.current()); err != nil {
+		return err
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.fault != "" {
+		return fmt.Errorf("the files have changed, cannot be used and would not be at the next start, the old certificate stays until then: %s", k.fault)
+	}
+	return nil
+}
+
+// Watched is what those who watch a daemon are told of its certificate. A Keyring does that.
+type Watched interface {
+	NotAfter() time.Time
+	Fault() error
+}
 
 // ServerTLS serves TLS 1.3 to callers with a certificate of the authorities whose
 // identity allow accepts; a nil allow accepts every identity. Each handshake uses
@@ -158,6 +178,9 @@ func (k *Keyring) current() ring {
 		return k.ring
 	}
 	r, err := k.files.read()
+	if err == nil && r.id != k.ring.id {
+		err = fmt.Errorf("%s is the certificate of the %s now, and this is the %s", k.files.Cert, r.id, k.ring.id)
+	}
 	if err != nil {
 		k.stamps = nil // they may be half replaced: read again, changed or not
 		if err.Error() != k.fault {

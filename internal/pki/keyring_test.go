@@ -166,6 +166,8 @@ func TestCertificateThatExpiresWhileRunning(t *testing.T) {
 		check(t, "server", serverErr, "")
 		check(t, "client", clientErr, "")
 		time.Sleep(time.Hour + time.Second)
+		check(t, "who watches", a.Fault(), "expired")
+		check(t, "who watches the other", b.Fault(), "")
 		_, clientErr = shake(b.ServerTLS(nil), a.ClientTLS(agentB))
 		check(t, "its client", clientErr, "run glance-dtn pki issue CA-DIR --site A --role agent")
 		serverErr, _ = shake(a.ServerTLS(nil), b.ClientTLS(agentA))
@@ -220,11 +222,19 @@ func TestBrokenFilesAreReportedOnceAndTheOldOnesKept(t *testing.T) {
 		if len(faults) != 1 || !strings.Contains(faults[0], "keep the old certificate") || !strings.Contains(faults[0], s.Cert) {
 			t.Errorf("reported %q, want one fault that names %s", faults, s.Cert)
 		}
+		check(t, "who watches", k.Fault(), s.Cert)
+		s.issue(agentB, 2*time.Hour) // somebody else's
+		time.Sleep(checkEvery)
+		if got := k.Identity(); got != agentA || len(faults) != 2 {
+			t.Errorf("it is %v now; reported %q", got, faults)
+		}
+		check(t, "who watches", k.Fault(), "agent of site B")
 		s.issue(agentA, 2*time.Hour)
 		time.Sleep(checkEvery)
 		if got := k.NotAfter(); !got.After(old) {
 			t.Errorf("certificate ends %v, want the repaired one's end", got)
 		}
+		check(t, "who watches", k.Fault(), "")
 	})
 }
 

@@ -582,20 +582,29 @@ func TestReadyzNamesWhatStandsInTheWay(t *testing.T) {
 	}
 }
 
-func TestReadyzAndMetricsTellWhenTheCertificateExpires(t *testing.T) {
+// watched is what is told of a certificate.
+type watched struct {
+	notAfter time.Time
+	fault    error
+}
+
+func (w watched) NotAfter() time.Time { return w.notAfter }
+func (w watched) Fault() error        { return w.fault }
+
+func TestReadyzAndMetricsTellOfTheCertificate(t *testing.T) {
 	r := newRig(t)
-	var until time.Time
-	r.opt.NotAfter = func() time.Time { return until }
+	var cert watched
+	r.opt.Certificate = &cert
 	s := r.server(t)
 	for _, x := range []struct {
-		until time.Time
+		cert  watched
 		ready int
 		want  check
 	}{
-		{time.Now().Add(time.Hour), 200, check{Name: "certificate", OK: true}},
-		{time.Unix(1234, 0).UTC(), 503, check{Name: "certificate", Error: "expired 1970-01-01T00:20:34Z; issue a new one with: glance-dtn pki issue"}},
+		{watched{time.Unix(1<<40, 0), nil}, 200, check{Name: "certificate", OK: true}},
+		{watched{time.Unix(1234, 0), errors.New("it expired")}, 503, check{Name: "certificate", Error: "it expired"}},
 	} {
-		until = x.until
+		cert = x.cert
 		w := httptest.NewRecorder()
 		s.Health().ServeHTTP(w, httptest.NewRequest("GET", "/readyz", nil))
 		var checks []check
@@ -603,7 +612,7 @@ func TestReadyzAndMetricsTellWhenTheCertificateExpires(t *testing.T) {
 			t.Fatal(err)
 		}
 		if got := checks[len(checks)-1]; w.Code != x.ready || got != x.want {
-			t.Errorf("until %v: %d %+v, want %d %+v", x.until, w.Code, got, x.ready, x.want)
+			t.Errorf("%v: %d %+v, want %d %+v", x.cert, w.Code, got, x.ready, x.want)
 		}
 	}
 	if got := metric(t, s, "glance_dtn_dtn_certificate_not_after_timestamp_seconds"); got != 1234 {

@@ -20,6 +20,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/glance-dtn/glance-dtn/internal/pki"
 	"github.com/glance-dtn/glance-dtn/mover"
 )
 
@@ -57,7 +58,7 @@ type Relay interface {
 }
 
 // Options are what a Server is made of. All are needed but Marker, Mark, Small, Reserve,
-// Spare, Ack, Callbacks, Standing, Relay, Correct, History, Limits and NotAfter.
+// Spare, Ack, Callbacks, Standing, Relay, Correct, History, Limits and Certificate.
 type Options struct {
 	Site    string
 	Version string
@@ -97,7 +98,7 @@ type Options struct {
 
 	Limits func() mover.Limits // that the engines and Arrivals keep; nil: none
 
-	NotAfter func() time.Time // when the DTN's certificate expires; nil: it has none
+	Certificate pki.Watched // the DTN's; nil: nobody watches it
 
 	Log *slog.Logger
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"net/http"
 	"os"
 	"slices"
@@ -44,8 +43,8 @@ func (s *Server) readyz(w http.ResponseWriter, _ *http.Request) {
 	}
 	s.looking.Unlock()
 	checks = append(checks, ways(s.callbacks())...)
-	if s.opt.NotAfter != nil {
-		checks = append(checks, checked("certificate", expired(s.opt.NotAfter())))
+	if s.opt.Certificate != nil {
+		checks = append(checks, checked("certificate", s.opt.Certificate.Fault()))
 	}
 	w.Header().Set("Content-Type", "application/json")
 	for _, c := range checks {
@@ -69,13 +68,6 @@ func ways(callbacks []mover.Callback) (checks []check) {
 		checks = append(checks, c)
 	}
 	return checks
-}
-
-func expired(notAfter time.Time) error {
-	if time.Now().Before(notAfter) {
-		return nil
-	}
-	return fmt.Errorf("expired %s; issue a new one with: glance-dtn pki issue", notAfter.Format(time.RFC3339))
 }
 
 func checked(name string, err error) check {

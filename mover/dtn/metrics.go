@@ -105,8 +105,8 @@ func (s *Server) Collect(ch chan<- prometheus.Metric) {
 			ch <- prometheus.MustNewConstMetric(descStanding, prometheus.GaugeValue, truth(stands), site)
 		}
 	}
-	if s.opt.NotAfter != nil {
-		ch <- prometheus.MustNewConstMetric(descNotAfter, prometheus.GaugeValue, float64(s.opt.NotAfter().Unix()))
+	if s.opt.Certificate != nil {
+		ch <- prometheus.MustNewConstMetric(descNotAfter, prometheus.GaugeValue, float64(s.opt.Certificate.NotAfter().Unix()))
 	}
 	s.collectPassages(ch)
 	s.collectLimits(ch, time.Now())
