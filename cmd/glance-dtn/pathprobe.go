@@ -46,6 +46,8 @@ func (p *probeFlags) check(cmd *cobra.Command, sites []string) (err error) {
 		return usagef("--time %v: it is 1s to %v", p.load, mover.MaxProbeTime)
 	case p.wanted && len(sites) == 0:
 		return usagef("--probe puts load on the paths to the sites that are named: name one")
+	case slices.Contains(sites, ""):
+		return usagef("a site has no name: name it")
 	}
 	return nil
 }

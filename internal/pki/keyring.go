@@ -141,7 +141,7 @@ func (k *Keyring) ClientTLS(want Identity) *tls.Config {
 				return err
 			}
 			if id.Role != want.Role || want.Site != "" && id.Site != want.Site {
-				return &CertificateError{fmt.Sprintf("the server is the %v, not the %v; check the URL in the configuration", id, want), nil}
+				return &CertificateError{fmt.Sprintf("the server is the %v, not the %v; check the URL in the configuration, and which certificate is there", id, want), nil}
 			}
 			return nil
 		},

@@ -10,6 +10,7 @@ import (
 	"net"
 	"time"
 
+	"github.com/glance-dtn/glance-dtn/internal/outage"
 	"github.com/glance-dtn/glance-dtn/internal/pki"
 	"github.com/glance-dtn/glance-dtn/mover"
 )
@@ -32,7 +33,7 @@ func dial(ctx context.Context, e *Engine, address string) (_ *tls.Conn, _ *gathe
 	nc, err := e.dialer()(ctx, "tcp", address)
 	rtt = time.Since(begin)
 	if err != nil {
-		return nil, nil, 0, err
+		return nil, nil, 0, outage.Daemon{Name: "the DTN", Unit: "glance-dtn-dtn", URL: address}.Explain(err)
 	}
 	out := &gather{Conn: nc}
 	c := tls.Client(out, clientConfig(e.TLS(), host))

@@ -533,13 +533,13 @@ func TestASiteKeepsNoOtherOut(t *testing.T) {
 	}
 }
 
-// TestTheOldestStrangerOfTheFullestPlaceGoes fills the room for strangers, and goes on.
-func TestTheOldestStrangerOfTheFullestPlaceGoes(t *testing.T) {
+// TestTheOldestStrangerGoes fills the room for strangers, and goes on.
+func TestTheOldestStrangerGoes(t *testing.T) {
 	g := &strangers{all: 4, each: 2}
 	conns := map[string]net.Conn{}
 	for _, c := range []struct{ name, out string }{
 		{"a1", ""}, {"b1", ""}, {"b2", ""}, {"b3", "b3"}, {"c1", ""},
-		{"c2", "b1"}, {"d1", "c1"}, {"e1", "a1"}, {"f1", "b2"}, {"f2", "f1"},
+		{"c2", "a1"}, {"d1", "b1"}, {"e1", "b2"}, {"f1", "c1"}, {"f2", "c2"},
 	} {
 		place := netip.PrefixFrom(netip.AddrFrom4([4]byte{c.name[0]}), 32)
 		conns[c.name], _ = net.Pipe()
