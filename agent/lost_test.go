@@ -24,11 +24,16 @@ func TestAHalfMadeImageIsSentAgain(t *testing.T) {
 			if j := w.a.job(id); j.State != Cancelled {
 				t.Fatalf("what a person has cancelled is %s without one", j.State)
 			}
-			w.locked(func() { w.a.refuseStage = nil })
-			all, err := w.a.agent().Replicate(t.Context(), Match{Names: []string{"x"}}, []string{"B"}, "", false)
-			if err != nil || len(all) != 1 || !all[0].Planned || all[0].Job != job || all[0].Detail != "at B: half made" {
-				t.Fatalf("%+v, %v", all, err)
+			for _, c := range []struct {
+				dry bool
+				job JobID
+			}{{true, ""}, {false, job}, {true, job}} { // it can still not be staged
+				all, err := w.a.agent().Replicate(t.Context(), Match{Names: []string{"x"}}, []string{"B"}, "", c.dry)
+				if err != nil || len(all) != 1 || !all[0].Planned || all[0].Job != c.job || all[0].Detail != "at B: half made" {
+					t.Fatalf("%+v: %+v, %v", c, all, err)
+				}
 			}
+			w.locked(func() { w.a.refuseStage = nil })
 		},
 		"its store was lost": func(t *testing.T, w *world, _ glance.ImageID, job JobID) {
 			w.a.halt()

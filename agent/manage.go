@@ -178,6 +178,20 @@ func (a *Agent) compare(ctx context.Context, peers []string, m Match, each func(
 	if err != nil {
 		return nil, err
 	}
+	type way struct {
+		image glance.ImageID
+		peer  string
+	}
+	under := map[way]JobID{}
+	err = a.eachJob(ctx, func(j Job) error {
+		if j.Kind == Send && !j.State.Final() {
+			under[way{j.Image.ID, j.Peer}] = j.ID
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
 	here, bySite := index(local), map[string][]Comparison{}
 	for t := range inquire(ctx, sites) {
 		if t.err != nil {
@@ -192,6 +206,9 @@ func (a *Agent) compare(ctx context.Context, peers []string, m Match, each func(
 			}
 			return !m.Selects(img)
 		})
+		for i, c := range rows {
+			rows[i].Job = under[way{c.ID, c.Peer}]
+		}
 		if err := each(rows); err != nil {
 			return nil, err
 		}

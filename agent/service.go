@@ -99,7 +99,7 @@ type Comparison struct {
 	Relation Relation       `json:"relation"`
 	Detail   string         `json:"detail,omitempty" doc:"the fields that differ, the other content, the status, or why the site does not tell"`
 	Planned  bool           `json:"planned" doc:"replicate would send, or has sent, this image"`
-	Job      JobID          `json:"job,omitempty"`
+	Job      JobID          `json:"job,omitempty" doc:"that brings it there now"`
 
 	half bool // Unready there, where a delivery has begun it: whether one goes on with it only jobs tell
 }

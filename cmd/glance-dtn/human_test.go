@@ -36,17 +36,18 @@ func TestATableDoesNotRepeatWhatItsRowSays(t *testing.T) {
 
 func TestOfAPlanWeSayWhatGoesAndWhy(t *testing.T) {
 	for _, c := range []struct {
-		planned, of int
-		dryRun      bool
-		want        string
+		planned, going, of int
+		dryRun             bool
+		want               string
 	}{
-		{0, 0, false, "no image is selected"},
-		{0, 2, true, "nothing to send: no selected image is missing"},
-		{1, 2, true, "1 of 2 would be sent, 1.0 KiB"},
-		{1, 2, false, "1 of 2 is on its way, 1.0 KiB"},
-		{2, 2, false, "2 of 2 are on their way, 1.0 KiB"},
+		{0, 0, 0, false, "no image is selected"},
+		{0, 0, 2, true, "nothing to send: no selected image is missing"},
+		{1, 0, 2, true, "1 of 2 would be sent, 1.0 KiB"},
+		{1, 1, 4, true, "1 of 4 would be sent, 1.0 KiB; 1 is on its way already"},
+		{1, 0, 2, false, "1 of 2 is on its way, 1.0 KiB"},
+		{2, 0, 2, false, "2 of 2 are on their way, 1.0 KiB"},
 	} {
-		if got := planSummary(c.planned, c.of, 1024, c.dryRun); got != c.want {
+		if got := planSummary(c.planned, c.going, c.of, 1024, c.dryRun); got != c.want {
 			t.Errorf("%d of %d: got %q, want %q", c.planned, c.of, got, c.want)
 		}
 	}

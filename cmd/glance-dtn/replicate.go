@@ -104,13 +104,16 @@ func (c *cli) replicated(ctx context.Context, s *session, rows []agent.Compariso
 // there are no rows.
 func (c *cli) plan(rows []agent.Comparison, empty int, dryRun bool) error {
 	var lines []table.Row
-	planned, bytes := 0, int64(0)
+	planned, going, bytes := 0, 0, int64(0)
 	silent, rows := silentSites(rows)
 	if len(silent) > 0 && len(rows)+empty == 0 {
 		return nil
 	}
 	for _, r := range rows {
-		if r.Planned {
+		switch {
+		case r.Planned && dryRun && r.Job != "":
+			going++
+		case r.Planned:
 			planned, bytes = planned+1, bytes+r.Size
 		}
 		if r.Planned || r.Relation == agent.Conflict {
@@ -122,24 +125,33 @@ func (c *cli) plan(rows []agent.Comparison, empty int, dryRun bool) error {
 			return err
 		}
 	}
-	_, err := fmt.Fprintln(c.out, planSummary(planned, len(rows), bytes, dryRun))
+	_, err := fmt.Fprintln(c.out, planSummary(planned, going, len(rows), bytes, dryRun))
 	return err
 }
 
-// planSummary tells how many of the compared images go, and how much that is.
-func planSummary(planned, of int, bytes int64, dryRun bool) string {
-	verb := "are on their way"
+// planSummary tells how many of the compared images go, and how much that is, and for a dry
+// run how many are on their way already.
+func planSummary(planned, going, of int, bytes int64, dryRun bool) string {
 	switch {
 	case of == 0:
 		return "no image is selected"
-	case planned == 0:
+	case planned+going == 0:
 		return "nothing to send: no selected image is missing"
-	case dryRun:
-		verb = "would be sent"
-	case planned == 1:
-		verb = "is on its way"
+	case !dryRun:
+		return fmt.Sprintf("%d of %d %s, %s", planned, of, areOnTheWay(planned), size(bytes))
 	}
-	return fmt.Sprintf("%d of %d %s, %s", planned, of, verb, size(bytes))
+	would := fmt.Sprintf("%d of %d would be sent, %s", planned, of, size(bytes))
+	if going > 0 {
+		would += fmt.Sprintf("; %d %s already", going, areOnTheWay(going))
+	}
+	return would
+}
+
+func areOnTheWay(n int) string {
+	if n == 1 {
+		return "is on its way"
+	}
+	return "are on their way"
 }
 
 func (c *cli) warnConflicts(rows []agent.Comparison) {
