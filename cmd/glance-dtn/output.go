@@ -98,17 +98,37 @@ func withPriorities(header table.Row, rows []table.Row, at int, all []mover.Prio
 // leastNote is how much of a note is left beside columns that fill the terminal.
 const leastNote = 24
 
-// cutNotes cuts the last column so that a row fits in width.
-func cutNotes(header table.Row, rows []table.Row, width int) {
+// noteRoom is what is left of width for the last column.
+func noteRoom(header table.Row, rows []table.Row, width int) int {
 	last := len(header) - 1
 	others := make([]table.Row, len(rows))
 	for i, r := range rows {
 		others[i] = append(r[:last:last], "|") // as wide as the columns before
 	}
-	room := width - text.LongestLineLen(render(header[:last], others)) + len("|")
+	return width - text.LongestLineLen(render(header[:last], others)) + len("|")
+}
+
+// cutNotes cuts the last column so that a row fits in width.
+func cutNotes(header table.Row, rows []table.Row, width int) {
+	room := noteRoom(header, rows, width)
 	for _, r := range rows {
-		r[last] = text.Snip(fmt.Sprint(r[last]), max(room, leastNote), "…")
+		r[len(r)-1] = text.Snip(fmt.Sprint(r[len(r)-1]), max(room, leastNote), "…")
 	}
+}
+
+// dropSpare takes out the columns of these names, in their order, until there is room for a note.
+func dropSpare(header table.Row, rows []table.Row, width int, spare ...string) (table.Row, []table.Row) {
+	for _, name := range spare {
+		i := slices.Index(header, any(name))
+		if i < 0 || noteRoom(header, rows, width) >= leastNote {
+			continue
+		}
+		header = slices.Delete(header, i, i+1)
+		for k, r := range rows {
+			rows[k] = slices.Delete(r, i, i+1)
+		}
+	}
+	return header, rows
 }
 
 // cutLines cuts what a terminal of that width would wrap.

@@ -265,6 +265,7 @@ func (c *cli) redraw(drawn int, news []string, open []agent.Transfer) (int, erro
 // cut, and what would scroll off, the line of the cursor included, is counted.
 func transferPicture(list []agent.Transfer, now time.Time, width, height int) string {
 	header, rows := transferRows(list, now)
+	header, rows = dropSpare(header, rows, width, spareOfTransfers...)
 	more := ""
 	if most := max(height-2, 2); len(rows) > most {
 		more = fmt.Sprintf("\nand %d more", len(rows)-most+1)
@@ -284,8 +285,14 @@ func (c *cli) transferTable(list []agent.Transfer, all bool) error {
 		return err
 	}
 	header, rows := transferRows(list, time.Now())
+	if width := terminalWidth(c.out); width > 0 {
+		header, rows = dropSpare(header, rows, width, spareOfTransfers...)
+	}
 	return c.list(header, rows)
 }
+
+// spareOfTransfers are the columns that a narrow terminal does without: `transfers ID` has them.
+var spareOfTransfers = []string{"Lanes", "RTT", "Resent"}
 
 func transferRows(list []agent.Transfer, now time.Time) (table.Row, []table.Row) {
 	var rows []table.Row

@@ -91,3 +91,18 @@ func TestTheTransfersFitInATerminal(t *testing.T) {
 		}
 	}
 }
+
+// A narrow terminal keeps what a watch is for.
+func TestANarrowTerminalShowsTheRestAndTheBottleneck(t *testing.T) {
+	list := []agent.Transfer{{Image: "rocky-9", To: "B", Job: "j", Status: mover.Status{
+		ID: "817f2a100f", State: mover.Running, Source: mover.File{Size: 1 << 30}}}}
+	for width, want := range map[int]string{
+		200: "TRANSFER    IMAGE        STATE    MOVED           RATE  LANES  RTT  RESENT  ETA  BOTTLENECK",
+		94:  "TRANSFER    IMAGE        STATE    MOVED           RATE  RESENT  ETA  BOTTLENECK",
+		80:  "TRANSFER    IMAGE        STATE    MOVED           RATE  ETA  BOTTLENECK",
+	} {
+		if got, _, _ := strings.Cut(transferPicture(list, time.Now(), width, 24), "\n"); strings.TrimSpace(got) != want {
+			t.Errorf("%d columns:\n%s\nwant\n%s", width, got, want)
+		}
+	}
+}
