@@ -10,20 +10,20 @@ const (
 	dropEvery = 16 // blocks
 )
 
-// samples is how many blocks are looked at to know where a file is, where the kernel does
-// not tell. Each costs a small read where it is on the disk.
+// samples is how many blocks are looked at to know where a file is: to have the kernel look
+// at 4 GiB takes it 90 ms, in which nothing moves. Where it does not tell, each costs a small
+// read if it is on the disk.
 const samples = 16
 
 // isCold reports whether most of the file is on the disk alone.
 func (s *source) isCold() bool {
-	if cached, known := disk.Cached(s.File, 0, s.size); known {
-		return cached <= s.size/2
-	}
 	blocks := blockCount(s.size)
 	step := max(1, blocks/samples)
 	cold, looked := 0, 0
 	for i := uint32(0); i < blocks; i += step {
-		if looked++; disk.Cold(s.File, blockStart(i), int64(blockLen(s.size, i))) {
+		off, n := blockStart(i), int64(blockLen(s.size, i))
+		cached, known := disk.Cached(s.File, off, n)
+		if looked++; known && cached <= n/2 || !known && disk.Cold(s.File, off, n) {
 			cold++
 		}
 	}
