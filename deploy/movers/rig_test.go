@@ -354,7 +354,6 @@ func (r *rig) measure(m peer, limit time.Duration) (out run) {
 	if err := errors.Join(os.RemoveAll(in), os.Mkdir(in, 0o755)); err != nil {
 		r.tb.Fatal(err)
 	}
-	lab.Touch(r.tb, r.size+r.size/4)
 	r.begin()
 	defer r.end()
 	move, err := m.start(r)
@@ -362,6 +361,7 @@ func (r *rig) measure(m peer, limit time.Duration) (out run) {
 		out.Error = err.Error()
 		return out
 	}
+	lab.Touch(r.tb, r.size+r.size/4)
 	ctx, cancel := context.WithTimeout(r.tb.Context(), limit)
 	defer cancel()
 	sendCPU, recvCPU, again := r.send.cpu(r.tb), r.recv.cpu(r.tb), r.send.retransmits(r.tb)+r.recv.retransmits(r.tb)
