@@ -226,19 +226,19 @@ func TestOneArrivalMoreThanThereIsRoomForWaits(t *testing.T) {
 	}
 }
 
-// lowerFiles lets this process have n files open, until the function that it returns is
-// called.
-func lowerFiles(t *testing.T, n uint64) (restore func()) {
+// lowerLimit sets a limit of setrlimit(2) on this process, until the function that it returns
+// is called.
+func lowerLimit(t *testing.T, resource int, n uint64) (restore func()) {
 	t.Helper()
 	var was syscall.Rlimit
-	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &was); err != nil {
+	if err := syscall.Getrlimit(resource, &was); err != nil {
 		t.Fatal(err)
 	}
-	if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &syscall.Rlimit{Cur: n, Max: was.Max}); err != nil {
+	if err := syscall.Setrlimit(resource, &syscall.Rlimit{Cur: n, Max: was.Max}); err != nil {
 		t.Fatal(err)
 	}
 	return func() {
-		if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &was); err != nil {
+		if err := syscall.Setrlimit(resource, &was); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -247,7 +247,7 @@ func lowerFiles(t *testing.T, n uint64) (restore func()) {
 func TestASenderWithTooManyFilesOpenWaits(t *testing.T) {
 	r := newRig(t)
 	req := r.request(t, r.stage(t, "image", 1))
-	restore := lowerFiles(t, 3)
+	restore := lowerLimit(t, syscall.RLIMIT_NOFILE, 3)
 	err := r.rig.Engine.Move(t.Context(), req, func(mover.Progress) {})
 	restore()
 	if w := waits(err); w == nil || !strings.Contains(w.Reason, "LimitNOFILE") {

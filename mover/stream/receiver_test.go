@@ -727,7 +727,10 @@ func TestATornRecordShiftsNoOthers(t *testing.T) {
 	s, _ = r.open(t, req, "t")
 	s.send(s.block(1))
 	a.status() // orders what follows after the opening
-	restore := lowerSize(t, 3*recordSize-3)
+	told := make(chan os.Signal, 1)
+	signal.Notify(told, syscall.SIGXFSZ) // which would end this process
+	defer signal.Stop(told)
+	restore := lowerLimit(t, syscall.RLIMIT_FSIZE, 3*recordSize-3)
 	err := a.note(2, new(digest.Block))
 	restore()
 	if !errors.Is(err, syscall.EFBIG) {
@@ -744,27 +747,6 @@ func TestATornRecordShiftsNoOthers(t *testing.T) {
 	}
 	if a.claimed != 3 {
 		t.Errorf("%d blocks are claimed, want 3", a.claimed)
-	}
-}
-
-// lowerSize lets this process make no file longer than n, until the function that it returns
-// is called.
-func lowerSize(t *testing.T, n uint64) (restore func()) {
-	t.Helper()
-	told := make(chan os.Signal, 1)
-	signal.Notify(told, syscall.SIGXFSZ) // which would end it
-	var was syscall.Rlimit
-	if err := syscall.Getrlimit(syscall.RLIMIT_FSIZE, &was); err != nil {
-		t.Fatal(err)
-	}
-	if err := syscall.Setrlimit(syscall.RLIMIT_FSIZE, &syscall.Rlimit{Cur: n, Max: was.Max}); err != nil {
-		t.Fatal(err)
-	}
-	return func() {
-		if err := syscall.Setrlimit(syscall.RLIMIT_FSIZE, &was); err != nil {
-			t.Fatal(err)
-		}
-		signal.Stop(told)
 	}
 }
 
