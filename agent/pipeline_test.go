@@ -117,8 +117,7 @@ func TestHintedImageIsWaitedForUntilActive(t *testing.T) {
 		w.a.halt()
 		w.a.boot()
 		data := bytesOf(5000)
-		id := w.a.upload("slow", data)
-		w.locked(func() { w.a.images[id].Status = glance.Saving })
+		id := w.a.add("slow", data, glance.Saving)
 		w.a.agent().Hint(glance.Hint{ID: id})
 		time.Sleep(3 * time.Second)
 		if j := w.a.job(id); j.ID != "" {
@@ -136,8 +135,7 @@ func TestStuckImageIsReported(t *testing.T) {
 		w.a.settings.Rules = []Rule{{Name: "all", To: []string{"B"}}}
 		w.a.halt()
 		w.a.boot()
-		id := w.a.upload("stuck", bytesOf(10))
-		w.locked(func() { w.a.images[id].Status = glance.Saving })
+		id := w.a.add("stuck", bytesOf(10), glance.Saving)
 		time.Sleep(2 * time.Hour)
 		o, err := w.a.agent().Overview(t.Context())
 		if err != nil {

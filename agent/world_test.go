@@ -269,10 +269,15 @@ func (w *world) inject(fault func(o op, after bool) fate) {
 
 // upload puts an image into the site's Glance as a user would.
 func (s *site) upload(name string, data []byte) glance.ImageID {
+	return s.add(name, data, glance.Active)
+}
+
+// add makes an image with its file at once, in a state.
+func (s *site) add(name string, data []byte, status glance.Status) glance.ImageID {
 	id := newImageID()
 	s.w.locked(func() {
 		s.images[id] = &record{Image: glance.Image{
-			ID: id, Name: name, Status: glance.Active, Size: int64(len(data)), Hash: sum(data), DiskFormat: "raw", ContainerFormat: "bare",
+			ID: id, Name: name, Status: status, Size: int64(len(data)), Hash: sum(data), DiskFormat: "raw", ContainerFormat: "bare",
 			Visibility: "public", MinDisk: 1, Tags: []string{"t"}, Properties: map[string]string{"os_distro": "debian"}, UpdatedAt: time.Now(),
 		}, data: data}
 		s.files[string(id)] = data

@@ -92,7 +92,7 @@ func readRelayOptions(getenv func(string) string) (o relayOptions, err error) {
 	})
 	controls, err4 := list(value("CC", "cubic bbr"), func(s string) (string, error) { return s, nil })
 	streams, err5 := list(value("STREAMS", "4"), positive)
-	sizes, err6 := list(value("SIZES", "64"), positive)
+	sizes, err6 := list(value("SIZES", "16 64 256"), positive)
 	rounds, err7 := list(value("ROUNDS", "1"), positive)
 	limit, err8 := list(value("LIMIT", "1m"), time.ParseDuration)
 	if err := errors.Join(err1, err2, err3, err4, err5, err6, err7, err8); err != nil {

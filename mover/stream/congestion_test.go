@@ -40,14 +40,13 @@ func TestAPathThatLosesPacketsIsNamed(t *testing.T) {
 	}
 }
 
-// TestLanesDoNotWaitForAFilesAnswer has a file announced: but for a relay, whose answer may
-// take long, the lanes for it are wanted at once.
+// TestLanesDoNotWaitForAFilesAnswer has a file announced: the lanes for it are wanted at once.
 func TestLanesDoNotWaitForAFilesAnswer(t *testing.T) {
 	for _, c := range []struct {
 		blocks int64
 		via    mover.Relay
 		want   int
-	}{{1, mover.Relay{}, 1}, {3, mover.Relay{}, 3}, {40, mover.Relay{}, 5}, {40, mover.Relay{Address: "relay:1", Site: "C", Mode: mover.StoreForward}, 0}} {
+	}{{1, mover.Relay{}, 1}, {3, mover.Relay{}, 3}, {40, mover.Relay{}, 5}, {40, mover.Relay{Address: "relay:1", Site: "C", Mode: mover.StoreForward}, 5}} {
 		ours, theirs := net.Pipe()
 		theirs.Close()
 		l := &link{engine: &Engine{}, control: tls.Client(ours, &tls.Config{ServerName: "x"})}

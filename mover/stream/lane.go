@@ -36,7 +36,7 @@ type lane struct {
 	leaving bool                 // nor when those in flight have been answered for
 	worked  bool                 // a block of it was answered for
 	blocks  int                  // that it has sent
-	heard   time.Time            // when the last one was
+	heard   time.Time            // when the last one was; before that, when the lane was opened
 	path    mover.Path           // when it was looked at last
 }
 
@@ -52,7 +52,7 @@ func newLane(c *tls.Conn, out *gather, p mover.Protection) (*lane, error) {
 	if err != nil {
 		return nil, err
 	}
-	l := &lane{tls: c, conn: c, out: out, proof: proof, flight: map[flying]time.Time{}}
+	l := &lane{tls: c, conn: c, out: out, proof: proof, flight: map[flying]time.Time{}, heard: time.Now()}
 	if p == mover.Private {
 		out.hold()
 	} else {

@@ -265,10 +265,9 @@ func (l *link) announce(f *outgoing, o opening) (full bool, err error) {
 		f.source.company.join(f, l)
 	}
 	switch n := blockCount(f.size); {
-	case f.onward != nil || f.relay:
-	case n == 1:
+	case f.onward == nil && !f.relay && n == 1:
 		f.fill(nil)
-	default:
+	case f.onward == nil || !f.onward.stores():
 		f.left = int(n) // that the answer finds lanes that are there
 	}
 	l.changed.Broadcast()
@@ -672,7 +671,8 @@ func (l *link) drive(n *lane) {
 	}
 	l.compression.lost(len(n.flight), time.Now())
 	l.sight.ended = l.sight.ended.Plus(n.path)
-	if !n.worked && !n.leaving && !errors.Is(sendErr, errSource) {
+	rested := n.blocks == 0 && time.Since(n.heard) >= l.stall // waiting for a relay's answer, or for what comes to one
+	if !n.worked && !n.leaving && !rested && !errors.Is(sendErr, errSource) {
 		l.lost(cmp.Or(sendErr, readErr))
 	}
 	l.changed.Broadcast()

@@ -171,7 +171,12 @@ func (r *relayRig) kept(t testing.TB) (n int64) {
 // newRelayPipeRig makes one that lives in a synctest bubble, with pipes for TCP on both hops.
 func newRelayPipeRig(t testing.TB, mode mover.RelayMode) *relayRig {
 	t.Helper()
-	direct := newPipeRig(t)
+	return prepareRelayPipes(t, newPipeRig(t), mode)
+}
+
+// prepareRelayPipes makes one of a rig whose receiver has not started.
+func prepareRelayPipes(t testing.TB, direct *rig, mode mover.RelayMode) *relayRig {
+	t.Helper()
 	direct.start(t, "")
 	r := prepareRelay(t, direct, mover.Private, mode)
 	r.out.pipes, r.wires.pipes = direct.pipes, make(pipes)
@@ -250,6 +255,50 @@ func TestRelayTakesNoMoreThanItMayKeep(t *testing.T) {
 		if n := r.kept(t); n == 0 || n > (ahead+1)*mover.BlockSize {
 			t.Errorf("the relay keeps %d bytes, and may keep %d blocks", n, ahead)
 		}
+		s.open()
+		if err := <-ended; err != nil {
+			t.Fatal(err)
+		}
+		r.same(t, "image")
+		r.stopR()
+		r.stop()
+	})
+}
+
+// TestLanesWaitForWhatComesToARelay has the sender bring nothing for a long time: lanes to
+// the next site are there at once, for round trips are long, and that the site closes those
+// that rest is no reason to give it up.
+func TestLanesWaitForWhatComesToARelay(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const lanes, idle = 2 * maxFruitless, DefaultStall + time.Minute
+		direct := newPipeRig(t)
+		direct.opts.Idle = idle
+		r := prepareRelayPipes(t, direct, mover.CutThrough)
+		r.startRelay(t, "")
+		a, s := r.rig.rig.Engine.(viaRelay).Engine.(*Engine), newSluice(0)
+		a.Stall = time.Hour
+		a.Dial = func(ctx context.Context, network, address string) (net.Conn, error) {
+			c, err := r.wires.dial(ctx, network, address)
+			return sluiced{c, s}, err
+		}
+		req := r.request(t, r.stage(t, "image", 8*mover.BlockSize))
+		req.PCP.Parallelism = lanes
+		ended := make(chan error, 1)
+		go func() { ended <- viaRelay{a, &r.via}.Move(t.Context(), req, func(mover.Progress) {}) }()
+		time.Sleep(time.Second)
+		var onward *link
+		for _, p := range r.relay.relay.passes {
+			onward = p.onward
+		}
+		if onward == nil {
+			t.Fatal("nothing is on its way:", <-ended)
+		}
+		onward.mu.Lock()
+		if len(onward.lanes) != lanes {
+			t.Errorf("%d lanes wait, want %d", len(onward.lanes), lanes)
+		}
+		onward.mu.Unlock()
+		time.Sleep(idle)
 		s.open()
 		if err := <-ended; err != nil {
 			t.Fatal(err)

@@ -20,14 +20,12 @@ const (
 	// queued is how many bandwidth-delay products may wait before the slowest part: the
 	// rule of thumb of Villamizar and Song, "High performance TCP in ANSNET", CCR 24(5), 1994.
 	queued = 1
-	// opening is how many round trips of a segment pass until a file's first byte: TCP, TLS
-	// and the hello of the control connection and of the first one for blocks. ending is
-	// the answer to its last byte.
-	opening, ending = 6, 1
-	// firstLoss is how much of the mean gap between losses passes until the first one. Where
-	// the window doubles, it is the mean of the gap's logarithm that tells how large it gets:
-	// e to the power of Euler's constant, negative.
-	firstLoss = 0.5615
+	// greeting is how many round trips a connection takes to open: TCP, TLS and its hello.
+	// That for control comes first; then those for blocks open while the file is announced,
+	// which takes one. ending is the answer to its last byte.
+	greeting, announcing, ending = 3, 1, 1
+	// followed is how many connections are followed, at most, each with a first loss of its own.
+	followed = 8
 	// mostSteps bounds how much of a transfer is followed step by step. What is left has
 	// the mean rate of the second half of them.
 	mostSteps = 20000
@@ -129,7 +127,8 @@ func (h *htcp) grown(w, part, seconds float64) float64 {
 // bbr goes by the bandwidth that it measures: Cardwell, Cheng, Gunn, Yeganeh and Jacobson,
 // "BBR: Congestion-Based Congestion Control", ACM Queue 14(5), 2016. A loss does not
 // change its window, as long as sending a quarter more, as it does now and then, makes up
-// for what is lost.
+// for what is lost. In slow start the window does not grow in the first round trip after one
+// (packet conservation, draft-cardwell-iccrg-bbr-congestion-control).
 type bbr struct{}
 
 const (
@@ -159,9 +158,46 @@ type flow struct {
 	limit   Limit
 }
 
-// flowOf follows one of n connections that share a path evenly, in the manner of the
-// papers above: a fluid, in which every 1/p packets one is lost.
+// flowOf follows connections that share a path evenly, in the manner of the papers above:
+// fluids, in which every 1/p packets one is lost. How large a window becomes before its
+// first loss decides much of what a connection carries, so that loss comes at quantiles of
+// the exponential distribution. Who is faster carries more of the blocks.
 func flowOf(p tuning.Path, n int, size int64) flow {
+	k := min(n, followed)
+	if p.Loss == 0 {
+		k = 1
+	}
+	var shares float64
+	var times [3]float64
+	var held Limit
+	for i := range k {
+		one := connection(p, n, size, -math.Log(1-(float64(i)+0.5)/float64(k)))
+		total := one.seconds()
+		if total == 0 {
+			return flow{limit: one.held}
+		}
+		shares += 1 / total
+		for j := range times {
+			times[j] += one.times[j] / total
+		}
+		held = one.held
+	}
+	longest := slices.Index(times[:], slices.Max(times[:]))
+	return flow{float64(k) / shares, []Limit{ByStart, ByLoss, held}[longest]}
+}
+
+// course is how a connection spent its time: seconds by what held it, 0 slow start,
+// 1 losses, 2 line or buffer.
+type course struct {
+	times [3]float64
+	held  Limit // which of the two
+}
+
+func (c course) seconds() float64 { return c.times[0] + c.times[1] + c.times[2] }
+
+// connection follows one of n that share a path. Its first loss comes after that share
+// of the mean gap between losses.
+func connection(p tuning.Path, n int, size int64, first float64) course {
 	cc := controlOf(p)
 	_, paced := cc.(bbr)
 	full := p.Bandwidth * goodput / float64(n) / (8 * mss) // packets per second that the line carries
@@ -184,7 +220,8 @@ func flowOf(p tuning.Path, n int, size int64) flow {
 	}
 
 	w, starting := min(initialWindow, room), true
-	untilLoss := firstLoss * gap
+	var recovers, spared float64 // packets until a window doubles again after a loss, and from there on until one may hinder it again
+	untilLoss := first * gap
 	var sent, sentBefore float64
 	var times, before [3]float64 // seconds by what held it: 0 slow start, 1 losses, 2 line or buffer
 	for step := 0; left > 0; step++ {
@@ -209,15 +246,25 @@ func flowOf(p tuning.Path, n int, size int64) flow {
 			}
 		}
 		part := min(w, left, untilLoss)
+		if recovers > 0 {
+			part = min(part, recovers)
+		}
 		took := part / rate
 		times[by] += took
 		sent, left, untilLoss = sent+part, left-part, untilLoss-part
-		if starting {
+		switch {
+		case recovers > 0:
+			recovers -= part
+		case starting:
 			w += part
-		} else {
+			spared = max(0, spared-part)
+		default:
 			w = cc.grown(w, part/w, took)
 		}
 		if untilLoss <= 0 {
+			if starting && paced && recovers+spared <= 0 {
+				recovers, spared = w, w
+			}
 			w, untilLoss = max(cc.lost(w), leastWindow), gap
 			starting = starting && paced
 		}
@@ -225,6 +272,8 @@ func flowOf(p tuning.Path, n int, size int64) flow {
 			w, starting = room, false
 		}
 	}
-	longest := slices.Index(times[:], slices.Max(times[:]))
-	return flow{times[0] + times[1] + times[2], []Limit{ByStart, ByLoss, held}[longest]}
+	if p.Loss > 0 { // what is lost of the last window comes a round trip later
+		times[1] += rtt * -math.Expm1(float64(n)*min(w, float64(size)/mss/float64(n))*math.Log1p(-p.Loss))
+	}
+	return course{times, held}
 }

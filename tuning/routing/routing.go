@@ -76,7 +76,7 @@ type Prediction struct {
 type Hop struct {
 	From    string  `json:"from"`
 	To      string  `json:"to"`
-	Opening float64 `json:"opening_seconds" doc:"until the first byte, and from the last one to the answer"`
+	Opening float64 `json:"opening_seconds" doc:"until the first byte, and from the last one to the answer, if there were no other segment"`
 	Seconds float64 `json:"seconds" doc:"for all bytes, if nothing but this segment held them up"`
 	Rate    float64 `json:"rate" doc:"bits per second meanwhile"`
 	Limit   Limit   `json:"limit" enum:"line,buffer,loss,slow start" doc:"what holds it for most of the time"`
@@ -86,8 +86,8 @@ type Hop struct {
 
 // hopOf predicts one segment of a way.
 func hopOf(s Segment, size int64) Hop {
-	f := flowOf(s.Path, max(s.Streams, 1), size)
-	h := Hop{From: s.From, To: s.To, Seconds: f.seconds, Limit: f.limit, Opening: (opening + ending) * s.RTT.Seconds(), segment: s}
+	f := flowOf(s.Path, max(1, int(min(int64(s.Streams), size/mover.BlockSize))), size)
+	h := Hop{From: s.From, To: s.To, Seconds: f.seconds, Limit: f.limit, Opening: (2*greeting + ending) * s.RTT.Seconds(), segment: s}
 	if f.seconds > 0 {
 		h.Rate = float64(size) * 8 / f.seconds
 	}
@@ -100,17 +100,16 @@ func (h Hop) block(size int64) float64 {
 	return h.segment.RTT.Seconds()/2 + h.Seconds*min(1, mover.BlockSize/float64(max(size, 1)))
 }
 
-// predict is how long a file takes over these segments. Each DTN opens the file at the next one
-// before it takes any of it, so the openings add up. A file that is stored on the way
-// takes the sum of the segments; one that is cut through takes the slowest one, and of the
-// others the time of a block, since bytes follow each other through all of them.
+// predict is how long a file takes over these segments. One that is stored on the way takes
+// the sum of the segments; one that is cut through takes the slowest one, and of the others
+// the time of a block, since bytes follow each other through all of them.
 func predict(w Way, segments []Segment, size int64) Prediction {
-	p := Prediction{Way: w}
+	p := Prediction{Way: w, Seconds: opening(w, segments)}
 	var sum, slowest, fill, slowestFill float64
 	for _, s := range segments {
 		h := hopOf(s, size)
 		p.Hops = append(p.Hops, h)
-		p.Seconds += h.Opening
+		p.Seconds += ending * s.RTT.Seconds()
 		sum += h.Seconds
 		fill += h.block(size)
 		if h.Seconds >= slowest {
@@ -126,6 +125,27 @@ func predict(w Way, segments []Segment, size int64) Prediction {
 		p.Rate = float64(size) * 8 / p.Seconds
 	}
 	return p
+}
+
+// opening is how long connections take to open on a way, until bytes follow each other
+// through them. Each DTN opens the file at the next one before it says that it takes any of it.
+// Connections for blocks open meanwhile; but who stores the file opens them when it has it.
+func opening(w Way, segments []Segment) (seconds float64) {
+	var there float64 // until the file is announced to who is at the end of the segment
+	for i, s := range segments {
+		rtt := s.RTT.Seconds()
+		there += greeting * rtt
+		if i == 0 || w.Mode != mover.StoreForward {
+			seconds = max(seconds, there+greeting*rtt)
+		}
+	}
+	seconds = max(seconds, there*(greeting+announcing)/greeting)
+	if w.Mode == mover.StoreForward {
+		for _, s := range segments[1:] {
+			seconds += greeting * s.RTT.Seconds()
+		}
+	}
+	return seconds
 }
 
 // Question is what a plan is for.
