@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"unicode/utf8"
 
 	"github.com/jedib0t/go-pretty/v6/table"
 	"github.com/jedib0t/go-pretty/v6/text"
@@ -74,8 +75,8 @@ func plain(n *yaml.Node) {
 	}
 }
 
-// list is table, with the notes in the last column cut where they would pass the edge of
-// a terminal; elsewhere they are whole, as in "jobs ID".
+// list is table, with the notes in the last column, and long names, cut where they would pass
+// the edge of a terminal; elsewhere they are whole, as in "jobs ID".
 func (c *cli) list(header table.Row, rows []table.Row) error {
 	if width := terminalWidth(c.out); width > 0 {
 		cutNotes(header, rows, width)
@@ -108,8 +109,38 @@ func noteRoom(header table.Row, rows []table.Row, width int) int {
 	return width - text.LongestLineLen(render(header[:last], others)) + len("|")
 }
 
-// cutNotes cuts the last column so that a row fits in width.
+// leastName is how much of an image's name is left at least.
+const leastName = 24
+
+// cutNames cuts the middle out of the images' names, as far as that makes room for notes:
+// their ends tell them apart.
+func cutNames(header table.Row, rows []table.Row, width int) {
+	at := slices.Index(header, any("Image"))
+	if at < 0 {
+		return
+	}
+	widest, note := 0, 0
+	for _, r := range rows {
+		widest = max(widest, utf8.RuneCountInString(fmt.Sprint(r[at])))
+		note = max(note, text.StringWidthWithoutEscSequences(fmt.Sprint(r[len(r)-1])))
+	}
+	lacking := min(note, leastNote) - noteRoom(header, rows, width)
+	if lacking <= 0 {
+		return
+	}
+	most := max(widest-lacking, leastName)
+	for _, r := range rows {
+		if name := []rune(fmt.Sprint(r[at])); len(name) > most {
+			head := most / 2
+			r[at] = string(name[:head]) + "…" + string(name[len(name)-(most-head-1):])
+		}
+	}
+}
+
+// cutNotes cuts the last column so that a row fits in width, and names where little of it
+// would be left.
 func cutNotes(header table.Row, rows []table.Row, width int) {
+	cutNames(header, rows, width)
 	room := noteRoom(header, rows, width)
 	for _, r := range rows {
 		r[len(r)-1] = text.Snip(fmt.Sprint(r[len(r)-1]), max(room, leastNote), "…")

@@ -32,6 +32,31 @@ func TestNotesAreCutToTheTerminal(t *testing.T) {
 	}
 }
 
+// A long name loses its middle where it would push the note out of the terminal.
+func TestALongNameLeavesRoomForTheNote(t *testing.T) {
+	const name = "ubuntu-24.04-minimal-server-cloudimg-amd64-with-drivers-20261101 → B"
+	header := table.Row{"Image", "State", "Note"}
+	for width, want := range map[int]string{
+		140: name,
+		80:  "ubuntu-24.04-minimal-s…h-drivers-20261101 → B",
+		40:  "ubuntu-24.04…0261101 → B",
+	} {
+		rows := []table.Row{{name, "parked", strings.Repeat("n", 60)}, {"debian-12", "pending", "waits"}}
+		cutNotes(header, rows, width)
+		if rows[0][0] != want || rows[1][0] != "debian-12" {
+			t.Errorf("%d columns: %v and %v, want %q", width, rows[0][0], rows[1][0], want)
+		}
+		if got := text.LongestLineLen(render(header, rows)); width >= 80 && got > width {
+			t.Errorf("%d columns: the longest row has %d", width, got)
+		}
+	}
+	rows := []table.Row{{name, "parked", "waits"}}
+	cutNotes(header, rows, 85)
+	if rows[0][0] != name || rows[0][2] != "waits" {
+		t.Errorf("a row that fits has lost something: %v", rows[0])
+	}
+}
+
 // A table that is wider than the terminal loses nothing as blocks.
 func TestABlockHasALineForEachColumn(t *testing.T) {
 	got := blocks(table.Row{"Path", "RTT", "Probed"}, []table.Row{{"B", "40.4 ms", "49 Mbit/s"}, {"C", "1.1 ms", "-"}})
