@@ -131,15 +131,16 @@ func predict(w Way, segments []Segment, size int64) Prediction {
 // through them. Each DTN opens the file at the next one before it says that it takes any of it.
 // Connections for blocks open meanwhile; but who stores the file opens them when it has it.
 func opening(w Way, segments []Segment) (seconds float64) {
-	var there float64 // until the file is announced to who is at the end of the segment
+	var travel, there float64 // there and back; until the file is announced at the end of the segment
 	for i, s := range segments {
 		rtt := s.RTT.Seconds()
+		travel += rtt
 		there += greeting * rtt
 		if i == 0 || w.Mode != mover.StoreForward {
 			seconds = max(seconds, there+greeting*rtt)
 		}
 	}
-	seconds = max(seconds, there*(greeting+announcing)/greeting)
+	seconds = max(seconds, there+announcing*travel)
 	if w.Mode == mover.StoreForward {
 		for _, s := range segments[1:] {
 			seconds += greeting * s.RTT.Seconds()
@@ -317,7 +318,15 @@ func (p Prediction) String() string {
 
 // against says how much longer p takes than the best, and why.
 func (p Prediction) against(best Prediction) string {
-	return fmt.Sprintf("%s takes %s, %.1f times as long (%s)", p.Way, seconds(p.Seconds), p.Seconds/max(best.Seconds, math.SmallestNonzeroFloat64), p.narrow())
+	longer := p.Seconds/max(best.Seconds, math.SmallestNonzeroFloat64) - 1
+	much := fmt.Sprintf("takes %s, %.1f times as long", seconds(p.Seconds), 1+longer)
+	switch {
+	case longer < 0.005:
+		much = "takes as long"
+	case longer < 0.1:
+		much = fmt.Sprintf("takes %s, %.0f %% longer", seconds(p.Seconds), 100*longer)
+	}
+	return fmt.Sprintf("%s %s (%s)", p.Way, much, p.narrow())
 }
 
 // narrow says what holds the segment that takes the longest.
@@ -344,7 +353,7 @@ func (p Prediction) narrow() string {
 func seconds(s float64) string {
 	switch {
 	case s < 10:
-		return fmt.Sprintf("%.2g s", s)
+		return fmt.Sprintf("%.3g s", s)
 	case s < 600:
 		return fmt.Sprintf("%.0f s", s)
 	case s < math.MaxInt64/1e9:
