@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"slices"
 	"strings"
-	"unicode/utf8"
 
 	"github.com/jedib0t/go-pretty/v6/table"
 	"github.com/jedib0t/go-pretty/v6/text"
@@ -112,8 +111,8 @@ func noteRoom(header table.Row, rows []table.Row, width int) int {
 // leastName is how much of an image's name is left at least.
 const leastName = 24
 
-// cutNames cuts the middle out of the images' names, as far as that makes room for notes:
-// their ends tell them apart.
+// cutNames cuts the middle out of long names of images, to make room for notes: mostly it is
+// their ends that tell them apart.
 func cutNames(header table.Row, rows []table.Row, width int) {
 	at := slices.Index(header, any("Image"))
 	if at < 0 {
@@ -121,7 +120,7 @@ func cutNames(header table.Row, rows []table.Row, width int) {
 	}
 	widest, note := 0, 0
 	for _, r := range rows {
-		widest = max(widest, utf8.RuneCountInString(fmt.Sprint(r[at])))
+		widest = max(widest, text.StringWidthWithoutEscSequences(fmt.Sprint(r[at])))
 		note = max(note, text.StringWidthWithoutEscSequences(fmt.Sprint(r[len(r)-1])))
 	}
 	lacking := min(note, leastNote) - noteRoom(header, rows, width)
@@ -130,9 +129,24 @@ func cutNames(header table.Row, rows []table.Row, width int) {
 	}
 	most := max(widest-lacking, leastName)
 	for _, r := range rows {
-		if name := []rune(fmt.Sprint(r[at])); len(name) > most {
-			head := most / 2
-			r[at] = string(name[:head]) + "…" + string(name[len(name)-(most-head-1):])
+		r[at] = cutMiddle(fmt.Sprint(r[at]), most)
+	}
+}
+
+// cutMiddle leaves both ends of s, most columns in all.
+func cutMiddle(s string, most int) string {
+	if text.StringWidthWithoutEscSequences(s) <= most {
+		return s
+	}
+	runes := []rune(s)
+	for head, tail := runes[:len(runes)/2], runes[len(runes)/2:]; ; {
+		if cut := string(head) + "…" + string(tail); text.StringWidthWithoutEscSequences(cut) <= most || len(head)+len(tail) == 0 {
+			return cut
+		}
+		if len(head) > len(tail) {
+			head = head[:len(head)-1]
+		} else {
+			tail = tail[1:]
 		}
 	}
 }

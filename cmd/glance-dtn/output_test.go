@@ -57,6 +57,18 @@ func TestALongNameLeavesRoomForTheNote(t *testing.T) {
 	}
 }
 
+func TestTheMiddleIsCutByColumns(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		most int
+		want string
+	}{{"debian-12", 9, "debian-12"}, {"debian-12", 8, "debi…-12"}, {"生命生命生命", 12, "生命生命生命"}, {"生命生命生命", 9, "生命…生命"}, {"生命", 1, "…"}} {
+		if got := cutMiddle(c.name, c.most); got != c.want {
+			t.Errorf("%s in %d columns: %s, want %s", c.name, c.most, got, c.want)
+		}
+	}
+}
+
 // A table that is wider than the terminal loses nothing as blocks.
 func TestABlockHasALineForEachColumn(t *testing.T) {
 	got := blocks(table.Row{"Path", "RTT", "Probed"}, []table.Row{{"B", "40.4 ms", "49 Mbit/s"}, {"C", "1.1 ms", "-"}})

@@ -40,19 +40,28 @@ func TestAPathThatLosesPacketsIsNamed(t *testing.T) {
 	}
 }
 
-// TestLanesDoNotWaitForAFilesAnswer has a file announced: the lanes for it are wanted at once.
+// TestLanesDoNotWaitForAFilesAnswer has a file announced: the lanes for it are wanted at once,
+// but at a relay that stores it first.
 func TestLanesDoNotWaitForAFilesAnswer(t *testing.T) {
 	for _, c := range []struct {
-		blocks int64
-		via    mover.Relay
-		want   int
-	}{{1, mover.Relay{}, 1}, {3, mover.Relay{}, 3}, {40, mover.Relay{}, 5}, {40, mover.Relay{Address: "relay:1", Site: "C", Mode: mover.StoreForward}, 5}} {
+		blocks  int64
+		via     mover.Relay
+		passage *passage
+		want    int
+	}{
+		{1, mover.Relay{}, nil, 1},
+		{3, mover.Relay{}, nil, 3},
+		{40, mover.Relay{}, nil, 5},
+		{40, mover.Relay{Address: "relay:1", Site: "C", Mode: mover.StoreForward}, nil, 5},
+		{40, mover.Relay{}, &passage{opening: opening{Relay: mover.CutThrough}}, 5},
+		{40, mover.Relay{}, &passage{opening: opening{Relay: mover.StoreForward}}, 0},
+	} {
 		ours, theirs := net.Pipe()
 		theirs.Close()
 		l := &link{engine: &Engine{}, control: tls.Client(ours, &tls.Config{ServerName: "x"})}
 		l.changed.L = &l.mu
 		r := mover.Request{Source: mover.File{Size: c.blocks * mover.BlockSize}, Destination: mover.Destination{Via: c.via}, PCP: mover.PCP{Parallelism: 5}}
-		if _, err := l.open(r, nil, nil); err != nil {
+		if _, err := l.open(r, nil, c.passage); err != nil {
 			t.Fatal(err)
 		}
 		if got := l.wanted(); got != c.want {

@@ -31,7 +31,7 @@ const (
 	DefaultStrangers = 128
 	DefaultPerPlace  = 32
 	DefaultHandshake = 10 * time.Second
-	DefaultIdle      = 5 * time.Minute
+	DefaultIdle      = 5 * time.Minute // longer than DefaultStall, so that a sender knows what was closed for resting
 	DefaultFiles     = 4096
 )
 

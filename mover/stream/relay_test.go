@@ -286,10 +286,16 @@ func TestLanesWaitForWhatComesToARelay(t *testing.T) {
 		ended := make(chan error, 1)
 		go func() { ended <- viaRelay{a, &r.via}.Move(t.Context(), req, func(mover.Progress) {}) }()
 		time.Sleep(time.Second)
+		synctest.Wait()
 		var onward *link
-		for _, p := range r.relay.relay.passes {
+		y := r.relay.relay
+		y.mu.Lock()
+		for _, p := range y.passes {
+			p.mu.Lock()
 			onward = p.onward
+			p.mu.Unlock()
 		}
+		y.mu.Unlock()
 		if onward == nil {
 			t.Fatal("nothing is on its way:", <-ended)
 		}

@@ -127,7 +127,7 @@ func (h *htcp) grown(w, part, seconds float64) float64 {
 // bbr goes by the bandwidth that it measures: Cardwell, Cheng, Gunn, Yeganeh and Jacobson,
 // "BBR: Congestion-Based Congestion Control", ACM Queue 14(5), 2016. A loss does not
 // change its window, as long as sending a quarter more, as it does now and then, makes up
-// for what is lost. In slow start the window does not grow in the first round trip after one
+// for what is lost. In slow start the window does not grow in the first round trip after a loss
 // (packet conservation, draft-cardwell-iccrg-bbr-congestion-control).
 type bbr struct{}
 

@@ -86,7 +86,8 @@ type Hop struct {
 
 // hopOf predicts one segment of a way.
 func hopOf(s Segment, size int64) Hop {
-	f := flowOf(s.Path, max(1, int(min(int64(s.Streams), size/mover.BlockSize))), size)
+	blocks := 1 + (size-1)/mover.BlockSize
+	f := flowOf(s.Path, max(1, int(min(int64(s.Streams), blocks))), size)
 	h := Hop{From: s.From, To: s.To, Seconds: f.seconds, Limit: f.limit, Opening: (2*greeting + ending) * s.RTT.Seconds(), segment: s}
 	if f.seconds > 0 {
 		h.Rate = float64(size) * 8 / f.seconds
@@ -103,13 +104,11 @@ func (h Hop) block(size int64) float64 {
 // predict is how long a file takes over these segments. One that is stored on the way takes
 // the sum of the segments; one that is cut through takes the slowest one, and of the others
 // the time of a block, since bytes follow each other through all of them.
-func predict(w Way, segments []Segment, size int64) Prediction {
-	p := Prediction{Way: w, Seconds: opening(w, segments)}
+func predict(w Way, hops []Hop, size int64) Prediction {
+	p := Prediction{Way: w, Seconds: opening(w, hops), Hops: hops}
 	var sum, slowest, fill, slowestFill float64
-	for _, s := range segments {
-		h := hopOf(s, size)
-		p.Hops = append(p.Hops, h)
-		p.Seconds += ending * s.RTT.Seconds()
+	for _, h := range hops {
+		p.Seconds += ending * h.segment.RTT.Seconds()
 		sum += h.Seconds
 		fill += h.block(size)
 		if h.Seconds >= slowest {
@@ -130,10 +129,10 @@ func predict(w Way, segments []Segment, size int64) Prediction {
 // opening is how long connections take to open on a way, until bytes follow each other
 // through them. Each DTN opens the file at the next one before it says that it takes any of it.
 // Connections for blocks open meanwhile; but who stores the file opens them when it has it.
-func opening(w Way, segments []Segment) (seconds float64) {
+func opening(w Way, hops []Hop) (seconds float64) {
 	var travel, there float64 // there and back; until the file is announced at the end of the segment
-	for i, s := range segments {
-		rtt := s.RTT.Seconds()
+	for i, h := range hops {
+		rtt := h.segment.RTT.Seconds()
 		travel += rtt
 		there += greeting * rtt
 		if i == 0 || w.Mode != mover.StoreForward {
@@ -142,8 +141,8 @@ func opening(w Way, segments []Segment) (seconds float64) {
 	}
 	seconds = max(seconds, there+announcing*travel)
 	if w.Mode == mover.StoreForward {
-		for _, s := range segments[1:] {
-			seconds += greeting * s.RTT.Seconds()
+		for _, h := range hops[1:] {
+			seconds += greeting * h.segment.RTT.Seconds()
 		}
 	}
 	return seconds
@@ -242,16 +241,19 @@ func Plan(segments []Segment, q Question) (Decision, error) {
 
 // ways are those that lead over these segments.
 func ways(through []Segment, size int64) []Prediction {
+	var hops []Hop
 	var via []string
-	for _, s := range through[1:] {
-		via = append(via, s.From)
+	for i, s := range through {
+		if hops = append(hops, hopOf(s, size)); i > 0 {
+			via = append(via, s.From)
+		}
 	}
 	if via == nil {
-		return []Prediction{predict(Way{}, through, size)}
+		return []Prediction{predict(Way{}, hops, size)}
 	}
 	return []Prediction{
-		predict(Way{via, mover.StoreForward}, through, size),
-		predict(Way{via, mover.CutThrough}, through, size),
+		predict(Way{via, mover.StoreForward}, hops, size),
+		predict(Way{via, mover.CutThrough}, hops, size),
 	}
 }
 

@@ -186,6 +186,16 @@ func TestStoredTakesTheSumCutThroughTheSlowest(t *testing.T) {
 	}
 }
 
+// No connection has less than a block to carry.
+func TestASmallFileUsesAsManyStreamsAsItHasBlocks(t *testing.T) {
+	s := line(1e-3, "cubic", 4)[2]
+	for size, streams := range map[int64]int{0: 1, 1: 1, mover.BlockSize: 1, mover.BlockSize * 3 / 2: 2, 4 * mover.BlockSize: 4, 1 << 40: 4} {
+		if got, want := hopOf(s, size).Seconds, flowOf(s.Path, streams, size).seconds; got != want {
+			t.Errorf("%d bytes take %v s, want %v: those of %d streams", size, got, want, streams)
+		}
+	}
+}
+
 func TestThePresentWayStaysUntilAnotherIsWorthIt(t *testing.T) {
 	segments := line(0, "bbr", 4)
 	direct := Way{}
