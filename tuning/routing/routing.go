@@ -207,6 +207,18 @@ func Plan(segments []Segment, q Question) (Decision, error) {
 		return Decision{}, err
 	}
 
+	done := map[ends]Hop{} // a segment is part of many ways
+	over := func(through []Segment) (hops []Hop) {
+		for _, s := range through {
+			e := ends{s.From, s.To}
+			if _, is := done[e]; !is {
+				done[e] = hopOf(s, q.Size)
+			}
+			hops = append(hops, done[e])
+		}
+		return hops
+	}
+
 	var d Decision
 	var walk func(through []Segment)
 	walk = func(through []Segment) {
@@ -215,7 +227,7 @@ func Plan(segments []Segment, q Question) (Decision, error) {
 			at = through[len(through)-1].To
 		}
 		if at == q.To {
-			d.Ways = append(d.Ways, ways(through, q.Size)...)
+			d.Ways = append(d.Ways, ways(over(through), q.Size)...)
 			return
 		}
 		if len(through) > cmp.Or(q.Relays, 1) {
@@ -239,14 +251,11 @@ func Plan(segments []Segment, q Question) (Decision, error) {
 	return d, nil
 }
 
-// ways are those that lead over these segments.
-func ways(through []Segment, size int64) []Prediction {
-	var hops []Hop
+// ways are those over these segments.
+func ways(hops []Hop, size int64) []Prediction {
 	var via []string
-	for i, s := range through {
-		if hops = append(hops, hopOf(s, size)); i > 0 {
-			via = append(via, s.From)
-		}
+	for _, h := range hops[1:] {
+		via = append(via, h.From)
 	}
 	if via == nil {
 		return []Prediction{predict(Way{}, hops, size)}
