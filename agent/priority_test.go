@@ -20,7 +20,7 @@ func (s *site) submitted() map[glance.ImageID]mover.Priority {
 		for _, mv := range s.moves {
 			for _, j := range s.jobs {
 				if j.FileName() == mv.req.Source.Name {
-					all[j.Image.ID] = mv.req.Priority
+					all[j.Image.ID] = mv.st.Priority
 				}
 			}
 		}
@@ -37,6 +37,7 @@ func TestAJobHasThePriorityOfItsRuleOrOfWhoPushes(t *testing.T) {
 			{Name: "other", To: []string{"B"}, Match: Match{Names: []string{"none"}}, Priority: mover.PriorityHigh},
 		}
 		w.a.boot()
+		w.locked(func() { w.a.waits = "noon" })
 		bulk, golden := w.a.upload("bulk", bytesOf(50_000)), w.a.upload("golden", bytesOf(60_000))
 		pushed, plain := w.a.upload("pushed", bytesOf(70_000)), w.a.upload("plain", bytesOf(80_000))
 		jobs, err := w.a.agent().Push(t.Context(), "pushed", []string{"B"}, mover.PriorityHigh)
@@ -49,6 +50,7 @@ func TestAJobHasThePriorityOfItsRuleOrOfWhoPushes(t *testing.T) {
 		if _, err := w.a.agent().Push(t.Context(), "plain", []string{"B"}, "urgent"); err == nil {
 			t.Error("a priority that there is not is accepted")
 		}
+		w.locked(func() { w.a.waits = "" })
 		ids := []glance.ImageID{bulk, golden, pushed, plain}
 		for _, id := range ids {
 			for w.a.job(id).ID == "" {
