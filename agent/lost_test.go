@@ -213,6 +213,67 @@ func TestAnImageThatACancelledDeliveryLeftIsReported(t *testing.T) {
 	})
 }
 
+// TestWhatACancelLeavesIsTold with what to do, at both sites, as long as nothing goes on with it.
+func TestWhatACancelLeavesIsTold(t *testing.T) {
+	run(t, func(t *testing.T, w *world) {
+		w.locked(func() { w.a.refuseStage = ErrSpace })
+		id := w.a.upload("x", bytesOf(4000))
+		push := func() JobID {
+			t.Helper()
+			jobs, err := w.a.agent().Push(t.Context(), string(id), []string{"B"}, "")
+			if err != nil {
+				t.Fatal(err)
+			}
+			w.a.await(jobs[0].ID, Offered)
+			return jobs[0].ID
+		}
+		job := push()
+		tells := func(s *site, peer, why string) {
+			t.Helper()
+			want := ""
+			if why != "" {
+				want = why + "; its empty record stays at site B, hidden; to have the image there, at site A: glance-dtn push " + string(id) +
+					" --to B; if not, leave the record: site B removes it once no other site has the image"
+			}
+			o, err := s.agent().Overview(t.Context())
+			if err != nil || len(o.Images) != 1 || o.Images[0].Sites[peer].Relation != Unready {
+				t.Fatalf("status: %+v, %v", o.Images, err)
+			}
+			told := o.Images[0].Sites[peer].Reason
+			if peer == "A" {
+				_, told, _ = strings.Cut(o.Images[0].Note, ": ")
+			}
+			all, err := s.agent().Compare(t.Context(), []string{peer}, Match{})
+			if err != nil || len(all) != 1 {
+				t.Fatalf("compare: %+v, %v", all, err)
+			}
+			switch detail := all[0].Detail; {
+			case want == "" && (strings.Contains(told, "empty record") || !strings.HasSuffix(detail, ": half made")):
+				t.Errorf("status tells %q, compare %q, of an image on its way", told, detail)
+			case want != "" && (told != want || detail != want):
+				t.Errorf("status tells %q, compare %q, want %q", told, detail, want)
+			}
+		}
+		tells(w.a, "B", "")
+		tells(w.b, "A", "")
+		if _, err := w.a.agent().Cancel(t.Context(), job); err != nil {
+			t.Fatal(err)
+		}
+		w.a.await(job, Cancelled)
+		w.b.await(NewJobID(Receive, id, sum(bytesOf(4000)), "A"), Cancelled)
+		tells(w.a, "B", "cancelled by an operator at site A")
+		tells(w.b, "A", "cancelled by site A")
+		push()
+		tells(w.a, "B", "")
+		if _, err := w.a.agent().Cancel(t.Context(), job); err != nil {
+			t.Fatal(err)
+		}
+		w.a.await(job, Cancelled)
+		w.locked(func() { delete(w.a.jobs, job) })
+		tells(w.a, "B", "no job of site A goes on with it")
+	})
+}
+
 // TestAnotherHashAlgorithmBurnsNoID has site B's Glance hash with sha256 until an operator
 // mends that.
 func TestAnotherHashAlgorithmBurnsNoID(t *testing.T) {

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -182,10 +183,12 @@ func (a *Agent) compare(ctx context.Context, peers []string, m Match, each func(
 		image glance.ImageID
 		peer  string
 	}
-	under := map[way]JobID{}
+	sends, receives := map[way]Job{}, map[JobID]Job{}
 	err = a.eachJob(ctx, func(j Job) error {
-		if j.Kind == Send && !j.State.Final() {
-			under[way{j.Image.ID, j.Peer}] = j.ID
+		if j.Kind == Send {
+			sends[way{j.Image.ID, j.Peer}] = j
+		} else {
+			receives[j.ID] = j
 		}
 		return nil
 	})
@@ -207,10 +210,17 @@ func (a *Agent) compare(ctx context.Context, peers []string, m Match, each func(
 			return !m.Selects(img)
 		})
 		for i, c := range rows {
-			rows[i].Job = under[way{c.ID, c.Peer}]
+			if j := sends[way{c.ID, c.Peer}]; !j.State.Final() {
+				rows[i].Job = j.ID
+			}
 		}
 		if err := each(rows); err != nil {
 			return nil, err
+		}
+		for i, c := range rows {
+			if l := here[c.ID]; !c.Planned {
+				rows[i].Detail = cmp.Or(a.leftThere(c, sends[way{c.ID, c.Peer}]), a.leftHere(l, receives[JobID(l.Properties[glance.PropJob])]), c.Detail)
+			}
 		}
 		bySite[t.site] = rows
 	}
@@ -383,10 +393,13 @@ func (a *Agent) Overview(ctx context.Context) (Overview, error) {
 	if err != nil {
 		return o, err
 	}
-	sends := map[glance.ImageID]map[string]Job{}
+	sends, receives := map[glance.ImageID]map[string]Job{}, map[JobID]Job{}
 	if err := a.eachJob(ctx, func(j Job) error {
 		j = a.told(j)
 		o.Jobs[j.State]++
+		if j.Kind == Receive {
+			receives[j.ID] = j
+		}
 		switch {
 		case j.Kind == Send:
 			if sends[j.Image.ID] == nil {
@@ -405,6 +418,9 @@ func (a *Agent) Overview(ctx context.Context) (Overview, error) {
 		if i.Status != glance.Active {
 			st.Note = fmt.Sprintf("%s for %s", i.Status, mover.Span(time.Since(i.UpdatedAt)))
 		}
+		if left := a.leftHere(i, receives[JobID(i.Properties[glance.PropJob])]); left != "" {
+			st.Note += ": " + left
+		}
 		o.Images = append(o.Images, st)
 	}
 	at := map[glance.ImageID]int{}
@@ -414,11 +430,12 @@ func (a *Agent) Overview(ctx context.Context) (Overview, error) {
 	for p, relations := range a.relations(ctx, local) {
 		o.Peers = append(o.Peers, p)
 		for id, n := range at {
-			s := Standing{Relation: relations[id]}
+			s := Standing{Relation: relations[id].Relation}
 			if j, ok := sends[id][p.Name]; ok {
 				s.State, s.Reason, s.Paused, s.Job, s.Legs = j.State, j.Reason, j.Paused, j.ID, j.Legs()
 				s.Percent, s.Route = a.percent(j.ID), j.Route.Why
 			}
+			s.Reason = cmp.Or(a.leftThere(relations[id], sends[id][p.Name]), s.Reason)
 			o.Images[n].Sites[p.Name] = s
 		}
 	}
@@ -430,7 +447,7 @@ func (a *Agent) Overview(ctx context.Context) (Overview, error) {
 }
 
 // relations asks every peer at once and yields how the local images stand there.
-func (a *Agent) relations(ctx context.Context, local []glance.Image) iter.Seq2[PeerState, map[glance.ImageID]Relation] {
+func (a *Agent) relations(ctx context.Context, local []glance.Image) iter.Seq2[PeerState, map[glance.ImageID]Comparison] {
 	ctx, cancel := context.WithTimeout(ctx, answerSoon)
 	peers := a.settings.Load().Peers
 	remotes, errs, health := make([][]glance.Image, len(peers)), make([]error, len(peers)), make([]Health, len(peers))
@@ -441,15 +458,15 @@ func (a *Agent) relations(ctx context.Context, local []glance.Image) iter.Seq2[P
 	}
 	wg.Wait()
 	cancel()
-	return func(yield func(PeerState, map[glance.ImageID]Relation) bool) {
+	return func(yield func(PeerState, map[glance.ImageID]Comparison) bool) {
 		for i, p := range peers {
 			s := PeerState{Name: p.Name, OK: errs[i] == nil, Health: health[i]}
-			relations := map[glance.ImageID]Relation{}
+			relations := map[glance.ImageID]Comparison{}
 			if errs[i] != nil {
 				s.Error = errs[i].Error()
 			} else {
 				for _, c := range compareImages(local, remotes[i], p.Name) {
-					relations[c.ID] = c.Relation
+					relations[c.ID] = c
 				}
 			}
 			if !yield(s, relations) {

@@ -583,7 +583,7 @@ func compareImages(local, remote []glance.Image, peer string) []Comparison {
 		case !ok:
 			c.Relation = Missing
 		case r.Properties[glance.PropJob] != "":
-			c.Relation, c.Detail, c.half = Unready, "at "+peer+": half made", true
+			c.Relation, c.Detail, c.half, c.empty = Unready, "at "+peer+": half made", true, r.Status == glance.Queued
 		case r.Status != glance.Active && r.Status != glance.Deactivated:
 			c.Relation, c.Detail = Unready, "at "+peer+": "+string(r.Status)
 		case !l.SameContent(r):
@@ -602,6 +602,34 @@ func compareImages(local, remote []glance.Image, peer string) []Comparison {
 	}
 	slices.SortFunc(out, func(x, y Comparison) int { return cmp.Or(cmp.Compare(x.Name, y.Name), cmp.Compare(x.ID, y.ID)) })
 	return out
+}
+
+// leftThere says of an empty record at a peer why it is there and what to do, where no job of
+// ours goes on with it or waits for a person; otherwise nothing. j is the job that brings the
+// image there, or the zero one.
+func (a *Agent) leftThere(c Comparison, j Job) string {
+	switch {
+	case !c.empty:
+		return ""
+	case j.State == Cancelled:
+		return left(j.Reason, c.ID, a.Site, c.Peer)
+	case j.ID == "", j.State == Verified:
+		return left("no job of site "+a.Site+" goes on with it", c.ID, a.Site, c.Peer)
+	}
+	return ""
+}
+
+// leftHere is the same for an image of this site; j is the job that has made it, or the zero one.
+func (a *Agent) leftHere(img glance.Image, j Job) string {
+	if img.Status != glance.Queued || j.Kind != Receive || j.State != Cancelled {
+		return ""
+	}
+	return left(j.Reason, j.Image.ID, j.Peer, a.Site)
+}
+
+// left says that the empty record of an image stays at its destination, and what to do.
+func left(why string, id glance.ImageID, from, to string) string {
+	return fmt.Sprintf("%s; its empty record stays at site %s, hidden; to have the image there, at site %s: glance-dtn push %s --to %s; if not, leave the record: site %s removes it once no other site has the image", why, to, from, id, to, to)
 }
 
 func index(images []glance.Image) map[glance.ImageID]glance.Image {

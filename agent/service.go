@@ -97,11 +97,12 @@ type Comparison struct {
 	Size     int64          `json:"size"`
 	Peer     string         `json:"peer"`
 	Relation Relation       `json:"relation"`
-	Detail   string         `json:"detail,omitempty" doc:"the fields that differ, the other content, the status, or why the site does not tell"`
+	Detail   string         `json:"detail,omitempty" doc:"the fields that differ, the other content, the status, what a cancelled delivery has left, or why the site does not tell"`
 	Planned  bool           `json:"planned" doc:"replicate would send, or has sent, this image"`
 	Job      JobID          `json:"job,omitempty" doc:"that brings it there now"`
 
-	half bool // Unready there, where a delivery has begun it: whether one goes on with it only jobs tell
+	half  bool // Unready there, where a delivery has begun it: whether one goes on with it only jobs tell
+	empty bool // half, and a record without a byte
 }
 
 // Standing is how an image stands at one site in an Overview.

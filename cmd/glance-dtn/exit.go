@@ -9,6 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/glance-dtn/glance-dtn/agent"
 	"github.com/glance-dtn/glance-dtn/agent/api"
 )
 
@@ -59,14 +60,18 @@ func usagef(format string, args ...any) error {
 // systemd knows that another start does not cure it.
 func badConfig(err error) error { return &codeError{code: exitUsage, err: err} }
 
-// markRunErrors makes every error of a command's own work a codeError. What
-// cobra finds wrong before that stays unmarked: it is a usage error.
+// markRunErrors makes every error of a command's own work a codeError; a site that
+// the agent does not have among its peers is a usage error. What cobra finds wrong
+// before that stays unmarked: it is one, too.
 func markRunErrors(cmd *cobra.Command) {
 	if work := cmd.RunE; work != nil {
 		cmd.RunE = func(cmd *cobra.Command, args []string) error {
 			err := work(cmd, args)
 			if _, marked := errors.AsType[*codeError](err); err == nil || marked {
 				return err
+			}
+			if errors.Is(err, agent.ErrNoPeer) {
+				return &codeError{code: exitUsage, err: err}
 			}
 			return &codeError{code: exitFailed, err: err}
 		}

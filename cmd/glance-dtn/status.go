@@ -21,7 +21,10 @@ func (c *cli) status() *cobra.Command {
 		Long: `status shows how each image of this site stands at each other site, the sites
 that do not answer, images that other sites send here and that need a person, and
 where Glance's datadir and Glance disagree. It ends with 0
-whenever it could tell that: /readyz and the metrics are for who wants an alarm.`,
+whenever it could tell that: /readyz and the metrics are for who wants an alarm.
+
+A note begins with the destination whose column it is about, as in "B: ...", or is about
+this site. A text that begins with "site B: ..." is what that site's agent says.`,
 		Args: args(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			o, err := c.daemon().Overview(cmd.Context())
@@ -113,9 +116,9 @@ func (c *cli) imageTable(o agent.Overview, verbose bool) error {
 			row = append(row, c.standing(s))
 			switch {
 			case s.Paused:
-				notes = append(notes, o.Site+": waits for the export")
+				notes = append(notes, "waits for the export of site "+o.Site)
 			case s.Reason != "":
-				notes = append(notes, says(s.Reason, o.Site, p.Name, i.ID))
+				notes = append(notes, p.Name+": "+inRow(s.Reason, p.Name, i.ID))
 			}
 			if how := goes(legs(s.Legs), s.State, s.Route); verbose && how != "" {
 				notes = append(notes, p.Name+": "+how)
@@ -125,17 +128,6 @@ func (c *cli) imageTable(o agent.Overview, verbose bool) error {
 		rows = append(rows, append(row, strings.Join(slices.Compact(notes), "; ")))
 	}
 	return c.list(header, rows)
-}
-
-// says is the reason of a job behind the site that it is about: the peer where it names
-// that first, otherwise this one.
-func says(reason, here, peer string, image glance.ImageID) string {
-	theirs, refused := strings.CutPrefix(reason, "site "+peer+" refuses: ")
-	theirs, waits := strings.CutPrefix(theirs, "site "+peer+": ")
-	if !refused && !waits && !strings.HasPrefix(reason, "site "+peer+" ") {
-		peer = here
-	}
-	return peer + ": " + inRow(theirs, peer, image)
 }
 
 // legs says how the legs of a job went.
