@@ -12,6 +12,7 @@ import (
 
 	"github.com/glance-dtn/glance-dtn/glance"
 	"github.com/glance-dtn/glance-dtn/internal/digest"
+	"github.com/glance-dtn/glance-dtn/mover"
 )
 
 func TestPushDelivers(t *testing.T) {
@@ -272,6 +273,25 @@ func TestLegsAreThoseThatWereDone(t *testing.T) {
 	}
 	if want := []string{"copy, 9 % holes", "5 Mbit/s"}; !slices.Equal(got, want) {
 		t.Errorf("got %q, want %q", got, want)
+	}
+}
+
+// A transfer that found all bytes there has none of its time to tell a rate of.
+func TestAMoveTellsTheRateOfWhatItBrought(t *testing.T) {
+	slow := mover.Way{Bottleneck: mover.Bottleneck{Place: mover.Network, Share: 0.9}}
+	for _, c := range []struct {
+		st   mover.Status
+		want string
+	}{
+		{mover.Status{Moved: 1e9, Rate: 2e6, Ran: time.Second, Way: slow}, "2 Mbit/s; bottleneck: network, 90 %"},
+		{mover.Status{Moved: 1e9, Rate: 2e6, Ran: time.Second}, "2 Mbit/s"},
+		{mover.Status{Moved: 1e9, Ran: 10 * time.Millisecond, Way: slow}, "bottleneck: network, 90 %"},
+		{mover.Status{Moved: 1e9, Ran: 10 * time.Millisecond}, ""},
+	} {
+		c.st.Source.Size = 1e9
+		if got := moved(c.st); got != c.want {
+			t.Errorf("%+v: %q, want %q", c.st, got, c.want)
+		}
 	}
 }
 

@@ -282,20 +282,16 @@ func joined(texts ...string) string {
 	return strings.Join(slices.DeleteFunc(texts, func(t string) bool { return t == "" }), "; ")
 }
 
-// moved says how a transfer went.
+// moved says how a transfer went: at no rate where all bytes were there.
 func moved(st mover.Status) string {
-	if st.Ran <= 0 {
-		return ""
+	rate, slow := "", st.Way.Bottleneck.String()
+	if st.Rate > 0 {
+		rate = mover.Rate(st.Rate).Brief()
 	}
-	bits := st.Rate
-	if bits == 0 { // a short one has ended before it could tell
-		bits = 8 * float64(st.Source.Size) / st.Ran.Seconds()
+	if slow != "" {
+		slow = "bottleneck: " + slow
 	}
-	how := mover.Rate(bits).Brief()
-	if b := st.Way.Bottleneck.String(); b != "" {
-		how += "; bottleneck: " + b
-	}
-	return how
+	return joined(rate, slow)
 }
 
 // awaitDelivery follows the peer's own job. Moved → Delivered.

@@ -694,9 +694,11 @@ func (s *site) run(ctx context.Context, mv *move) {
 	dst := s.other()
 	var t mover.Ticket
 	err := json.Unmarshal([]byte(mv.req.Destination.Ticket), &t)
+	brought := 0
 	end := func(code mover.Code, err error) {
 		mv.st.Ended = time.Now()
 		mv.st.Ran, mv.st.Way.Bottleneck = mv.st.Ended.Sub(mv.st.Started), mover.Bottleneck{Place: mover.Network, Share: 0.9}
+		mv.st.Rate = 8 * float64(brought) / max(mv.st.Ran.Seconds(), 1e-9)
 		if ctx.Err() != nil {
 			mv.st.State = mover.Cancelled
 		} else if err != nil {
@@ -731,6 +733,7 @@ func (s *site) run(ctx context.Context, mv *move) {
 				dst.corrupt--
 			case len(arr.data) < len(src):
 				n := min(len(src), len(arr.data)+16<<10)
+				brought += n - len(arr.data)
 				arr.data = append(arr.data, src[len(arr.data):n]...)
 				mv.st.Moved = int64(n)
 			default:

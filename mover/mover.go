@@ -11,6 +11,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"path"
 	"slices"
 	"strings"
@@ -205,6 +206,9 @@ func (s Status) Arrived() int64 {
 	}
 	return s.Moved
 }
+
+// Brought is how many bytes came in the time that it ran: not those that were there before.
+func (s Status) Brought() int64 { return int64(math.Round(s.Rate * s.Ran.Seconds() / 8)) }
 
 // Left is how many bytes have to be brought somewhere yet: what a relay has to have whole
 // before it goes on comes twice.

@@ -113,7 +113,10 @@ func (l leg) advance(p agent.Progress, now time.Time) leg {
 	if p.State != l.state || p.Total == 0 {
 		return l
 	}
-	l.moved, l.total, l.speed, l.bottleneck = p.Moved, p.Total, l.speed.At(now, p.Moved), p.Bottleneck.Name()
+	l.moved, l.total, l.bottleneck = p.Moved, p.Total, p.Bottleneck.Name()
+	if p.Moved > 0 { // else nobody knows yet what an earlier attempt has moved
+		l.speed = l.speed.At(now, p.Moved)
+	}
 	return l
 }
 

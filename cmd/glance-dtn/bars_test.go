@@ -27,6 +27,9 @@ func TestBarShowsTheRunningLeg(t *testing.T) {
 	now = now.Add(3 * time.Second)
 	check(l, "move", "3.0 s")
 
+	l = l.advance(agent.Progress{State: agent.Staged, Total: 1 << 30}, now) // the transfer has not begun
+	check(l, "move", "3.0 s")
+	now = now.Add(time.Second)
 	l = l.advance(agent.Progress{State: agent.Staged, Moved: 512 << 20, Total: 1 << 30}, now)
 	check(l, "move", "512.0 MiB / 1.0 GiB")
 	now = now.Add(2 * time.Second)

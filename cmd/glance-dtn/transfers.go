@@ -375,6 +375,9 @@ func resent(p mover.Path) string {
 func (c *cli) summary(t agent.Transfer) string {
 	line := fmt.Sprintf("%s  %s  %s  %s", shortTransfer(t.ID), transferRoute(t), c.paint(string(t.State), transferColour(t.State)), size(t.Moved))
 	if t.Ran > 0 {
+		if n := t.Brought(); n < t.Moved && size(n) != size(t.Moved) {
+			line += fmt.Sprintf(", %s of it", size(n))
+		}
 		line += fmt.Sprintf(" in %s, %s", span(t.Ran), known(t.Rate))
 	}
 	if p := t.Way.Path; p.RTT > 0 {

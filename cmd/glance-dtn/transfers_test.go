@@ -36,6 +36,25 @@ func TestAWatchEndsWellWhenAFileHasPassed(t *testing.T) {
 	}
 }
 
+// The summary's size and time are those that its rate is the quotient of.
+func TestTheSummaryOfAResumedTransfer(t *testing.T) {
+	for _, c := range []struct {
+		st   mover.Status
+		want string
+	}{
+		{mover.Status{Moved: 2e9, Rate: 1.6e9, Ran: 10 * time.Second}, "1.9 GiB in 10.0 s, 1.6 Gbit/s"},
+		{mover.Status{Moved: 2e9, Rate: 0.8e9, Ran: 10 * time.Second}, "1.9 GiB, 953.7 MiB of it in 10.0 s, 800 Mbit/s"},
+		{mover.Status{Moved: 2e9, Ran: 100 * time.Millisecond}, "1.9 GiB, 0 B of it in 0.1 s, -"},
+		{mover.Status{Moved: 1e6, Rate: 1.6e6, Ran: 10 * time.Second}, "976.6 KiB in 10.0 s, 1.6 Mbit/s"}, // some came twice
+		{mover.Status{Moved: 1e6}, "976.6 KiB"},
+	} {
+		got := (&cli{}).summary(agent.Transfer{Image: "debian-12", To: "B", Job: "j", Status: c.st})
+		if !strings.HasSuffix(got, "  "+c.want) {
+			t.Errorf("%q, want %q at its end", got, c.want)
+		}
+	}
+}
+
 // A DTN that is restarted ends no watch; one that stays away does.
 func TestAWatchGoesOnWhileTheDTNIsAway(t *testing.T) {
 	running := agent.Transfer{Image: "debian-12", To: "B", Job: "j", Status: mover.Status{ID: "aaaaaaaaaaaaaaaaaaaa", State: mover.Running}}

@@ -393,6 +393,9 @@ func (a *arrival) pass(p *passage) error {
 		return errLeft
 	}
 	a.holder = p.seat
+	if there := p.moved.Load(); there > 0 { // with the answer, else it would seem to have come since
+		p.seat.link.say.add(header{kind: kindPassed, file: p.seat.file}.with(passed{Blocks: blockCount(there)}))
+	}
 	p.seat.link.say.add(answer{Have: told, Room: a.room}.bytes(p.seat.file))
 	a.due()
 	return nil

@@ -776,6 +776,40 @@ func TestASenderSeesTheRelaysHalf(t *testing.T) {
 	}
 }
 
+// TestWhatARelayHadPassedOnIsToldFirst resumes a file of which half is at the destination.
+func TestWhatARelayHadPassedOnIsToldFirst(t *testing.T) {
+	for _, mode := range []mover.RelayMode{mover.StoreForward, mover.CutThrough} {
+		synctest.Test(t, func(t *testing.T) {
+			r := newRelayPipeRig(t, mode)
+			r.opts.Engine.Site, r.opts.Engine.Pacer = "R", pace.New(mover.Send, always("B", 8e6, 0)) // a block a second
+			r.startRelay(t, "")
+			req := r.request(t, r.stage(t, "image", 20*mover.BlockSize))
+			ctx, cancel := context.WithCancel(t.Context())
+			there := int64(0)
+			err := r.rig.rig.Engine.Move(ctx, req, func(p mover.Progress) {
+				if there = p.Way.Through; there >= req.Source.Size/2 {
+					cancel()
+				}
+			})
+			if !errors.Is(err, context.Canceled) {
+				t.Fatal(err)
+			}
+			first, reported := int64(0), false
+			err = r.rig.rig.Engine.Move(t.Context(), req, func(p mover.Progress) {
+				if !reported {
+					first, reported = p.Way.Through, true
+				}
+			})
+			if err != nil || first < there {
+				t.Errorf("%s: %d bytes were at the destination, first told are %d: %v", mode, there, first, err)
+			}
+			r.same(t, "image")
+			r.stopR()
+			r.stop()
+		})
+	}
+}
+
 // TestARelayNamesNoPlaceThatThereIsNot counts with what it tells only where that can be.
 func TestARelayNamesNoPlaceThatThereIsNot(t *testing.T) {
 	l := &link{last: 1}
