@@ -110,6 +110,8 @@ type Agent struct {
 	tidying  sync.WaitGroup
 	reopened chan struct{} // a Reload: reconcile now
 
+	strangers strangers
+
 	newest atomic.Pointer[time.Time] // updated_at of the newest image seen: Glance's clock, not ours; nil: a full pass has to see all
 
 	mu        sync.Mutex

@@ -90,9 +90,9 @@ func (a *Agent) Pull(ctx context.Context, image, from string) (Job, error) {
 
 // Request is Pull, seen from the site that has the image.
 func (a *Agent) Request(ctx context.Context, from, image string) (Job, error) {
-	p, err := a.peer(from)
+	p, err := a.asker(from)
 	if err != nil {
-		return Job{}, fmt.Errorf("%w: %w", ErrForbidden, err)
+		return Job{}, err
 	}
 	if !p.MayPull {
 		return Job{}, fmt.Errorf("site %s does not let site %s pull images: %w; set may_pull: true for peer %s in the configuration of site %s", a.Site, from, ErrForbidden, from, a.Site)
@@ -271,18 +271,16 @@ func (a *Agent) Replicate(ctx context.Context, m Match, to []string, p mover.Pri
 
 // Inventory yields this site's images to a peer that compares; ErrForbidden to others.
 func (a *Agent) Inventory(ctx context.Context, from string) iter.Seq2[glance.Image, error] {
-	if _, err := a.peer(from); err != nil {
-		return func(yield func(glance.Image, error) bool) {
-			yield(glance.Image{}, fmt.Errorf("%w: %w", ErrForbidden, err))
-		}
+	if _, err := a.asker(from); err != nil {
+		return func(yield func(glance.Image, error) bool) { yield(glance.Image{}, err) }
 	}
 	return a.Catalog.Images(ctx, time.Time{})
 }
 
 // Health tells a peer what is wrong at this site; ErrForbidden to others.
 func (a *Agent) Health(_ context.Context, from string) (Health, error) {
-	if _, err := a.peer(from); err != nil {
-		return Health{}, fmt.Errorf("%w: %w", ErrForbidden, err)
+	if _, err := a.asker(from); err != nil {
+		return Health{}, err
 	}
 	return Health{DTN: a.inbox.silence()}, nil
 }

@@ -101,9 +101,9 @@ func (a *Agent) sitesAt(address, site string) (sites []string) {
 // ProbeTicket answers a peer that wants to probe the path to our DTN, or to that of the site
 // which passes its files on to us.
 func (a *Agent) ProbeTicket(ctx context.Context, from, via string) (mover.Destination, error) {
-	peer, err := a.peer(from)
+	peer, err := a.asker(from)
 	if err != nil {
-		return mover.Destination{}, fmt.Errorf("%w: %w", ErrForbidden, err)
+		return mover.Destination{}, err
 	}
 	if via != "" && !slices.Contains(peer.Relays, via) {
 		return mover.Destination{}, fmt.Errorf("%w: site %s takes nothing of site %s by way of site %s: set peers: relays there, or leave out peers: via at site %s", ErrForbidden, a.Site, from, via, from)

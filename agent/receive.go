@@ -21,9 +21,9 @@ import (
 // again, the Receive job that will deliver it. It may be repeated: each answer
 // has a new ticket for the same file.
 func (a *Agent) Offer(ctx context.Context, from string, o Offer) (Grant, error) {
-	peer, err := a.peer(from)
+	peer, err := a.asker(from)
 	if err != nil {
-		return Grant{}, fmt.Errorf("%w: %w", ErrForbidden, err)
+		return Grant{}, err
 	}
 	img := o.Image
 	imageID, err := glance.ParseImageID(string(img.ID))

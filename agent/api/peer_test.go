@@ -194,8 +194,8 @@ func TestOnlyAgentsMayCall(t *testing.T) {
 	for _, id := range []pki.Identity{{Site: "B", Role: pki.DTN}, {Site: "A", Role: pki.Operator}, {Site: "stranger", Role: pki.Agent}} {
 		p.caller = id
 		_, err := p.client(t).Offer(t.Context(), agent.Offer{Image: image(1, "x")})
-		if !errors.Is(err, agent.ErrForbidden) || !strings.Contains(err.Error(), "site A ("+p.url+")") {
-			t.Errorf("the %v: %v, want %v of site A", id, err, agent.ErrForbidden)
+		if !errors.Is(err, agent.ErrForbidden) || !strings.Contains(err.Error(), "site A ("+p.url+")") || !strings.Contains(err.Error(), "site "+id.Site) {
+			t.Errorf("the %v: %v, want %v of site A, which names the site that asked", id, err, agent.ErrForbidden)
 		}
 	}
 	if len(f.jobs) != 0 {

@@ -179,7 +179,17 @@ func decodeRecord(data []byte) (record, error) {
 	if s := r.Status.State; !s.Final() && s != mover.Queued && s != mover.Running {
 		return record{}, fmt.Errorf("unknown state %q", s)
 	}
-	return r, nil
+	return r.short(), nil
+}
+
+// short is r with no more of what other DTNs said than may be kept.
+func (r record) short() record {
+	s := &r.Status
+	s.Error, s.Waiting = mover.Told(s.Error), mover.Told(s.Waiting)
+	if s.Code != "" {
+		s.Code = s.Code.Known()
+	}
+	return r
 }
 
 // store makes records durable.
@@ -422,7 +432,7 @@ func (t *table) ended(f final, now time.Time) record {
 	r.Status.Rate, r.Status.Ran = f.tr.rate(r.Status.Moved, now), f.tr.ran(now)
 	r.Status.Way.Bottleneck = f.tr.waited.longest(r.Status.Way.Bottleneck)
 	r.Status.State = f.state
-	return r
+	return r.short()
 }
 
 func (t *table) logEnd(r record, cause error) {

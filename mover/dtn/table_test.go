@@ -1,7 +1,9 @@
 package dtn
 
 import (
+	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"strings"
@@ -63,6 +65,58 @@ func TestBrokenRecordsAreLeftOutAndKept(t *testing.T) {
 	if after := strings.TrimPrefix(r.logs.String(), told); strings.Contains(after, "left out") {
 		t.Errorf("left out again:\n%s", after)
 	}
+}
+
+// TestWhatOlderRecordsToldIsShort has records that hold what a peer said as it came.
+func TestWhatOlderRecordsToldIsShort(t *testing.T) {
+	r := newRig(t)
+	records, err := durable.OpenLog(r.opt.State, recordsName, func(string, []byte) error { return nil }, func(err error) { t.Error(err) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	long := "no\x1b[2J" + strings.Repeat("x", 3<<20)
+	old := mover.Status{State: mover.Failed, Ended: time.Now(), Code: mover.Code(long), Error: long, Waiting: long}
+	for key, s := range map[string]mover.Status{"failed": old, "waits": {State: mover.Queued, Waiting: long}} {
+		s.ID, s.Key = transferID(key), key
+		if err := records.Commit(durable.Set(string(s.ID), record{Request: request(key), Status: s})); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := records.Close(); err != nil {
+		t.Fatal(err)
+	}
+	s := r.server(t)
+	want := mover.Told(long)
+	if got := wantState(t, s, transferID("failed"), mover.Failed); got.Error != want || got.Code != mover.CodeOther {
+		t.Errorf("%d bytes of error and %d of code are told, want %d and %q", len(got.Error), len(got.Code), len(want), mover.CodeOther)
+	}
+	if got := wantState(t, s, transferID("waits"), mover.Queued); got.Waiting != want || got.Code != "" {
+		t.Errorf("%d bytes of what it waits for and code %.40q are told, want %d and none", len(got.Waiting), got.Code, len(want))
+	}
+	for _, key := range []string{"failed", "waits"} {
+		if kept, err := json.Marshal(s.table.byID[transferID(key)].record); err != nil || len(kept) > 8<<10 {
+			t.Errorf("%s: %d bytes are kept in memory, %v", key, len(kept), err)
+		}
+	}
+}
+
+func TestAFailureReadsTheSameAfterARestart(t *testing.T) {
+	bubble(t, func(t *testing.T, r *rig) {
+		long := errors.New("the relay: " + mover.Told(strings.Repeat("x", 3<<20)))
+		r.engine.scripts["fails"] = func(context.Context, func(mover.Progress)) error { return long }
+		s := r.server(t)
+		stop := run(t, s)
+		id := submit(t, s, request("fails"))
+		synctest.Wait()
+		want := mover.Told(long.Error())
+		if got := wantState(t, s, id, mover.Failed).Error; got != want {
+			t.Errorf("%d bytes are told, want %d", len(got), len(want))
+		}
+		stop()
+		if got := wantState(t, r.server(t), id, mover.Failed).Error; got != want {
+			t.Errorf("%d bytes are told after a restart, want %d", len(got), len(want))
+		}
+	})
 }
 
 func TestFinishedTransfersAreForgotten(t *testing.T) {
@@ -153,7 +207,7 @@ func FuzzDecodeRecord(f *testing.F) {
 		if err != nil {
 			t.Fatalf("accepted what cannot be stored: %v", err)
 		}
-		if back, err := decodeRecord(again); err != nil || back.Request != r.Request {
+		if back, err := decodeRecord(again); err != nil || back.Request != r.Request || back.Status.Error != r.Status.Error {
 			t.Errorf("stored and read again: %+v, %v, want %+v", back, err, r)
 		}
 	})

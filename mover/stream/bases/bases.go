@@ -194,6 +194,7 @@ func (b *Box) rest() {
 	b.rested = b.lent == 0
 }
 
+// unindexed returns a base without its index, of which nothing is lent; nil: there is none.
 func (b *Box) unindexed() *base {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -321,9 +322,6 @@ func (b *Box) MakeRoom(need int64) error {
 	}
 	return nil
 }
-
-// Indexed reports whether every base has its index, without which nothing of it is lent.
-func (b *Box) Indexed() bool { return b.unindexed() == nil }
 
 // Size is what the bases take, and MakeRoom can free.
 func (b *Box) Size() int64 {

@@ -79,7 +79,7 @@ func (s *shelf) index(t testing.TB) {
 	t.Helper()
 	stop := s.run(t, nothing)
 	defer stop()
-	for !s.Indexed() {
+	for s.unindexed() != nil {
 		select {
 		case <-s.changed:
 		case <-t.Context().Done():
