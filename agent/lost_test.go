@@ -232,8 +232,8 @@ func TestWhatACancelLeavesIsTold(t *testing.T) {
 			t.Helper()
 			want := ""
 			if why != "" {
-				want = why + "; its empty record stays at site B, hidden; to have the image there, at site A: glance-dtn push " + string(id) +
-					" --to B; if not, leave the record: site B removes it once no other site has the image"
+				want = why + "; its empty record stays at site B, hidden, for the next delivery; if site A has the image and does not offer it again by itself, there: glance-dtn push " +
+					string(id) + " --to B; if the image is not wanted, leave the record: site B removes it when no peer has the image and the job is older than keep"
 			}
 			o, err := s.agent().Overview(t.Context())
 			if err != nil || len(o.Images) != 1 || o.Images[0].Sites[peer].Relation != Unready {
@@ -271,6 +271,8 @@ func TestWhatACancelLeavesIsTold(t *testing.T) {
 		w.a.await(job, Cancelled)
 		w.locked(func() { delete(w.a.jobs, job) })
 		tells(w.a, "B", "no job of site A goes on with it")
+		w.locked(func() { w.b.images[id].Properties[glance.PropJob] = randomID() }) // of a third site, which brings it
+		tells(w.a, "B", "")
 	})
 }
 

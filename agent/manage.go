@@ -118,7 +118,7 @@ func (a *Agent) Sending(ctx context.Context, from string, id JobID) (Job, error)
 
 // Pulled returns the other site's job that Pull has begun; ErrNoPeer, ErrNoJob.
 func (a *Agent) Pulled(ctx context.Context, from string, id JobID) (Job, error) {
-	p, err := a.peer(from)
+	p, err := a.named(from)
 	if err != nil {
 		return Job{}, err
 	}
@@ -183,12 +183,10 @@ func (a *Agent) compare(ctx context.Context, peers []string, m Match, each func(
 		image glance.ImageID
 		peer  string
 	}
-	sends, receives := map[way]Job{}, map[JobID]Job{}
+	under := map[way]JobID{}
 	err = a.eachJob(ctx, func(j Job) error {
-		if j.Kind == Send {
-			sends[way{j.Image.ID, j.Peer}] = j
-		} else {
-			receives[j.ID] = j
+		if j.Kind == Send && !j.State.Final() {
+			under[way{j.Image.ID, j.Peer}] = j.ID
 		}
 		return nil
 	})
@@ -210,16 +208,14 @@ func (a *Agent) compare(ctx context.Context, peers []string, m Match, each func(
 			return !m.Selects(img)
 		})
 		for i, c := range rows {
-			if j := sends[way{c.ID, c.Peer}]; !j.State.Final() {
-				rows[i].Job = j.ID
-			}
+			rows[i].Job = under[way{c.ID, c.Peer}]
 		}
 		if err := each(rows); err != nil {
 			return nil, err
 		}
 		for i, c := range rows {
 			if l := here[c.ID]; !c.Planned {
-				rows[i].Detail = cmp.Or(a.leftThere(c, sends[way{c.ID, c.Peer}]), a.leftHere(l, receives[JobID(l.Properties[glance.PropJob])]), c.Detail)
+				rows[i].Detail = cmp.Or(a.leftThere(ctx, c, l), a.leftHere(ctx, l), c.Detail)
 			}
 		}
 		bySite[t.site] = rows
@@ -391,13 +387,10 @@ func (a *Agent) Overview(ctx context.Context) (Overview, error) {
 	if err != nil {
 		return o, err
 	}
-	sends, receives := map[glance.ImageID]map[string]Job{}, map[JobID]Job{}
+	sends := map[glance.ImageID]map[string]Job{}
 	if err := a.eachJob(ctx, func(j Job) error {
 		j = a.told(j)
 		o.Jobs[j.State]++
-		if j.Kind == Receive {
-			receives[j.ID] = j
-		}
 		switch {
 		case j.Kind == Send:
 			if sends[j.Image.ID] == nil {
@@ -416,7 +409,7 @@ func (a *Agent) Overview(ctx context.Context) (Overview, error) {
 		if i.Status != glance.Active {
 			st.Note = fmt.Sprintf("%s for %s", i.Status, mover.Span(time.Since(i.UpdatedAt)))
 		}
-		if left := a.leftHere(i, receives[JobID(i.Properties[glance.PropJob])]); left != "" {
+		if left := a.leftHere(ctx, i); left != "" {
 			st.Note += ": " + left
 		}
 		o.Images = append(o.Images, st)
@@ -433,7 +426,7 @@ func (a *Agent) Overview(ctx context.Context) (Overview, error) {
 				s.State, s.Reason, s.Paused, s.Job, s.Legs = j.State, j.Reason, j.Paused, j.ID, j.Legs()
 				s.Percent, s.Route = a.percent(j.ID), j.Route.Why
 			}
-			s.Reason = cmp.Or(a.leftThere(relations[id], sends[id][p.Name]), s.Reason)
+			s.Reason = cmp.Or(a.leftThere(ctx, relations[id], local[n]), s.Reason)
 			o.Images[n].Sites[p.Name] = s
 		}
 	}

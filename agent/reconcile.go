@@ -583,7 +583,10 @@ func compareImages(local, remote []glance.Image, peer string) []Comparison {
 		case !ok:
 			c.Relation = Missing
 		case r.Properties[glance.PropJob] != "":
-			c.Relation, c.Detail, c.half, c.empty = Unready, "at "+peer+": half made", true, r.Status == glance.Queued
+			c.Relation, c.Detail, c.half = Unready, "at "+peer+": half made", true
+			if r.Status == glance.Queued {
+				c.maker = JobID(r.Properties[glance.PropJob])
+			}
 		case r.Status != glance.Active && r.Status != glance.Deactivated:
 			c.Relation, c.Detail = Unready, "at "+peer+": "+string(r.Status)
 		case !l.SameContent(r):
@@ -604,24 +607,31 @@ func compareImages(local, remote []glance.Image, peer string) []Comparison {
 	return out
 }
 
-// leftThere says of an empty record at a peer why it is there and what to do, where no job of
-// ours goes on with it or waits for a person; otherwise nothing. j is the job that brings the
-// image there, or the zero one.
-func (a *Agent) leftThere(c Comparison, j Job) string {
-	switch {
-	case !c.empty:
+// leftThere says of an empty record that a delivery of ours has made at a peer why it is there
+// and what to do, where no job goes on with it or waits for a person; otherwise nothing. img is
+// the image here. What the peer has was read before: a job that is made meanwhile counts.
+func (a *Agent) leftThere(ctx context.Context, c Comparison, img glance.Image) string {
+	if c.maker == "" || c.maker != NewJobID(Receive, img.ID, img.Hash, a.Site) {
 		return ""
-	case j.State == Cancelled:
-		return left(j.Reason, c.ID, a.Site, c.Peer)
-	case j.ID == "", j.State == Verified:
-		return left("no job of site "+a.Site+" goes on with it", c.ID, a.Site, c.Peer)
+	}
+	j, err := a.Store.Get(ctx, NewJobID(Send, img.ID, img.Hash, c.Peer))
+	switch {
+	case errors.Is(err, ErrNoJob):
+		return left("no job of site "+a.Site+" goes on with it", img.ID, a.Site, c.Peer)
+	case err == nil && j.State == Cancelled:
+		return left(j.Reason, img.ID, a.Site, c.Peer)
 	}
 	return ""
 }
 
-// leftHere is the same for an image of this site; j is the job that has made it, or the zero one.
-func (a *Agent) leftHere(img glance.Image, j Job) string {
-	if img.Status != glance.Queued || j.Kind != Receive || j.State != Cancelled {
+// leftHere is the same for an image of this site.
+func (a *Agent) leftHere(ctx context.Context, img glance.Image) string {
+	id := JobID(img.Properties[glance.PropJob])
+	if id == "" || img.Status != glance.Queued {
+		return ""
+	}
+	j, err := a.Store.Get(ctx, id)
+	if err != nil || j.State != Cancelled {
 		return ""
 	}
 	return left(j.Reason, j.Image.ID, j.Peer, a.Site)
@@ -629,7 +639,7 @@ func (a *Agent) leftHere(img glance.Image, j Job) string {
 
 // left says that the empty record of an image stays at its destination, and what to do.
 func left(why string, id glance.ImageID, from, to string) string {
-	return fmt.Sprintf("%s; its empty record stays at site %s, hidden; to have the image there, at site %s: glance-dtn push %s --to %s; if not, leave the record: site %s removes it once no other site has the image", why, to, from, id, to, to)
+	return fmt.Sprintf("%s; its empty record stays at site %s, hidden, for the next delivery; if site %s has the image and does not offer it again by itself, there: glance-dtn push %s --to %s; if the image is not wanted, leave the record: site %s removes it when no peer has the image and the job is older than keep", why, to, from, id, to, to)
 }
 
 func index(images []glance.Image) map[glance.ImageID]glance.Image {

@@ -282,7 +282,7 @@ func joined(texts ...string) string {
 	return strings.Join(slices.DeleteFunc(texts, func(t string) bool { return t == "" }), "; ")
 }
 
-// moved says how a transfer went: at no rate where all bytes were there.
+// moved says how a transfer went: at no rate where nothing had to leave this site.
 func moved(st mover.Status) string {
 	rate, slow := "", st.Way.Bottleneck.String()
 	if st.Rate > 0 {

@@ -101,8 +101,8 @@ type Comparison struct {
 	Planned  bool           `json:"planned" doc:"replicate would send, or has sent, this image"`
 	Job      JobID          `json:"job,omitempty" doc:"that brings it there now"`
 
-	half  bool // Unready there, where a delivery has begun it: whether one goes on with it only jobs tell
-	empty bool // half, and a record without a byte
+	half  bool  // Unready there, where a delivery has begun it: whether one goes on with it only jobs tell
+	maker JobID // that delivery, as long as no byte is in its record
 }
 
 // Standing is how an image stands at one site in an Overview.

@@ -53,10 +53,16 @@ func (p *probeFlags) check(cmd *cobra.Command, sites []string) (err error) {
 }
 
 // probePaths probes one path after the other, and shows what it could find. What it could
-// not is the error.
+// not is the error. Where a site is no peer it probes none.
 func (c *cli) probePaths(ctx context.Context, sites []string, p probeFlags) error {
 	found := []agent.SitePath{}
 	var failed error
+	for _, site := range sites {
+		failed = errors.Join(failed, c.unknown(ctx, site))
+	}
+	if failed != nil {
+		return failed
+	}
 	for i, site := range sites {
 		if slices.Contains(sites[:i], site) {
 			continue

@@ -85,13 +85,19 @@ func (c *cli) pathsTo(ctx context.Context, list []agent.SitePath, sites []string
 		if slices.ContainsFunc(list, func(p agent.SitePath) bool { return leads(p, s) }) {
 			continue
 		}
-		if _, err := c.daemon().Ways(ctx, s, "", 1); errors.Is(err, agent.ErrNoPeer) {
-			failed = errors.Join(failed, err)
-		}
+		failed = errors.Join(failed, c.unknown(ctx, s))
 	}
 	return slices.DeleteFunc(list, func(p agent.SitePath) bool {
 		return len(sites) > 0 && !slices.ContainsFunc(sites, func(s string) bool { return leads(p, s) })
 	}), failed
+}
+
+// unknown is the agent's error where it has no such peer.
+func (c *cli) unknown(ctx context.Context, site string) error {
+	if _, err := c.daemon().Ways(ctx, site, "", 1); errors.Is(err, agent.ErrNoPeer) {
+		return err
+	}
+	return nil
 }
 
 func (c *cli) pathTable(list []agent.SitePath, sites []string) error {

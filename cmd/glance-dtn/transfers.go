@@ -375,7 +375,7 @@ func resent(p mover.Path) string {
 func (c *cli) summary(t agent.Transfer) string {
 	line := fmt.Sprintf("%s  %s  %s  %s", shortTransfer(t.ID), transferRoute(t), c.paint(string(t.State), transferColour(t.State)), size(t.Moved))
 	if t.Ran > 0 {
-		if n := t.Brought(); n < t.Moved && size(n) != size(t.Moved) {
+		if n := t.Brought(); t.Via == (mover.Relay{}) && n < t.Moved && size(n) != size(t.Moved) {
 			line += fmt.Sprintf(", %s of it", size(n))
 		}
 		line += fmt.Sprintf(" in %s, %s", span(t.Ran), known(t.Rate))

@@ -45,7 +45,8 @@ func TestTheSummaryOfAResumedTransfer(t *testing.T) {
 		{mover.Status{Moved: 2e9, Rate: 1.6e9, Ran: 10 * time.Second}, "1.9 GiB in 10.0 s, 1.6 Gbit/s"},
 		{mover.Status{Moved: 2e9, Rate: 0.8e9, Ran: 10 * time.Second}, "1.9 GiB, 953.7 MiB of it in 10.0 s, 800 Mbit/s"},
 		{mover.Status{Moved: 2e9, Ran: 100 * time.Millisecond}, "1.9 GiB, 0 B of it in 0.1 s, -"},
-		{mover.Status{Moved: 1e6, Rate: 1.6e6, Ran: 10 * time.Second}, "976.6 KiB in 10.0 s, 1.6 Mbit/s"}, // some came twice
+		{mover.Status{Moved: 2e9, Ran: 300 * time.Second, Via: mover.Relay{Site: "R"}}, "1.9 GiB in 5 min, -"}, // moved tells of the relay
+		{mover.Status{Moved: 1e6, Rate: 1.6e6, Ran: 10 * time.Second}, "976.6 KiB in 10.0 s, 1.6 Mbit/s"},      // some came twice
 		{mover.Status{Moved: 1e6}, "976.6 KiB"},
 	} {
 		got := (&cli{}).summary(agent.Transfer{Image: "debian-12", To: "B", Job: "j", Status: c.st})

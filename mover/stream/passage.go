@@ -393,10 +393,11 @@ func (a *arrival) pass(p *passage) error {
 		return errLeft
 	}
 	a.holder = p.seat
-	if there := p.moved.Load(); there > 0 { // with the answer, else it would seem to have come since
-		p.seat.link.say.add(header{kind: kindPassed, file: p.seat.file}.with(passed{Blocks: blockCount(there)}))
+	reply := answer{Have: told, Room: a.room}.bytes(p.seat.file)
+	if there := p.moved.Load(); there > 0 { // at once, else it would seem to have come since
+		reply = append(header{kind: kindPassed, file: p.seat.file}.with(passed{Blocks: blockCount(there)}), reply...)
 	}
-	p.seat.link.say.add(answer{Have: told, Room: a.room}.bytes(p.seat.file))
+	p.seat.link.say.add(reply)
 	a.due()
 	return nil
 }
