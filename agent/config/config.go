@@ -327,7 +327,8 @@ type DTN struct {
 	Compression string `mapstructure:"compression"`
 	// Congestion is the TCP congestion control of connections that files are sent over: the
 	// kernel's name of one, such as htcp; host, what the host uses by itself; or auto, bbr to
-	// a site that is not near where the kernel offers it, else the host's. The default is auto.
+	// a site that is not near where the kernel offers it, else the host's, or cubic where that
+	// is bbr. The default is auto.
 	Congestion string `mapstructure:"congestion"`
 	// Tuning is how the DTN finds what transfers move fastest with, where nobody has set it.
 	Tuning Tuning `mapstructure:"tuning"`

@@ -17,9 +17,13 @@ import (
 // (Cardwell et al., BBR: Congestion-Based Congestion Control, ACM Queue 14(5), 2016.)
 const bbr = "bbr"
 
+// cubic is the one for a near path where the host's own is bbr: pacing costs up to a fifth of
+// the rate where processors are what limits it. (RFC 9438.)
+const cubic = "cubic"
+
 // What stands for a congestion control besides the kernel's names.
 const (
-	AutoCongestion = "auto" // bbr where the receiver is not near and the kernel lets us use it, else the host's own
+	AutoCongestion = "auto" // bbr where the receiver is not near and the kernel lets us use it, else the host's own, or cubic if that is bbr
 	HostCongestion = "host" // the one that the host uses by itself
 )
 
@@ -32,6 +36,8 @@ func (l *link) steer(c net.Conn) {
 		tcp.Control(c, name)
 	case l.rtt >= near:
 		tcp.Control(c, bbr)
+	case fastInLoss(c):
+		tcp.Control(c, cubic)
 	}
 }
 
