@@ -51,6 +51,8 @@ type arrival struct {
 	relayed       bool   // it goes on from here, and is never complete
 	pace, commit  meter  // of follow and of finish
 
+	pen chan struct{} // has room for the lane that writes a block
+
 	mu        sync.Mutex // guards what follows
 	changed   sync.Cond
 	sparse    bool // the sender's word
@@ -90,7 +92,7 @@ func newArrival(export, state *os.Root, n *news, r record) *arrival {
 	dir, base := path.Split(r.File.Name)
 	a := &arrival{
 		record: r, export: export, state: state, news: n,
-		blocks: blockCount(r.File.Size), small: isSmall(r.File), part: dir + "." + base + ".part",
+		blocks: blockCount(r.File.Size), pen: make(chan struct{}, 1), small: isSmall(r.File), part: dir + "." + base + ".part",
 		writing: map[uint32]func(){}, inbox: new(folder),
 	}
 	a.changed.L = &a.mu

@@ -2,7 +2,6 @@ package stream
 
 import (
 	"crypto/tls"
-	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -50,12 +49,11 @@ type blocks struct {
 	cut   func()  // ends the lane
 	proof *proof
 	frame *frame // taken when it is first needed
-	tube  *tube  // made when it is first needed
 	toll  *pace.Toll
 }
 
 // lane takes blocks from c, which was welcomed as a lane, until it ends.
-func (l *incoming) lane(c *tls.Conn) (err error) {
+func (l *incoming) lane(c *tls.Conn) error {
 	p, err := newProof(l.protection, c.ConnectionState(), true)
 	if err != nil {
 		return err
@@ -68,7 +66,7 @@ func (l *incoming) lane(c *tls.Conn) (err error) {
 	}
 	b.toll = &pace.Toll{Pacer: l.receiver.opts.Pacer, Site: l.site, Waits: in.meter.limited, Alive: b.patience}
 	in.meter.begin(computing)
-	defer func() { err = errors.Join(err, b.close()) }()
+	defer b.close()
 	for {
 		if err := b.take(); err != nil {
 			return err
@@ -76,14 +74,10 @@ func (l *incoming) lane(c *tls.Conn) (err error) {
 	}
 }
 
-func (b *blocks) close() error {
+func (b *blocks) close() {
 	if b.frame != nil {
 		frames.Put(b.frame)
 	}
-	if b.tube != nil {
-		return b.tube.Close()
-	}
-	return nil
 }
 
 // take takes one block. An error is the connection's.
@@ -124,19 +118,9 @@ func (b *blocks) take() error {
 	return b.store(a, at, h)
 }
 
-// store takes a block that is reserved for it.
+// store takes a block that is reserved for it. An error is the connection's.
 func (b *blocks) store(a *arrival, at seat, h header) error {
-	var sum *digest.Block
-	whole := true
-	var failed, err error // the disk's, the connection's
-	if c, ok := b.direct(a, h); ok {
-		failed, err = b.pass(a, c, h)
-	} else {
-		w := &part{a: a, h: h, meter: &b.in.meter}
-		whole, err = b.read(h, w)
-		s := b.proof.sum.Sum()
-		sum, failed = &s, w.err
-	}
+	whole, err := b.read(h, a)
 	switch {
 	case err != nil:
 		a.release(h.index)
@@ -146,22 +130,29 @@ func (b *blocks) store(a *arrival, at seat, h header) error {
 		at.tell(kindAgain, h.index)
 		return nil
 	}
-	return b.stored(a, at, h, sum, failed)
+	b.put(a, at, h)
+	return nil
 }
 
-// stored notes a block that was written, unless that failed. An error is the connection's.
-func (b *blocks) stored(a *arrival, at seat, h header, sum *digest.Block, failed error) error {
+// put writes a block that was read, and notes it, unless that fails.
+func (b *blocks) put(a *arrival, at seat, h header) {
+	var sum *digest.Block // nil: nobody knows
+	if b.proof.summing {
+		s := b.proof.sum.Sum()
+		sum = &s
+	}
+	failed := b.in.meter.disk(writing, func() error { return a.write(h, b.frame) })
 	switch {
 	case failed == nil && a.small:
 		b.frame = a.took(at, sum, b.frame, h.kind == kindBlock && sum != nil)
-		return nil
+		return
 	case failed == nil:
 		failed = b.in.meter.disk(writing, func() error { return a.note(h.index, sum) })
 	}
 	if failed != nil {
 		a.release(h.index)
 		a.fail(at, noSpace(fmt.Errorf("write block %d: %w", h.index, failed)))
-		return nil
+		return
 	}
 	at.tell(kindProven, h.index)
 	if h.kind != kindHole && sum != nil {
@@ -169,74 +160,44 @@ func (b *blocks) stored(a *arrival, at seat, h header, sum *digest.Block, failed
 		b.frame = a.keep(h.index, b.frame)
 		b.in.meter.begin(computing)
 	}
-	return nil
 }
 
-// direct reports whether the kernel may take the block by itself: nobody here wants to
-// see its bytes.
-func (b *blocks) direct(a *arrival, h header) (*net.TCPConn, bool) {
-	c, ok := b.in.Conn.(*net.TCPConn)
-	if !ok || b.proof.protection != mover.Clear || h.kind != kindBlock || !a.File.Digest.IsZero() {
-		return nil, false
-	}
-	if b.tube == nil {
-		var err error
-		if b.tube, err = newTube(&b.in.meter); err != nil {
-			return nil, false
-		}
-	}
-	return c, true
-}
-
-// read reads what follows a header, writes it to w, and reports whether its proof
-// holds. Without w it throws it away.
-func (b *blocks) read(h header, w *part) (whole bool, err error) {
+// read reads what follows a header into the frame, and reports whether its proof holds. A
+// block of a is unpacked there; without a it is thrown away. In clear no one needs the sum of
+// one whose file's hash is not looked at.
+func (b *blocks) read(h header, a *arrival) (whole bool, err error) {
 	b.proof.begin(h)
+	b.proof.summing = a == nil || b.proof.protection != mover.Clear || h.kind != kindBlock || !a.File.Digest.IsZero()
 	if b.frame == nil {
 		b.frame = frames.Get().(*frame)
 	}
+	n, proof := int(h.length), b.proof.size()
 	if h.kind == kindHole {
-		return b.hole(h, w)
+		n = 0
+		_, err = io.ReadFull(b.conn, b.frame[:proof])
 	}
-	if h.kind == kindPacked && w != nil {
-		return b.unpack(h, w)
-	}
-	for at := 0; at < int(h.length); {
-		n := min(pieceSize, int(h.length)-at)
-		room := b.frame[:]
-		if w != nil && (w.a.kept() || w.held) {
-			room = b.frame[at:]
-		}
+	for at := 0; at < n && err == nil; at += pieceSize {
+		end := min(at+pieceSize, n)
 		last := 0
-		if at+n == int(h.length) {
-			last = b.proof.size()
+		if end == n {
+			last = proof
 		}
-		if err := b.fill(room[:n+last]); err != nil {
-			return false, err
-		}
-		b.proof.add(room[:n])
-		w.write(room[:n], int64(at))
-		if at += n; last > 0 {
-			whole = b.proof.check(room[n : n+last])
+		if err = b.fill(b.frame[at : end+last]); err == nil {
+			b.proof.add(b.frame[at:end])
 		}
 	}
-	return whole || b.proof.size() == 0, nil
-}
-
-func (b *blocks) hole(h header, w *part) (bool, error) {
-	room := b.frame[:b.proof.size()]
-	if _, err := io.ReadFull(b.conn, room); err != nil || !b.proof.check(room) {
+	if err != nil || !b.proof.check(b.frame[n:n+proof]) {
 		return false, err
 	}
-	if w == nil {
-		return true, nil
-	}
-	if !w.held {
-		w.punch()
-	}
-	b.proof.sum.Reset()
-	for n := int64(h.length); n > 0; n -= pieceSize {
-		_, _ = b.proof.sum.Write(zeros[:min(n, pieceSize)])
+	switch {
+	case a == nil:
+	case h.kind == kindPacked:
+		return b.unpack(h, a), nil
+	case h.kind == kindHole:
+		b.proof.sum.Reset()
+		for n := int64(h.length); n > 0; n -= pieceSize {
+			_, _ = b.proof.sum.Write(zeros[:min(n, pieceSize)])
+		}
 	}
 	return true, nil
 }
@@ -247,33 +208,27 @@ func (b *blocks) patience() error {
 	return b.conn.SetReadDeadline(time.Now().Add(b.link.receiver.opts.Idle))
 }
 
-// part is where a block is written. It keeps the first error. A nil one takes nothing.
-type part struct {
-	a     *arrival
-	h     header
-	meter *meter
-	held  bool // nothing is written yet
-	err   error
-}
-
 // writeAt is a file's. Tests put a slow disk in its place.
 var writeAt = (*os.File).WriteAt
 
-func (p *part) write(b []byte, at int64) {
-	if p != nil && p.err == nil && !p.held {
-		p.err = p.meter.disk(writing, func() error {
-			_, err := writeAt(p.a.data, b, blockStart(p.h.index)+at)
+// write writes the block that is at the front of a frame, or makes it zeros, whatever an
+// earlier attempt has left there. Lanes wait for one another here, where that costs nothing: at
+// the kernel's lock of the file they would keep processors busy.
+func (a *arrival) write(h header, block *frame) error {
+	a.pen <- struct{}{}
+	defer func() { <-a.pen }()
+	n, at := int64(blockLen(a.File.Size, h.index)), blockStart(h.index)
+	if h.kind != kindHole {
+		_, err := writeAt(a.data, block[:n], at)
+		return err
+	}
+	if disk.Punch(a.data, at, n) == nil {
+		return nil
+	}
+	for end := at + n; at < end; at += pieceSize {
+		if _, err := writeAt(a.data, zeros[:min(pieceSize, end-at)], at); err != nil {
 			return err
-		})
+		}
 	}
-}
-
-// punch makes the block zeros, whatever an earlier attempt has left there.
-func (p *part) punch() {
-	if disk.Punch(p.a.data, blockStart(p.h.index), int64(p.h.length)) == nil {
-		return
-	}
-	for at := int64(0); at < int64(p.h.length); at += pieceSize {
-		p.write(zeros[:min(pieceSize, int64(p.h.length)-at)], at)
-	}
+	return nil
 }

@@ -277,39 +277,21 @@ func (l *lane) sendWhole(h header, m []byte) error {
 	return l.flush()
 }
 
-// unpack is read for a packed block. It comes into the lane's frame, and is unpacked into
-// another one, which is the lane's from then on.
-func (b *blocks) unpack(h header, w *part) (whole bool, err error) {
-	packed, n := b.frame, int(h.length)
-	for at := 0; at < n; at += pieceSize {
-		end := min(at+pieceSize, n)
-		last := 0
-		if end == n {
-			last = b.proof.size()
-		}
-		if err := b.fill(packed[at : end+last]); err != nil {
-			return false, err
-		}
-		b.proof.add(packed[at:end])
-	}
-	if !b.proof.check(packed[n : n+b.proof.size()]) {
-		return false, nil
-	}
+// unpack unpacks what was read of a packed block, into another frame, which is the lane's from
+// then on, and reports whether that is the block.
+func (b *blocks) unpack(h header, a *arrival) bool {
+	packed := b.frame
+	defer giveBack(packed)
 	b.frame = borrow()
-	plain := b.frame[:blockLen(w.a.File.Size, h.index)]
-	literal, sum, err := unpack(plain, packed[:n])
+	plain := b.frame[:blockLen(a.File.Size, h.index)]
+	literal, sum, err := unpack(plain, packed[:h.length])
 	if err == nil && literal < len(plain) {
 		err = b.link.lends(h.file).Fill(plain, blockStart(h.index), literal)
 	}
-	giveBack(packed)
 	if err != nil {
-		return false, nil
+		return false
 	}
 	b.proof.sum.Reset()
 	_, _ = b.proof.sum.Write(plain) // never fails
-	if b.proof.sum.Sum() != sum {
-		return false, nil
-	}
-	w.write(plain, 0)
-	return true, nil
+	return b.proof.sum.Sum() == sum
 }

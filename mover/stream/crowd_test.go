@@ -80,7 +80,7 @@ func TestADiskThatIsSlowHoldsTheSenderBack(t *testing.T) {
 		var writes atomic.Int64
 		full := make(chan struct{})
 		writeAt = func(f *os.File, b []byte, off int64) (int, error) {
-			if writes.Add(1) > 40 {
+			if writes.Add(1) > 10 {
 				<-full
 			}
 			return f.WriteAt(b, off)
@@ -97,8 +97,8 @@ func TestADiskThatIsSlowHoldsTheSenderBack(t *testing.T) {
 		})
 		time.Sleep(30 * time.Second) // less than a connection may be still
 		synctest.Wait()
-		// A piece for each write, one that is read, and one that is about to be sent.
-		if sent, most := r.wires.sent.Load(), int64(40+2*lanes)*pieceSize+1<<20; sent > most {
+		// A block for each write, one that waits for its own, and one on its way.
+		if sent, most := r.wires.sent.Load(), int64(10+2*lanes)*mover.BlockSize+1<<20; sent > most {
 			t.Errorf("%d bytes were sent to a disk that takes nothing, want at most %d", sent, most)
 		}
 		a := r.recv().list()[0]

@@ -107,8 +107,7 @@ func (a *arrival) holds(i uint32) bool {
 // second takes another copy of a block that has begun to come on another lane. Only when
 // it is whole, and the other still not, is that lane cut and this copy written.
 func (b *blocks) second(a *arrival, at seat, h header) error {
-	w := &part{a: a, h: h, meter: &b.in.meter, held: true}
-	whole, err := b.read(h, w)
+	whole, err := b.read(h, a)
 	if err != nil {
 		return err
 	}
@@ -127,11 +126,6 @@ func (b *blocks) second(a *arrival, at seat, h header) error {
 		}
 		return nil
 	}
-	if w.held = false; h.kind == kindHole {
-		w.punch()
-	} else {
-		w.write(b.frame[:blockLen(a.File.Size, h.index)], 0)
-	}
-	sum := b.proof.sum.Sum()
-	return b.stored(a, at, h, &sum, w.err)
+	b.put(a, at, h)
+	return nil
 }

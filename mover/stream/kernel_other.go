@@ -3,7 +3,6 @@
 package stream
 
 import (
-	"errors"
 	"io"
 	"net"
 	"os"
@@ -16,15 +15,6 @@ func sendFile(c *net.TCPConn, f *os.File, off, n int64, m *meter) (sent int64, e
 	was := m.begin(carrying)
 	defer m.begin(was)
 	return io.Copy(c, io.NewSectionReader(f, off, n))
-}
-
-type tube struct{}
-
-func newTube(*meter) (*tube, error) { return nil, errors.ErrUnsupported }
-func (*tube) Close() error          { return nil }
-
-func (*tube) take(*os.File, *net.TCPConn, int64, int64) (failed, err error) {
-	return nil, errors.ErrUnsupported
 }
 
 func threadTime() time.Duration { return 0 }

@@ -1,12 +1,10 @@
 package stream
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"io"
 	"maps"
-	"net"
 	"time"
 
 	"github.com/glance-dtn/glance-dtn/mover"
@@ -147,21 +145,4 @@ func (b *blocks) fill(room []byte) error {
 	_ = b.patience()
 	_, err := io.ReadFull(b.conn, room)
 	return err
-}
-
-// pass is fill for a block that goes through the tube.
-func (b *blocks) pass(a *arrival, c *net.TCPConn, h header) (failed, err error) {
-	for at := int64(0); at < int64(h.length); {
-		n := min(pieceSize, int64(h.length)-at)
-		if err := b.toll.Take(int(n)); err != nil {
-			return nil, err
-		}
-		_ = b.patience()
-		more, err := b.tube.take(a.data, c, blockStart(h.index)+at, n)
-		if failed = cmp.Or(failed, more); err != nil {
-			return failed, err
-		}
-		at += n
-	}
-	return failed, nil
 }

@@ -181,6 +181,9 @@ func TestDamagedBlockAloneIsAskedForAgain(t *testing.T) {
 	if a, err := r.recv().Arrival("inbox/image"); err != nil || a.Proven != 0 || a.Moved != 0 {
 		t.Errorf("what was damaged counts: %+v, %v", a, err)
 	}
+	if b, err := os.ReadFile(filepath.Join(r.rig.Destination, "inbox/.image.part")); err != nil || !bytes.Equal(b, make([]byte, req.Source.Size)) {
+		t.Errorf("what was damaged was written: %v", err)
+	}
 	if h := s.send(s.block(0)); h != (header{kind: kindProven, file: 1}) {
 		t.Errorf("whole: got %+v", h)
 	}
