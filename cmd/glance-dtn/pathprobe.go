@@ -56,17 +56,18 @@ func (p *probeFlags) check(cmd *cobra.Command, sites []string) (err error) {
 // not is the error. Where a site is no peer it probes none.
 func (c *cli) probePaths(ctx context.Context, sites []string, p probeFlags) error {
 	found := []agent.SitePath{}
+	var once []string
 	var failed error
 	for _, site := range sites {
-		failed = errors.Join(failed, c.unknown(ctx, site))
+		if !slices.Contains(once, site) {
+			once = append(once, site)
+			failed = errors.Join(failed, c.unknown(ctx, site))
+		}
 	}
 	if failed != nil {
 		return failed
 	}
-	for i, site := range sites {
-		if slices.Contains(sites[:i], site) {
-			continue
-		}
+	for _, site := range once {
 		some, err := c.probePath(ctx, site, p)
 		if ctx.Err() != nil {
 			return errInterrupted

@@ -350,8 +350,8 @@ func (a *arrival) allocate(fresh bool) error {
 // reserve lets the caller write block i, which came on s, unless it is there, or s does
 // not have the arrival any more. Who may write calls note or release; cut ends that one's
 // lane. A block that another lane has begun is one that the sender has given up there, or
-// else it had not come again: that lane is cut, and waited for. What is proven is never
-// written again.
+// else it had not come again: that lane is cut, unless it has it whole, and waited for.
+// What is proven is never written again.
 func (a *arrival) reserve(s seat, i uint32, cut func()) (mine, there bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -369,6 +369,13 @@ func (a *arrival) reserve(s seat, i uint32, cut func()) (mine, there bool) {
 		return true, false
 	}
 	return false, false
+}
+
+// came notes that block i, which was reserved, has come: the lane is not cut for it any more.
+func (a *arrival) came(i uint32) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.writing[i] = func() {}
 }
 
 // note notes that block i was written and proven, and has this sum; nil: nobody knows.
@@ -403,7 +410,7 @@ func (a *arrival) release(i uint32) {
 	a.changed.Broadcast()
 }
 
-// keep gives the frame of block i, which store has written, to the hash if that needs
+// keep gives the frame of block i, which put has written, to the hash if that needs
 // it soon, and returns the one to go on with. Only what was written may be kept: other
 // bytes with the same checksum are easily made, and the hash has to be that of the file.
 // It waits while the file is too far ahead of its hash.

@@ -54,7 +54,7 @@ type blocks struct {
 
 // lane takes blocks from c, which was welcomed as a lane, until it ends.
 func (l *incoming) lane(c *tls.Conn) error {
-	p, err := newProof(l.protection, c.ConnectionState(), true)
+	p, err := newProof(l.protection, c.ConnectionState())
 	if err != nil {
 		return err
 	}
@@ -134,14 +134,21 @@ func (b *blocks) store(a *arrival, at seat, h header) error {
 	return nil
 }
 
-// put writes a block that was read, and notes it, unless that fails.
+// put writes a block that was read, and notes it, unless that fails. One lane does so at a
+// time: at a local file system's lock of the file lanes would keep processors busy instead.
+// Who waits is not waiting for the disk: the lane that writes is.
 func (b *blocks) put(a *arrival, at seat, h header) {
+	a.came(h.index)
 	var sum *digest.Block // nil: nobody knows
 	if b.proof.summing {
 		s := b.proof.sum.Sum()
 		sum = &s
 	}
+	b.in.meter.begin(resting)
+	a.pen <- struct{}{}
+	b.in.meter.begin(computing)
 	failed := b.in.meter.disk(writing, func() error { return a.write(h, b.frame) })
+	<-a.pen
 	switch {
 	case failed == nil && a.small:
 		b.frame = a.took(at, sum, b.frame, h.kind == kindBlock && sum != nil)
@@ -163,11 +170,12 @@ func (b *blocks) put(a *arrival, at seat, h header) {
 }
 
 // read reads what follows a header into the frame, and reports whether its proof holds. A
-// block of a is unpacked there; without a it is thrown away. In clear no one needs the sum of
-// one whose file's hash is not looked at.
+// block of a is unpacked there; without a it is thrown away. Its sum is computed where that is
+// the proof, or somebody looks at it.
 func (b *blocks) read(h header, a *arrival) (whole bool, err error) {
 	b.proof.begin(h)
-	b.proof.summing = a == nil || b.proof.protection != mover.Clear || h.kind != kindBlock || !a.File.Digest.IsZero()
+	looked := a != nil && (b.proof.protection == mover.Safe || h.kind != kindBlock || !a.File.Digest.IsZero())
+	b.proof.summing = looked || b.proof.protection == mover.Private
 	if b.frame == nil {
 		b.frame = frames.Get().(*frame)
 	}
@@ -212,11 +220,8 @@ func (b *blocks) patience() error {
 var writeAt = (*os.File).WriteAt
 
 // write writes the block that is at the front of a frame, or makes it zeros, whatever an
-// earlier attempt has left there. Lanes wait for one another here, where that costs nothing: at
-// the kernel's lock of the file they would keep processors busy.
+// earlier attempt has left there. Its caller has the pen.
 func (a *arrival) write(h header, block *frame) error {
-	a.pen <- struct{}{}
-	defer func() { <-a.pen }()
 	n, at := int64(blockLen(a.File.Size, h.index)), blockStart(h.index)
 	if h.kind != kindHole {
 		_, err := writeAt(a.data, block[:n], at)

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"net"
+	"os"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -124,6 +125,37 @@ func TestTheCopyThatIsWholeFirstIsTheBlock(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestALaneThatHasABlockWholeIsNotCutForIt has a slow disk hold a block that has come, and
+// another copy come meanwhile.
+func TestALaneThatHasABlockWholeIsNotCutForIt(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		writeAt = func(f *os.File, b []byte, off int64) (int, error) {
+			time.Sleep(10 * time.Second)
+			return f.WriteAt(b, off)
+		}
+		defer func() { writeAt = (*os.File).WriteAt }()
+		r := newPipeRig(t)
+		r.start(t, "")
+		defer r.stop()
+		s, _ := r.open(t, r.request(t, r.stage(t, "image", 2*mover.BlockSize)), "link")
+		second, _ := r.greet(t, "link", true)
+		defer s.control.Close()
+		b := s.block(0)
+		write(t, s.lane, b[:len(b)/2])
+		write(t, second, b[:len(b)/2])
+		write(t, s.lane, b[len(b)/2:])
+		synctest.Wait() // the disk has it
+		write(t, second, b[len(b)/2:])
+		for range 2 {
+			s.hears(kindProven, 0)
+		}
+		write(t, s.lane, s.block(1))
+		if a := s.answer(); !a.Done {
+			t.Errorf("the end is %+v", a)
+		}
+	})
 }
 
 // TestADamagedSecondCopyIsNoBlock damages a copy that comes before the other one, or after

@@ -31,7 +31,8 @@ func TestFarPathsUseBBR(t *testing.T) {
 	if err := tcp.CheckControl(bbr); err != nil {
 		t.Skipf("this kernel, or its owner, does not let us have it: %v", err)
 	}
-	defer func(was time.Duration) { near = was }(near)
+	was := near
+	t.Cleanup(func() { near = was }) // when the rig's lanes have ended
 	near = 0
 	r := newRig(t)
 	r.wires.plain = true
@@ -102,7 +103,7 @@ func TestAMoveTellsItsPath(t *testing.T) {
 	}
 }
 
-// TestADiskThatTakesNothing has the kernel find that a block cannot be written: the
+// TestADiskThatTakesNothing has a block that cannot be written: the
 // sender is told so, and the lane goes on with the next file's.
 func TestADiskThatTakesNothing(t *testing.T) {
 	a, _ := unfollowed(t, 3*mover.BlockSize)
@@ -174,8 +175,8 @@ func TestASourceThatCannotBeRead(t *testing.T) {
 	}
 }
 
-// TestBlocksThatNobodySawOutliveTheProcess moves a file that the kernel takes from the
-// connection by itself: what came before a restart need not come again, until the kernel
+// TestBlocksThatNobodySawOutliveTheProcess moves a file in clear that has no hash, so that
+// nobody looks at its bytes: what came before a restart need not come again, until the kernel
 // itself starts anew.
 func TestBlocksThatNobodySawOutliveTheProcess(t *testing.T) {
 	for name, rebooted := range map[string]bool{"restarted": false, "rebooted": true} {

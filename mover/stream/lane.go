@@ -48,7 +48,7 @@ type flying struct {
 
 // newLane makes a lane of a connection that the receiver has welcomed as one.
 func newLane(c *tls.Conn, out *gather, p mover.Protection) (*lane, error) {
-	proof, err := newProof(p, c.ConnectionState(), false)
+	proof, err := newProof(p, c.ConnectionState())
 	if err != nil {
 		return nil, err
 	}

@@ -78,8 +78,8 @@ func (m *meter) charge(t time.Time) {
 }
 
 // probeEvery is how many calls of disk share one look at the thread's clock, which costs
-// as much as a small copy does.
-const probeEvery = 16
+// as much as a small copy does. It is odd, so that each of the two calls for a block has its turn.
+const probeEvery = 17
 
 // disk calls f, which reads or writes a piece of a file: what it takes beyond the
 // processor's time is a wait for the disk, since a copy from or to the page cache is none.

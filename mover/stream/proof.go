@@ -12,7 +12,7 @@ import (
 )
 
 // pieceSize is how much of a block is taken in hand at once. It stays in a core's cache
-// while it is read, proven and written, which is what a pass over the bytes costs.
+// while it is read and proven, which is what a pass over the bytes costs.
 const pieceSize = 256 << 10
 
 // proofSize is the length of what follows a block's payload, but in clear, where nothing does.
@@ -34,10 +34,9 @@ type proof struct {
 	macs       []byte
 }
 
-// newProof returns the proof of a lane whose TLS handshake is done. A receiver always
-// wants the payload's sum.
-func newProof(p mover.Protection, s tls.ConnectionState, receiver bool) (*proof, error) {
-	summing := receiver || p == mover.Private
+// newProof returns the proof of a lane whose TLS handshake is done. It sums in private only.
+func newProof(p mover.Protection, s tls.ConnectionState) (*proof, error) {
+	summing := p == mover.Private
 	if p != mover.Safe {
 		return &proof{protection: p, summing: summing}, nil
 	}
@@ -50,7 +49,7 @@ func newProof(p mover.Protection, s tls.ConnectionState, receiver bool) (*proof,
 		return nil, err
 	}
 	mac, err := cipher.NewGCM(c)
-	return &proof{protection: p, summing: summing, mac: mac}, err
+	return &proof{protection: p, mac: mac}, err
 }
 
 // size is that of what follows a block.
