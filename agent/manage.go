@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"iter"
-	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -150,84 +149,6 @@ func (a *Agent) find(ctx context.Context, image string) (glance.Image, error) {
 		return found[0], nil
 	}
 	return glance.Image{}, fmt.Errorf("image %q at site %s, %d of them: %w", image, a.Site, len(found), ErrAmbiguous)
-}
-
-// Compare tells how the images here that m selects stand at the peers; all peers when none
-// is named. A peer that does not answer is Unknown, and holds up no other one.
-func (a *Agent) Compare(ctx context.Context, peers []string, m Match) ([]Comparison, error) {
-	if len(peers) == 0 {
-		for _, p := range a.settings.Load().Peers {
-			peers = append(peers, p.Name)
-		}
-	}
-	return a.compare(ctx, peers, m, func([]Comparison) error { return nil })
-}
-
-// compare is Compare with the peers named. It calls each with what one has told, as it comes.
-func (a *Agent) compare(ctx context.Context, peers []string, m Match, each func([]Comparison) error) ([]Comparison, error) {
-	if err := m.Validate(); err != nil {
-		return nil, err
-	}
-	sites := make([]PeerSite, len(peers))
-	for i, name := range peers {
-		var err error
-		if sites[i], err = a.named(name); err != nil {
-			return nil, err
-		}
-	}
-	local, err := collect(a.Catalog.Images(ctx, time.Time{}))
-	if err != nil {
-		return nil, err
-	}
-	type way struct {
-		image glance.ImageID
-		peer  string
-	}
-	under := map[way]JobID{}
-	err = a.eachJob(ctx, func(j Job) error {
-		if j.Kind == Send && !j.State.Final() {
-			under[way{j.Image.ID, j.Peer}] = j.ID
-		}
-		return nil
-	})
-	if err != nil {
-		return nil, err
-	}
-	here, bySite := index(local), map[string][]Comparison{}
-	for t := range inquire(ctx, sites) {
-		if t.err != nil {
-			bySite[t.site] = []Comparison{{Peer: t.site, Relation: Unknown, Detail: t.err.Error()}}
-			continue
-		}
-		there := index(t.images)
-		rows := slices.DeleteFunc(compareImages(local, t.images, t.site), func(c Comparison) bool {
-			img, ok := here[c.ID]
-			if !ok {
-				img = there[c.ID]
-			}
-			return !m.Selects(img)
-		})
-		for i, c := range rows {
-			rows[i].Job = under[way{c.ID, c.Peer}]
-		}
-		if err := each(rows); err != nil {
-			return nil, err
-		}
-		for i, c := range rows {
-			if l := here[c.ID]; !c.Planned {
-				rows[i].Detail = cmp.Or(a.leftThere(ctx, c, l), a.leftHere(ctx, l), c.Detail)
-			}
-		}
-		bySite[t.site] = rows
-	}
-	if ctx.Err() != nil {
-		return nil, context.Cause(ctx)
-	}
-	out := []Comparison{}
-	for _, name := range peers {
-		out = append(out, bySite[name]...)
-	}
-	return out, nil
 }
 
 // Replicate compares and sends what is missing or half made, with a priority as in Push. With

@@ -8,7 +8,6 @@ import (
 	"iter"
 	"path"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -549,97 +548,6 @@ func (a *Agent) setFaults(ctx context.Context, local []glance.Image) {
 func (a *Agent) abandoned(ctx context.Context, id JobID) bool {
 	j, err := a.Store.Get(ctx, id)
 	return errors.Is(err, ErrNoJob) || err == nil && j.State == Cancelled
-}
-
-// compareImages tells how the local images stand at a peer, and what that has
-// beyond them. It does no I/O. The order is by name and id.
-func compareImages(local, remote []glance.Image, peer string) []Comparison {
-	there := index(remote)
-	bySource := map[glance.ImageID]glance.Image{}
-	for _, r := range remote {
-		if s := r.SourceID(); s != r.ID {
-			bySource[s] = r
-		}
-	}
-	var out []Comparison
-	seen := map[glance.ImageID]bool{}
-	for _, l := range local {
-		c := Comparison{ID: l.ID, Name: l.Name, Size: l.Size, Peer: peer}
-		r, ok := there[l.ID]
-		if !ok {
-			if r, ok = bySource[l.ID]; !ok {
-				r, ok = there[l.SourceID()]
-			}
-		}
-		if ok {
-			seen[r.ID] = true
-		}
-		diff := l.MetadataDiff(r)
-		switch {
-		case l.Properties[glance.PropJob] != "":
-			c.Relation, c.Detail = Unready, "here: half made"
-		case l.Status != glance.Active:
-			c.Relation, c.Detail = Unready, "here: "+string(l.Status)
-		case !ok:
-			c.Relation = Missing
-		case r.Properties[glance.PropJob] != "":
-			c.Relation, c.Detail, c.half = Unready, "at "+peer+": half made", true
-			if r.Status == glance.Queued {
-				c.maker = JobID(r.Properties[glance.PropJob])
-			}
-		case r.Status != glance.Active && r.Status != glance.Deactivated:
-			c.Relation, c.Detail = Unready, "at "+peer+": "+string(r.Status)
-		case !l.SameContent(r):
-			c.Relation, c.Detail = Conflict, fmt.Sprintf("here %s, at %s %s", l.Hash.Short(), peer, r.Hash.Short())
-		case len(diff) > 0:
-			c.Relation, c.Detail = Differs, strings.Join(diff, ", ")
-		default:
-			c.Relation = Same
-		}
-		out = append(out, c)
-	}
-	for _, r := range remote {
-		if !seen[r.ID] {
-			out = append(out, Comparison{ID: r.ID, Name: r.Name, Size: r.Size, Peer: peer, Relation: Extra})
-		}
-	}
-	slices.SortFunc(out, func(x, y Comparison) int { return cmp.Or(cmp.Compare(x.Name, y.Name), cmp.Compare(x.ID, y.ID)) })
-	return out
-}
-
-// leftThere says of an empty record that a delivery of ours has made at a peer why it is there
-// and what to do, where no job goes on with it or waits for a person; otherwise nothing. img is
-// the image here. What the peer has was read before: a job that is made meanwhile counts.
-func (a *Agent) leftThere(ctx context.Context, c Comparison, img glance.Image) string {
-	if c.maker == "" || c.maker != NewJobID(Receive, img.ID, img.Hash, a.Site) {
-		return ""
-	}
-	j, err := a.Store.Get(ctx, NewJobID(Send, img.ID, img.Hash, c.Peer))
-	switch {
-	case errors.Is(err, ErrNoJob):
-		return left("no job of site "+a.Site+" goes on with it", img.ID, a.Site, c.Peer)
-	case err == nil && j.State == Cancelled:
-		return left(j.Reason, img.ID, a.Site, c.Peer)
-	}
-	return ""
-}
-
-// leftHere is the same for an image of this site.
-func (a *Agent) leftHere(ctx context.Context, img glance.Image) string {
-	id := JobID(img.Properties[glance.PropJob])
-	if id == "" || img.Status != glance.Queued {
-		return ""
-	}
-	j, err := a.Store.Get(ctx, id)
-	if err != nil || j.State != Cancelled {
-		return ""
-	}
-	return left(j.Reason, j.Image.ID, j.Peer, a.Site)
-}
-
-// left says that the empty record of an image stays at its destination, and what to do.
-func left(why string, id glance.ImageID, from, to string) string {
-	return fmt.Sprintf("%s; its empty record stays at site %s, hidden, for the next delivery; if site %s has the image and does not offer it again by itself, there: glance-dtn push %s --to %s; if the image is not wanted, leave the record: site %s removes it when no peer has the image and the job is older than keep", why, to, from, id, to, to)
 }
 
 func index(images []glance.Image) map[glance.ImageID]glance.Image {

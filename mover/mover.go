@@ -207,7 +207,8 @@ func (s Status) Arrived() int64 {
 	return s.Moved
 }
 
-// Brought is how many bytes came in the time that it ran: not those that were there before.
+// Brought is how many bytes came in the time that it ran, to a relay if there is one: not those
+// that were there before.
 func (s Status) Brought() int64 { return int64(math.Round(s.Rate * s.Ran.Seconds() / 8)) }
 
 // Left is how many bytes have to be brought somewhere yet: what a relay has to have whole

@@ -3,6 +3,7 @@ package stream
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"net"
 	"os"
 	"sync"
@@ -97,12 +98,7 @@ func TestAnUnluckyConnectionDoesNotHoldTheEnd(t *testing.T) {
 func TestTheCopyThatIsWholeFirstIsTheBlock(t *testing.T) {
 	for _, firstWins := range []bool{true, false} {
 		synctest.Test(t, func(t *testing.T) { // where a write ends when it was read
-			r := newPipeRig(t)
-			r.start(t, "")
-			defer r.stop()
-			s, _ := r.open(t, r.request(t, r.stage(t, "image", 2*mover.BlockSize)), "link")
-			second, _ := r.greet(t, "link", true)
-			defer s.control.Close()
+			s, second := twoLanes(t)
 			b := s.block(0)
 			half := len(b) / 2
 			write(t, s.lane, b[:half])
@@ -119,8 +115,8 @@ func TestTheCopyThatIsWholeFirstIsTheBlock(t *testing.T) {
 					t.Error("the lane that lost goes on")
 				}
 			}
-			write(t, second, s.block(1))
-			if a := s.answer(); !a.Done {
+			s.lane = second
+			if a := s.last(1); !a.Done {
 				t.Errorf("the end is %+v", a)
 			}
 		})
@@ -136,23 +132,18 @@ func TestALaneThatHasABlockWholeIsNotCutForIt(t *testing.T) {
 			return f.WriteAt(b, off)
 		}
 		defer func() { writeAt = (*os.File).WriteAt }()
-		r := newPipeRig(t)
-		r.start(t, "")
-		defer r.stop()
-		s, _ := r.open(t, r.request(t, r.stage(t, "image", 2*mover.BlockSize)), "link")
-		second, _ := r.greet(t, "link", true)
-		defer s.control.Close()
+		s, second := twoLanes(t)
 		b := s.block(0)
-		write(t, s.lane, b[:len(b)/2])
-		write(t, second, b[:len(b)/2])
-		write(t, s.lane, b[len(b)/2:])
+		half := len(b) / 2
+		write(t, s.lane, b[:half])
+		write(t, second, b[:half])
+		write(t, s.lane, b[half:])
 		synctest.Wait() // the disk has it
-		write(t, second, b[len(b)/2:])
+		write(t, second, b[half:])
 		for range 2 {
 			s.hears(kindProven, 0)
 		}
-		write(t, s.lane, s.block(1))
-		if a := s.answer(); !a.Done {
+		if a := s.last(1); !a.Done {
 			t.Errorf("the end is %+v", a)
 		}
 	})
@@ -163,12 +154,7 @@ func TestALaneThatHasABlockWholeIsNotCutForIt(t *testing.T) {
 func TestADamagedSecondCopyIsNoBlock(t *testing.T) {
 	for _, first := range []bool{true, false} {
 		synctest.Test(t, func(t *testing.T) {
-			r := newPipeRig(t)
-			r.start(t, "")
-			defer r.stop()
-			s, _ := r.open(t, r.request(t, r.stage(t, "image", mover.BlockSize+1)), "link")
-			second, _ := r.greet(t, "link", true)
-			defer s.control.Close()
+			s, second := twoLanes(t)
 			b := s.block(0)
 			half := len(b) / 2
 			write(t, s.lane, b[:half])
@@ -185,12 +171,24 @@ func TestADamagedSecondCopyIsNoBlock(t *testing.T) {
 				write(t, second, bad[half:])
 				s.hears(kindProven, 0)
 			}
-			write(t, second, s.block(1))
-			if a := s.answer(); !a.Done {
+			s.lane = second
+			if a := s.last(1); !a.Done {
 				t.Errorf("the end is %+v", a)
 			}
 		})
 	}
+}
+
+// twoLanes opens a file of two blocks, for which there are two lanes.
+func twoLanes(t *testing.T) (s *sender, second *tls.Conn) {
+	t.Helper()
+	r := newPipeRig(t)
+	r.start(t, "")
+	t.Cleanup(r.stop)
+	s, _ = r.open(t, r.request(t, r.stage(t, "image", mover.BlockSize+1)), "link")
+	second, _ = r.greet(t, "link", true)
+	t.Cleanup(func() { s.control.Close() })
+	return s, second
 }
 
 func (s *sender) hears(k kind, index uint32) {
